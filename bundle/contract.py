@@ -1,0 +1,129 @@
+"""The contract: inputs chosen to hurt, the reference's answers to them, and how far an answer may be off.
+
+The answers are computed by the PyTorch reference in float64 from the float32 weights. One function, `check`,
+compares: `heed export` calls it on every graph it writes, the server before it says READY, `heed verify` on
+demand, and the tests.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bundle.errors import BundleError
+from bundle.packing import Arrays
+
+CONTRACT = "contract.npz"
+START_TOKENS = 1500  # what a server checks before it is ready; `heed verify` checks everything
+
+# The largest error that each precision may have on each provider, as a share of `scale` (see `error_of`). The
+# numbers follow from what the arithmetic can hold (float32 torch itself is up to 1e-5 away from float64 on MiniLM),
+# not from what was measured here.
+BUDGETS = {
+    ("fp32", "CPUExecutionProvider"): 1e-5,
+    ("fp32", "CUDAExecutionProvider"): 1e-5,  # with TF32 off, as the server sets it
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request and the reference's answer."""
+
+    name: str
+    inputs: Arrays
+    outputs: Arrays  # float64
+    at_start: bool  # among the cases that a server checks before it is ready
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How one output of one case compares."""
+
+    case: str
+    output: str
+    error: float  # in units of the budget's scale; infinity if there was no usable answer
+    budget: float
+    reason: str = ""  # why there was no usable answer
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.budget
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found."""
+
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.findings) and all(finding.holds for finding in self.findings)
+
+    @property
+    def worst(self) -> Finding:
+        return max(self.findings, key=lambda finding: finding.error / finding.budget)
+
+
+def error_of(answer: np.ndarray, reference: np.ndarray) -> float:
+    """The largest absolute difference, divided by max(1, the largest absolute reference value)."""
+    scale = max(1.0, float(np.abs(reference).max(initial=0.0)))
+    return float(np.abs(answer.astype(np.float64) - reference).max(initial=0.0)) / scale
+
+
+def _compare(case: Case, output: str, answers: Arrays, budget: float) -> Finding:
+    reference = case.outputs[output]
+    if output not in answers:
+        return Finding(case.name, output, np.inf, budget, f"no {output} in the answer")
+    answer = answers[output]
+    if answer.shape != reference.shape:
+        return Finding(case.name, output, np.inf, budget, f"shape {answer.shape}, expected {reference.shape}")
+    if not np.isfinite(answer).all():
+        return Finding(case.name, output, np.inf, budget, "NaN or infinity in the answer")
+    return Finding(case.name, output, error_of(answer, reference), budget)
+
+
+def check(
+    cases: Iterable[Case], answer: Callable[[Arrays], Arrays], precision: str, provider: str
+) -> Iterator[Finding]:
+    """Compares `answer(inputs)` with the reference for every case, and yields a finding for every output.
+
+    An answer that raises is a finding, not an error: a wrong bundle may fail in any way.
+    """
+    budget = BUDGETS[precision, provider]
+    for case in cases:
+        try:
+            answers = answer(case.inputs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the case has no answer
+            yield from (Finding(case.name, output, np.inf, budget, str(error)) for output in case.outputs)
+            continue
+        yield from (_compare(case, output, answers, budget) for output in case.outputs)
+
+
+def write_contract(folder: Path, cases: list[Case]) -> None:
+    arrays: Arrays = {"at_start": np.array([case.name for case in cases if case.at_start])}
+    for case in cases:
+        arrays |= {f"{case.name}/in/{name}": array for name, array in case.inputs.items()}
+        arrays |= {f"{case.name}/out/{name}": array for name, array in case.outputs.items()}
+    np.savez(folder / CONTRACT, **arrays)
+
+
+def read_contract(folder: Path) -> list[Case]:
+    """Raises BundleError if there is no contract or it cannot be read."""
+    try:
+        with np.load(folder / CONTRACT, allow_pickle=False) as arrays:
+            at_start = set(arrays["at_start"].tolist())
+            parts: dict[str, dict[str, Arrays]] = {}
+            for key in arrays.files:
+                if key != "at_start":
+                    case, side, name = key.split("/")
+                    parts.setdefault(case, {"in": {}, "out": {}})[side][name] = arrays[key]
+    except FileNotFoundError:
+        raise BundleError(f"{folder} has no {CONTRACT}") from None
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{folder / CONTRACT} is damaged: {error}") from None
+    if not parts:
+        raise BundleError(f"{folder / CONTRACT} has no cases")
+    return [Case(name, sides["in"], sides["out"], name in at_start) for name, sides in parts.items()]

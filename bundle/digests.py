@@ -1,0 +1,54 @@
+"""`SHA256SUMS`: one line for every other file of a bundle, as `sha256sum -c` reads it.
+
+Digests catch corruption. An exporter's mistakes carry right digests; the contract's numbers catch those.
+"""
+
+import hashlib
+from pathlib import Path
+
+from bundle.errors import BundleError
+
+DIGESTS = "SHA256SUMS"
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    """A bundle is flat: a folder or a link inside it does not belong there."""
+    for path in folder.iterdir():
+        if not path.is_file() or path.is_symlink():
+            raise BundleError(f"{path} is not a plain file")
+    return sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
+
+
+def write_digests(folder: Path) -> None:
+    lines = [f"{file_digest(folder / name)}  {name}\n" for name in _files(folder)]
+    (folder / DIGESTS).write_text("".join(lines), "utf-8")
+
+
+def bundle_digest(folder: Path) -> str:
+    """The digest of the digests: it names the whole bundle."""
+    return "sha256:" + file_digest(folder / DIGESTS)
+
+
+def check_digests(folder: Path) -> None:
+    """Raises BundleError if a file is missing, additional or altered; the message names it."""
+    try:
+        lines = (folder / DIGESTS).read_text("utf-8").splitlines()
+        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except FileNotFoundError:
+        raise BundleError(f"{folder} has no {DIGESTS}") from None
+    except (ValueError, UnicodeDecodeError):
+        raise BundleError(f"{folder / DIGESTS} is damaged") from None
+    present = set(_files(folder))
+    if missing := sorted(listed.keys() - present):
+        raise BundleError(f"{folder / missing[0]} is missing, but {DIGESTS} lists it")
+    if additional := sorted(present - listed.keys()):
+        raise BundleError(f"{folder / additional[0]} is not listed in {DIGESTS}")
+    for name, digest in listed.items():
+        found = file_digest(folder / name)
+        if found != digest:
+            raise BundleError(f"{folder / name} is altered: {DIGESTS} says {digest[:12]}…, the file is {found[:12]}…")

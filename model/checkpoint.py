@@ -1,0 +1,202 @@
+"""Loads published checkpoints: folders in the Hugging Face layout, sentence-transformers folders included.
+
+Weights come from safetensors only. A pickle can run code when it is read, so it is refused.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.config import EncoderConfig, PoolingConfig
+from model.encoder import Encoder
+from model.families import FAMILIES, Family, encoder_config, parameter_name
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that cannot be loaded; the message says what is wrong and what would help."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, loaded."""
+
+    encoder: Encoder  # float32, in evaluation mode
+    family: str
+    tokenizer: Path | None  # tokenizer.json
+    max_text_length: int  # tokens of one text, special tokens included
+
+
+def load_checkpoint(folder: Path | str) -> Checkpoint:
+    """Loads a folder with `config.json`, `*.safetensors` and, where there is text, `tokenizer.json`.
+
+    Raises:
+        CheckpointError: something is missing, damaged, in conflict or not supported; the message names it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; give a checkpoint folder with config.json and *.safetensors")
+    inner, pooling = _sentence_modules(folder)
+    raw = _read_json(inner / "config.json")
+    family = _family(raw)
+    config = _checked_config(family, raw)
+    with torch.device("meta"):  # the weights are assigned, never initialised
+        encoder = Encoder(config, pooling)
+    _assign(encoder, family, _weight_files(inner))
+    return Checkpoint(
+        encoder=encoder.eval().requires_grad_(False),
+        family=family.name,
+        tokenizer=_tokenizer(inner),
+        max_text_length=_max_text_length(folder, inner, config),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, expected an object")
+    return content
+
+
+def _family(raw: dict[str, Any]) -> Family:
+    model_type = raw.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(f"config.json: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    for architecture in raw.get("architectures") or []:
+        if architecture not in family.architectures:
+            raise CheckpointError(
+                f"config.json: architecture {architecture} is not supported, only {', '.join(family.architectures)}"
+            )
+    return family
+
+
+def _checked_config(family: Family, raw: dict[str, Any]) -> EncoderConfig:
+    try:
+        return encoder_config(family, raw)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _sentence_modules(folder: Path) -> tuple[Path, PoolingConfig | None]:
+    """The transformer's folder, and the pooling that a sentence-transformers folder asks for."""
+    listing = folder / "modules.json"
+    if not listing.exists():
+        return folder, None
+    try:
+        modules = json.loads(listing.read_text(encoding="utf-8"))
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+        paths = [folder / module["path"] for module in modules]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{listing} is not a list of sentence-transformers modules: {error!r}") from None
+    if kinds not in (["Transformer"], ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise CheckpointError(
+            f"{listing}: modules {' → '.join(kinds)} are not supported, only Transformer → Pooling (→ Normalize)"
+        )
+    if len(kinds) == 1:
+        return paths[0], None
+    return paths[0], _pooling(paths[1] / "config.json", unit_length=len(kinds) == 3)
+
+
+def _pooling(path: Path, unit_length: bool) -> PoolingConfig:
+    config = _read_json(path)
+    prefix = "pooling_mode_"
+    modes = [key.removeprefix(prefix).removesuffix("_tokens").removesuffix("_token") for key in config
+             if key.startswith(prefix) and config[key] is True]
+    if "pooling_mode" in config:  # one name, or several joined by "+"
+        modes = str(config["pooling_mode"]).split("+")
+    if len(modes) != 1 or modes[0] not in ("cls", "mean", "max"):
+        raise CheckpointError(f"{path}: pooling {'+'.join(modes) or 'none'} is not supported, only cls, mean or max")
+    return PoolingConfig(modes[0], unit_length)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{index} has no weight_map")
+        files = [folder / Path(name).name for name in sorted(set(shards.values()))]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        if not file.exists():
+            pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+            if pickled:
+                raise CheckpointError(
+                    f"{folder} has its weights as a pickle ({pickled[0]}), which can run code when it is read; "
+                    "save it as safetensors first (transformers: model.save_pretrained(folder))"
+                )
+            raise CheckpointError(f"{file} is missing")
+    return files
+
+
+def _published_weights(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 - not a dictionary
+                    yield name, weights.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged or truncated: {error}") from None
+
+
+def _assign(encoder: Encoder, family: Family, files: list[Path]) -> None:
+    """Gives the encoder its weights; every one of them must be there and have the shape that the config says."""
+    expected = dict(encoder.named_parameters())
+    state: dict[str, Tensor] = {}
+    for published, tensor in _published_weights(files):
+        name = parameter_name(family, published)
+        if name is None:
+            continue
+        if name not in expected:
+            raise CheckpointError(f"weight {published} has no place in the model that config.json describes")
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"weight {published} has shape {list(tensor.shape)}, config.json says {list(expected[name].shape)}"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"weight {published} has type {tensor.dtype}, expected a float type")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"weight {published} holds NaN or infinity")
+        state[name] = tensor.float()
+    missing = sorted(expected.keys() - state.keys())
+    if missing:
+        raise CheckpointError(f"the weights lack {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1)))
+    encoder.load_state_dict(state, assign=True)
+
+
+def _tokenizer(folder: Path) -> Path | None:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return path
+    for name in ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"):
+        if (folder / name).exists():
+            raise CheckpointError(
+                f"{folder} has {name} but no tokenizer.json; "
+                "make one with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
+    return None
+
+
+def _max_text_length(folder: Path, inner: Path, config: EncoderConfig) -> int:
+    """The folder's own limit for texts: sentence-transformers' if it has one, else the tokenizer's."""
+    limits = [config.max_length]
+    for path, key in ((inner / "sentence_bert_config.json", "max_seq_length"), (inner / "tokenizer_config.json", "model_max_length")):
+        if path.exists():
+            settings = _read_json(path)
+            if settings.get("do_lower_case") and path.name == "sentence_bert_config.json":
+                raise CheckpointError(f"{path}: do_lower_case=true is not supported; let tokenizer.json lower the case")
+            if isinstance(settings.get(key), int | float):
+                limits.append(int(settings[key]))
+    return max(1, min(limits))
