@@ -4,7 +4,6 @@ Letters: B batch, L length, T tokens. See `model/layout.py` for the two forms.
 """
 
 import io
-import logging
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -63,3 +62,14 @@ def export_graph(encoder: Encoder, path: Path) -> None:
             dynamic_shapes=({0: tokens}, {0: tokens}, {0: tokens}, {0: batch, 1: length}, {0: tokens}, {0: tokens}, {0: batch, 1: length}),
         )
     program.save(path, external_data=True)
+    _forget_origins(path)
+
+
+def _forget_origins(path: Path) -> None:
+    """Drops the exporter's notes on where each node came from: they hold this machine's paths, and half the size."""
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.save(model, path)
