@@ -1,0 +1,49 @@
+"""The error family, and the one table that maps it to gRPC status codes."""
+
+from grpc import StatusCode
+
+
+class HeedError(Exception):
+    """Something a caller or an operator can act on; the message is theirs to read."""
+
+
+class InvalidArgument(HeedError):
+    """The request itself is wrong, whatever the server's state. Sending it again will not help."""
+
+
+class NotFound(HeedError):
+    """No such model or version."""
+
+
+class Exhausted(HeedError):
+    """The queue is full. Later it may not be."""
+
+
+class DeadlineExceeded(HeedError):
+    """The caller's time was up before the work was done."""
+
+
+class Unavailable(HeedError):
+    """Still loading, or already draining. Another replica, or a later try, may answer."""
+
+
+class DeviceError(HeedError):
+    """The execution provider that was asked for cannot be used."""
+
+
+class StartError(HeedError):
+    """The server cannot start as it was told to."""
+
+
+STATUS = {
+    InvalidArgument: StatusCode.INVALID_ARGUMENT,
+    NotFound: StatusCode.NOT_FOUND,
+    Exhausted: StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    Unavailable: StatusCode.UNAVAILABLE,
+}
+
+
+def status_of(error: Exception) -> StatusCode:
+    """The code of the nearest class in the table; INTERNAL for what nobody foresaw."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), StatusCode.INTERNAL)

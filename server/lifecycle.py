@@ -1,0 +1,163 @@
+"""Starts a server, says when it is ready, and stops it without losing a request."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from bundle import read_manifest
+from bundle.contract import Report
+from bundle.digests import check_digests
+from protos import POOL
+from protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
+from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from server.errors import StartError
+from server.machine import usable_cpus
+from server.model import Model
+from server.registry import Registry, Served, State
+from server.scheduler import Scheduler
+from server.services.inference import InferenceService
+from server.settings import Settings
+from server.warmup import Warmup, warm_up
+
+log = logging.getLogger("heed.server")
+
+SERVICE = OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is served, and how well it was proven: what an operator wants to read at a start."""
+
+    address: str
+    model: Model
+    report: Report
+    warmup: Warmup
+    threads: int
+
+
+def verified(folder: Path, settings: Settings) -> tuple[Model, Report]:
+    """Loads a bundle and proves it: digests first, then numbers, on the provider that will serve.
+
+    Raises:
+        BundleError: a file is missing, additional or altered.
+        StartError: an answer is too far from the reference's.
+        DeviceError: the device cannot be used.
+    """
+    check_digests(folder)
+    model = Model(folder, settings.device, settings.precision)
+    report = Report(list(model.check_contract(everything=False)))
+    if not report.holds:
+        worst = report.worst
+        raise StartError(
+            f"{folder} does not answer as its reference: {worst.output} in case {worst.case} is off by "
+            f"{worst.error:.1e}, {worst.budget:.0e} is allowed{': ' + worst.reason if worst.reason else ''}; "
+            f"`heed verify {folder}` shows every case"
+        )
+    return model, report
+
+
+class Server:
+    """One process that serves one bundle. `serve` does everything; its steps are `startup` and `shutdown`."""
+
+    def __init__(self, settings: Settings, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
+        self._settings = settings
+        self._on_ready = on_ready
+        self._threads = settings.threads or usable_cpus()
+        self._served = Served(read_manifest(settings.bundle))
+        self._registry = Registry([self._served])
+        self._health = health.aio.HealthServicer()
+        self._grpc: grpc.aio.Server | None = None
+
+    async def serve(self) -> None:
+        """Serves until SIGTERM or SIGINT, then finishes what is in flight.
+
+        Raises:
+            BundleError, DeviceError, StartError: it cannot start; the message says why.
+        """
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        start = asyncio.create_task(self.startup())
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                start.result()  # raises what the start raised
+                await stopped
+        finally:
+            start.cancel()
+            stopped.cancel()
+            await self.shutdown()
+
+    async def startup(self) -> None:
+        """Listens at once and answers UNAVAILABLE; is ready when the bundle is verified and warm."""
+        address = await self._listen()
+        model, report = await asyncio.to_thread(verified, self._settings.bundle, self._settings)
+        if model.runtime.fallback:
+            log.warning("serving on the CPU: %s", model.runtime.fallback)
+        warmup = await asyncio.to_thread(warm_up, model)
+        self._served.model = model
+        self._served.scheduler = Scheduler(
+            model.run, warmup.strategy, workers=self._threads, max_tokens=self._settings.max_queue_tokens
+        )
+        self._served.state = State.READY
+        await self._report_health(SERVING)
+        self._on_ready(Ready(address, model, report, warmup, self._threads))
+
+    async def shutdown(self) -> None:
+        """NOT_SERVING, a while for load balancers to notice, then no new calls, then the end of those in flight."""
+        if self._grpc is None:
+            return
+        await self._report_health(NOT_SERVING)
+        if self._served.state is State.READY:
+            await asyncio.sleep(self._settings.linger_seconds)
+        self._served.state = State.DRAINING
+        await self._grpc.stop(self._settings.grace_seconds)
+        if self._served.scheduler:
+            await self._served.scheduler.close()
+
+    async def _report_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    async def _listen(self) -> str:
+        """Opens the port and returns the address."""
+        limit = self._settings.max_message_mib * 2**20
+        self._grpc = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.so_reuseport", 0),  # a port in use is an error, not a server to share it with
+            ]
+        )
+        await self._report_health(NOT_SERVING)  # a fresh servicer would say SERVING
+        add_GRPCInferenceServiceServicer_to_server(InferenceService(self._registry), self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        _enable_reflection(self._grpc)
+        wanted = f"{self._settings.host}:{self._settings.port}"
+        try:
+            port = self._grpc.add_insecure_port(wanted)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            self._grpc = None
+            raise StartError(f"cannot listen on {wanted}: the port is in use or the address is not this machine's")
+        await self._grpc.start()
+        return f"{self._settings.host}:{port}"
+
+
+def _enable_reflection(server: grpc.aio.Server) -> None:
+    """Reflection reads one pool, so the descriptors of the services from elsewhere are added to ours."""
+    for descriptor in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+        POOL.AddSerializedFile(descriptor.serialized_pb)
+    names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server, pool=POOL)

@@ -1,0 +1,95 @@
+"""Runs one graph with onnxruntime on the provider that was asked for, or not at all."""
+
+import ctypes
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+
+from bundle.packing import GRAPH_INPUTS, Arrays
+from server.errors import DeviceError
+
+Device = Literal["auto", "cpu", "cuda"]
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+log = logging.getLogger("heed.runtime")
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """The options of every session that heed makes: the proof at export runs with what will serve."""
+    options = onnxruntime.SessionOptions()
+    # Requests run in parallel, each on one thread: the best throughput, and nobody waits for a spinning thread.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors
+    return options
+
+
+def _without_driver() -> str:
+    """Why CUDA cannot work at all on this machine; empty if a driver is there."""
+    if CUDA not in onnxruntime.get_available_providers():
+        return "this onnxruntime is built for the CPU only (install the extra `gpu` instead of `cpu`)"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver here (libcuda.so.1 is not found)"
+    return ""
+
+
+class Runtime:
+    """One graph in one session.
+
+    `run` may be called from several threads at once; onnxruntime lets go of the interpreter while it computes.
+    """
+
+    def __init__(self, graph: Path, device: Device) -> None:
+        """
+        Raises:
+            DeviceError: `device` is "cuda" and CUDA cannot be used. With "auto" the CPU serves then, and the
+                reason is in `fallback`.
+        """
+        self.fallback = ""
+        if device == "cpu":
+            self._session = self._open(graph, CPU)
+        else:
+            try:
+                self._session = self._open_cuda(graph)
+            except DeviceError as error:
+                if device == "cuda":
+                    raise
+                self.fallback = str(error)
+                self._session = self._open(graph, CPU)
+        # What was asked for proves nothing: onnxruntime falls back to the CPU in silence.
+        self.provider: str = self._session.get_providers()[0]
+        self.outputs = [output.name for output in self._session.get_outputs()]
+        self._inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
+
+    def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Every output of the graph for the graph's inputs (see `bundle/packing.py`)."""
+        answers = self._session.run(None, {name: feeds[name] for name in self._inputs})
+        return dict(zip(self.outputs, answers, strict=True))
+
+    @staticmethod
+    def _open(graph: Path, provider: str, **options: str) -> onnxruntime.InferenceSession:
+        session = onnxruntime.InferenceSession(graph, session_options(), providers=[(provider, options)])
+        session.disable_fallback()
+        return session
+
+    def _open_cuda(self, graph: Path) -> onnxruntime.InferenceSession:
+        if reason := _without_driver():
+            raise DeviceError(f"CUDA cannot be used: {reason}")
+        onnxruntime.preload_dlls()  # CUDA and cuDNN as Python packages bring them, if they do
+        try:
+            session = self._open(graph, CUDA, use_tf32="0")
+        except Exception as error:
+            raise DeviceError(f"CUDA cannot be used: {error}") from error
+        if session.get_providers()[0] != CUDA:
+            raise DeviceError(
+                f"CUDA cannot be used: onnxruntime {onnxruntime.__version__} loaded {session.get_providers()[0]} "
+                "instead; its CUDA and cuDNN libraries are missing or too old (it wrote the details above)"
+            )
+        return session

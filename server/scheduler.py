@@ -1,0 +1,214 @@
+"""One queue for each model: admits, waits, groups, and hands out the answers.
+
+All state belongs to the event loop's thread; only `run` leaves it. There are no sleeps and no polling: work starts
+when something arrives or a worker is done. An entry carries its own reply, so nothing can be answered to the wrong
+caller, and an entry whose caller has gone is simply taken out.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bundle.packing import Sequence
+from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
+from server.model import Answer
+
+WINDOW = 32  # how many of the oldest entries a group is chosen from
+
+
+@dataclass(eq=False)
+class Entry:
+    """One sequence in the queue."""
+
+    sequence: Sequence
+    deadline: float  # on time.monotonic's clock; infinity without one
+    reply: asyncio.Future[Answer]
+    arrived: float = field(default_factory=time.monotonic)
+    started: float = math.nan
+    finished: float = math.nan
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to a request's sequences, in order, and where the time went."""
+
+    answers: list[Answer]
+    queue_seconds: float  # until the last of them began
+    compute_seconds: float  # from the first one's beginning to the last one's end
+
+
+class Strategy(Protocol):
+    """How waiting entries become groups. Must take the oldest entry: that bounds everyone's wait."""
+
+    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
+        """The next group, out of the oldest entries in the order of arrival (at least one, at most `WINDOW`).
+
+        `fair_tokens` is an idle worker's share of what waits: a larger group would leave other workers idle.
+        """
+
+
+class Alone:
+    """One sequence at a time."""
+
+    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
+        return waiting[:1]
+
+    def __str__(self) -> str:
+        return "one by one"
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The oldest entry with those nearest to it in length, so that little padding is left inside attention."""
+
+    max_tokens: int
+
+    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
+        oldest, *others = waiting
+        length = len(oldest.sequence)
+        room = min(self.max_tokens, fair_tokens) - length
+        group = [oldest]
+        for entry in sorted(others, key=lambda entry: abs(len(entry.sequence) - length)):
+            if len(entry.sequence) > room:
+                break
+            group.append(entry)
+            room -= len(entry.sequence)
+        return group
+
+    def __str__(self) -> str:
+        return f"neighbours in length, up to {self.max_tokens} tokens"
+
+
+class Scheduler:
+    """Owns the queue of one model."""
+
+    def __init__(
+        self, run: Callable[[Many[Sequence]], list[Answer]], strategy: Strategy, workers: int, max_tokens: int
+    ) -> None:
+        """
+        Args:
+            run: computes a group; called from `workers` threads.
+            max_tokens: how many tokens may wait.
+        """
+        self._run = run
+        self._strategy = strategy
+        self._max_tokens = max_tokens
+        self._idle = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="heed-worker")
+        self._waiting: dict[Entry, None] = {}  # in the order of arrival
+        self._tokens = 0  # of the entries that wait
+        self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def submit(self, sequences: list[Sequence], deadline: float = math.inf) -> Answered:
+        """Waits for the answers to all sequences of one request.
+
+        Raises:
+            InvalidArgument: the request is larger than the whole queue.
+            Exhausted: there is no room now.
+            DeadlineExceeded: the deadline passed before the work began.
+            Unavailable: the scheduler is closed.
+        """
+        self._admit(sequences, deadline)
+        loop = asyncio.get_running_loop()
+        entries = [Entry(sequence, deadline, loop.create_future()) for sequence in sequences]
+        for entry in entries:
+            self._waiting[entry] = None
+            self._tokens += len(entry.sequence)
+        self._dispatch()
+        try:
+            answers = await asyncio.gather(*(entry.reply for entry in entries))
+        finally:  # the caller has gone, or one row failed: the other rows are not computed for nobody
+            for entry in entries:
+                self._forget(entry)
+        started = [entry.started for entry in entries]
+        return Answered(
+            answers,
+            queue_seconds=max(started) - entries[0].arrived,
+            compute_seconds=max(entry.finished for entry in entries) - min(started),
+        )
+
+    async def close(self) -> None:
+        """Takes nothing more, and returns when everything that was taken is answered."""
+        self._closed = True
+        while self._running:
+            await asyncio.wait(self._running)
+        self._pool.shutdown()
+
+    def _admit(self, sequences: list[Sequence], deadline: float) -> None:
+        tokens = sum(map(len, sequences))
+        if self._closed:
+            raise Unavailable("the server is shutting down; call another one")
+        if tokens > self._max_tokens:
+            raise InvalidArgument(
+                f"the request has {tokens} tokens, more than the whole queue holds ({self._max_tokens}); "
+                "send fewer rows at a time"
+            )
+        if deadline <= time.monotonic():
+            raise DeadlineExceeded("the deadline had passed when the request arrived")
+        if self._tokens + tokens > self._max_tokens:
+            raise Exhausted(
+                f"the queue is full: {self._tokens} of {self._max_tokens} tokens wait, {tokens} more do not fit"
+            )
+
+    def _forget(self, entry: Entry) -> None:
+        if entry in self._waiting:
+            del self._waiting[entry]
+            self._tokens -= len(entry.sequence)
+
+    def _oldest(self) -> list[Entry]:
+        """The first entries that are still wanted, in the order of arrival; those past their deadline are let go."""
+        now = time.monotonic()
+        alive: list[Entry] = []
+        expired: list[Entry] = []
+        for entry in self._waiting:
+            (alive if entry.deadline > now else expired).append(entry)
+            if len(alive) == WINDOW:
+                break
+        for entry in expired:
+            self._forget(entry)
+            entry.reply.set_exception(DeadlineExceeded("the deadline passed while the request waited"))
+        return alive
+
+    def _dispatch(self) -> None:
+        """Gives work to idle workers."""
+        while self._idle and (oldest := self._oldest()):
+            group = self._strategy.take(oldest, fair_tokens=math.ceil(self._tokens / self._idle))
+            for entry in group:
+                self._forget(entry)
+            self._idle -= 1
+            task = asyncio.get_running_loop().create_task(self._work(group))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _work(self, group: list[Entry]) -> None:
+        try:
+            await self._answer(group)
+        finally:
+            self._idle += 1
+            self._dispatch()
+
+    async def _answer(self, group: list[Entry]) -> None:
+        """Computes a group. If that fails it is halved until only what fails alone has failed."""
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            answers = await loop.run_in_executor(self._pool, self._run, [entry.sequence for entry in group])
+        except Exception as error:  # noqa: BLE001 - goes to the one caller whose sequence it is
+            if len(group) > 1:
+                middle = len(group) // 2
+                await self._answer(group[:middle])
+                await self._answer(group[middle:])
+            elif not group[0].reply.done():
+                group[0].reply.set_exception(error)
+            return
+        finished = time.monotonic()
+        for entry, answer in zip(group, answers, strict=True):
+            entry.started, entry.finished = started, finished
+            if not entry.reply.done():
+                entry.reply.set_result(answer)

@@ -1,0 +1,1 @@
+"""The gRPC services. They only convert and call."""

@@ -1,0 +1,39 @@
+"""Turns errors into gRPC statuses, in one place."""
+
+import functools
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from server.errors import HeedError, status_of
+
+log = logging.getLogger("heed.services")
+
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    if isinstance(error, HeedError):
+        await context.abort(status_of(error), str(error))
+    # What nobody foresaw may say things that are not for callers: they get an id, the log gets the rest.
+    reference = uuid.uuid4().hex[:12]
+    log.error("internal error %s", reference, exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, f"internal error {reference}; the server's log has the details")
+
+
+def guarded(method: Method) -> Method:
+    """Wraps a unary method: its errors become statuses."""
+
+    @functools.wraps(method)
+    async def wrapper(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await method(self, request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the last stop
+            await _abort(context, error)
+
+    return wrapper  # type: ignore[return-value]

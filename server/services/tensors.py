@@ -1,0 +1,106 @@
+"""Tensors on the wire: the Open Inference Protocol's messages to numpy and back."""
+
+import math
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+
+from bundle import Manifest
+from bundle.manifest import TensorSpec
+from bundle.packing import Arrays
+from protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from server.errors import InvalidArgument
+from server.requests import spec_of
+
+# Datatype: its bytes on the wire (always little-endian), and its field in InferTensorContents.
+WIRE = {
+    "BOOL": (np.dtype("?"), "bool_contents"),
+    "INT64": (np.dtype("<i8"), "int64_contents"),
+    "FP32": (np.dtype("<f4"), "fp32_contents"),
+    "BYTES": (np.dtype(object), "bytes_contents"),
+}
+_LENGTH = struct.Struct("<I")
+
+
+def _decode_bytes(name: str, raw: bytes) -> list[bytes]:
+    """Elements of a BYTES tensor: each a 4-byte length and then that many bytes."""
+    elements = []
+    position = 0
+    while position < len(raw):
+        if position + _LENGTH.size > len(raw):
+            raise InvalidArgument(f"input {name}: {len(raw) - position} stray bytes after element {len(elements)}")
+        (length,) = _LENGTH.unpack_from(raw, position)
+        position += _LENGTH.size
+        if position + length > len(raw):
+            raise InvalidArgument(
+                f"input {name}: element {len(elements)} says {length} bytes, {len(raw) - position} are left"
+            )
+        elements.append(raw[position : position + length])
+        position += length
+    return elements
+
+
+def _objects(elements: Iterable[bytes]) -> np.ndarray:
+    elements = list(elements)
+    array = np.empty(len(elements), object)
+    array[:] = elements
+    return array
+
+
+def _from_raw(spec: TensorSpec, raw: bytes) -> np.ndarray:
+    dtype, _ = WIRE[spec.datatype]
+    if spec.datatype == "BYTES":
+        return _objects(_decode_bytes(spec.name, raw))
+    if len(raw) % dtype.itemsize:
+        raise InvalidArgument(f"input {spec.name} has {len(raw)} bytes, no multiple of {dtype.itemsize}")
+    return np.frombuffer(raw, dtype)
+
+
+def _from_contents(spec: TensorSpec, contents: InferTensorContents) -> np.ndarray:
+    dtype, field = WIRE[spec.datatype]
+    for descriptor, _ in contents.ListFields():
+        if descriptor.name != field:
+            raise InvalidArgument(f"input {spec.name} has its values in {descriptor.name}, expected {field}")
+    values = getattr(contents, field)
+    return _objects(values) if spec.datatype == "BYTES" else np.array(values, dtype)
+
+
+def _shaped(spec: TensorSpec, values: np.ndarray, shape: list[int]) -> np.ndarray:
+    if any(size < 0 for size in shape):
+        raise InvalidArgument(f"input {spec.name} has a negative size in its shape {shape}")
+    if math.prod(shape) != values.size:
+        raise InvalidArgument(
+            f"input {spec.name} has shape {shape}, which is {math.prod(shape)} values, but {values.size} came"
+        )
+    return values.reshape(shape)
+
+
+def decode_inputs(manifest: Manifest, request: ModelInferRequest) -> Arrays:
+    """The request's tensors by name.
+
+    Raises:
+        InvalidArgument: one is unknown, named twice, of the wrong datatype, or its values do not fill its shape.
+    """
+    raws = request.raw_input_contents
+    if raws and any(tensor.HasField("contents") for tensor in request.inputs):
+        raise InvalidArgument("raw_input_contents came together with contents; a request has either")
+    if raws and len(raws) != len(request.inputs):
+        raise InvalidArgument(f"{len(request.inputs)} inputs came with {len(raws)} raw_input_contents")
+    arrays: Arrays = {}
+    for index, tensor in enumerate(request.inputs):
+        spec = spec_of(manifest, tensor.name)
+        if tensor.name in arrays:
+            raise InvalidArgument(f"input {tensor.name} came twice")
+        if tensor.datatype != spec.datatype:
+            raise InvalidArgument(f"input {tensor.name} must be {spec.datatype}, got {tensor.datatype or 'no datatype'}")
+        values = _from_raw(spec, raws[index]) if raws else _from_contents(spec, tensor.contents)
+        arrays[tensor.name] = _shaped(spec, values, list(tensor.shape))
+    return arrays
+
+
+def encode_outputs(response: ModelInferResponse, arrays: Arrays) -> None:
+    """Adds float outputs, always raw: some clients read nothing else."""
+    for name, array in arrays.items():
+        response.outputs.add(name=name, datatype="FP32", shape=array.shape)
+        response.raw_output_contents.append(array.astype("<f4", copy=False).tobytes())

@@ -1,0 +1,90 @@
+"""Chooses, by measuring on this very machine, how a model's requests are grouped."""
+
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import numpy as np
+
+from bundle.packing import Sequence, sequence
+from server.model import Answer, Model
+from server.runtime import CPU
+from server.scheduler import Alone, Neighbours, Strategy
+
+TYPICAL_LENGTH = 24
+GROUP_TOKENS = {CPU: (64, 128, 256)}
+GPU_GROUP_TOKENS = (512, 2048, 8192)
+WORTHWHILE = 0.97  # a group must cost less than this share of its sequences one by one
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """What was found."""
+
+    strategy: Strategy
+    bit_equal: bool  # the same request gave the same bits alone and in groups
+    difference: float  # the largest absolute difference that a group made
+
+
+def _random_sequence(model: Model, length: int, random: np.random.Generator) -> Sequence:
+    limits = model.manifest.limits
+    ids = random.integers(0, limits.vocabulary, length)
+    types = random.integers(0, limits.token_types, length)
+    return sequence(model.manifest.position_rule, ids, np.ones(length, np.bool_), types)
+
+
+def _difference(alone: Answer, grouped: Answer) -> float:
+    return max(float(np.abs(alone[name] - grouped[name]).max()) for name in alone)
+
+
+def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, float]:
+    """Whether groups change bits, over lengths from 1 up in groups of 2 and more."""
+    longest = min(model.manifest.limits.length, 80)
+    lengths = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]
+    sequences = [_random_sequence(model, min(length, longest), random) for length in lengths]
+    alone = [model.run([member])[0] for member in sequences]
+    equal, difference = True, 0.0
+    for size in (2, 3, 8, len(sequences)):
+        order = random.permutation(len(sequences))[:size]
+        for index, grouped in zip(order, model.run([sequences[index] for index in order]), strict=True):
+            equal &= all(np.array_equal(alone[index][name], grouped[name]) for name in grouped)
+            difference = max(difference, _difference(alone[index], grouped))
+    return equal, difference
+
+
+def _seconds(model: Model, group: Many[Sequence]) -> float:
+    started = time.perf_counter()
+    model.run(group)
+    return time.perf_counter() - started
+
+
+def _choose(model: Model, random: np.random.Generator) -> Strategy:
+    """The group size whose tokens cost least; one by one unless a group is clearly cheaper."""
+    length = min(model.manifest.limits.length, TYPICAL_LENGTH)
+    sizes = GROUP_TOKENS.get(model.runtime.provider, GPU_GROUP_TOKENS)
+    groups = {size: [_random_sequence(model, length, random) for _ in range(max(2, size // length))] for size in sizes}
+    lone = [_random_sequence(model, length, random)]
+    model.run(lone)
+    best: dict[int, float] = {}
+    alone = np.inf
+    for _ in range(ROUNDS):  # alternating, so that a slow moment hits all alike
+        alone = min(alone, _seconds(model, lone))
+        for size, group in groups.items():
+            best[size] = min(best.get(size, np.inf), _seconds(model, group) / len(group))
+    size = min(best, key=best.__getitem__)
+    return Neighbours(size) if best[size] < alone * WORTHWHILE else Alone()
+
+
+def warm_up(model: Model) -> Warmup:
+    """Runs the model on random sequences and finds its grouping.
+
+    In float32 on the CPU an answer must not depend on its neighbours in a group by a single bit. onnxruntime promises
+    nothing of the kind, so it is checked here, and a machine where it does not hold serves one by one. On other
+    providers the largest difference is measured and told.
+    """
+    random = np.random.default_rng(0)
+    bit_equal, difference = _compare_groups(model, random)
+    if model.runtime.provider == CPU and not bit_equal:
+        return Warmup(Alone(), bit_equal, difference)
+    return Warmup(_choose(model, random), bit_equal, difference)
