@@ -1,0 +1,143 @@
+"""What both clients share: messages to numpy and back, channel options, errors."""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from protos import open_inference_pb2 as pb
+
+DEFAULT_TIMEOUT = 30.0  # seconds
+MAX_MESSAGE = 2**31 - 1  # bytes; the server sets the limit that counts
+
+# gRPC's own retries and load balancing. UNAVAILABLE is what a server that is starting, stopping or gone answers, before
+# it has computed anything.
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+OPTIONS = (
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.enable_retries", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+)
+
+DTYPES = {
+    "BOOL": np.dtype("?"),
+    "INT64": np.dtype("<i8"),
+    "FP32": np.dtype("<f4"),
+    "BYTES": np.dtype(object),
+}
+DATATYPES = {"b": "BOOL", "i": "INT64", "u": "INT64", "f": "FP32", "O": "BYTES", "U": "BYTES", "S": "BYTES"}
+
+Inputs = Mapping[str, np.ndarray | Iterable[str]]
+
+
+class CallError(RuntimeError):
+    """A call that the server did not answer; `code` is the gRPC status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code = code
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's outputs by name, and what produced them."""
+
+    outputs: dict[str, np.ndarray]
+    digest: str  # of the bundle
+    provider: str
+    precision: str
+    queue_seconds: float
+    compute_seconds: float
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.outputs[name]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model takes and gives: datatype and shape by name, -1 for any size."""
+
+    name: str
+    versions: list[str]
+    inputs: dict[str, tuple[str, list[int]]]
+    outputs: dict[str, tuple[str, list[int]]]
+
+
+def _encode_bytes(elements: Iterable[str | bytes]) -> bytes:
+    parts = []
+    for element in elements:
+        raw = element.encode() if isinstance(element, str) else element
+        parts += [struct.pack("<I", len(raw)), raw]
+    return b"".join(parts)
+
+
+def infer_request(
+    model: str, version: str, inputs: Inputs, outputs: Iterable[str], truncate: bool
+) -> pb.ModelInferRequest:
+    """Arrays and lists of strings as a request. Integers travel as INT64, floats as FP32, texts as BYTES.
+
+    Raises:
+        TypeError: an input is of another kind.
+    """
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
+    for name, value in inputs.items():
+        array = value if isinstance(value, np.ndarray) else np.array(list(value), object)
+        if array.dtype.kind not in DATATYPES:
+            raise TypeError(f"input {name} has dtype {array.dtype}; integers, floats, booleans or texts are expected")
+        datatype = DATATYPES[array.dtype.kind]
+        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        texts = datatype == "BYTES"
+        raw = _encode_bytes(array.flat) if texts else array.astype(DTYPES[datatype], copy=False).tobytes()
+        request.raw_input_contents.append(raw)
+    for name in outputs:
+        request.outputs.add(name=name)
+    if truncate:
+        request.parameters["truncate"].bool_param = True
+    return request
+
+
+def read_answer(response: pb.ModelInferResponse) -> Answer:
+    parameters = response.parameters
+    return Answer(
+        outputs={
+            tensor.name: np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(tensor.shape)
+            for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+        },
+        digest=parameters["digest"].string_param,
+        provider=parameters["provider"].string_param,
+        precision=parameters["precision"].string_param,
+        queue_seconds=parameters["queue_ns"].int64_param / 1e9,
+        compute_seconds=parameters["compute_ns"].int64_param / 1e9,
+    )
+
+
+def read_model_info(response: pb.ModelMetadataResponse) -> ModelInfo:
+    return ModelInfo(
+        name=response.name,
+        versions=list(response.versions),
+        inputs={tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in response.inputs},
+        outputs={tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in response.outputs},
+    )
+
+
+def call_error(error: grpc.RpcError) -> CallError:
+    return CallError(error.code(), error.details() or "")

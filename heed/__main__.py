@@ -1,0 +1,3 @@
+from heed.main import app
+
+app()

@@ -1,0 +1,91 @@
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from heed.console import err, fail, out
+from heed.reports import error_text
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.lifecycle import Ready
+
+
+def _from_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one option for each field of Settings: flag, environment variable, default and help."""
+    parameters = []
+    for name, spec in Settings.model_fields.items():
+        kind: Any = spec.annotation
+        if spec.is_required():
+            option = typer.Argument(metavar=name.upper(), help=spec.description, envvar=f"HEED_{name.upper()}")
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option]))
+        else:
+            option = typer.Option(help=spec.description, envvar=f"HEED_{name.upper()}")
+            parameters.append(
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=Annotated[kind, option]
+                )
+            )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _show(ready: "Ready") -> None:
+    """The block that a start prints: what, where, on what, how it groups, and how exact it is."""
+    model, worst = ready.model, ready.report.worst
+    provider = model.runtime.provider + (f" [dim]({escape(model.runtime.fallback)})[/]" if model.runtime.fallback else "")
+    bits = "the same bits alone and in any group" if ready.warmup.bit_equal else (
+        f"answers in a group differ by up to {ready.warmup.difference:.0e}"
+    )  # fmt: skip
+    rows = {
+        "model": f"{model.manifest.name} version {model.manifest.version}, {model.precision} [dim]{model.digest[:19]}[/]",
+        "takes": ", ".join(spec.name for spec in model.manifest.inputs),
+        "gives": ", ".join(spec.name for spec in model.manifest.outputs),
+        "listens": f"{ready.address} (gRPC, plain text)",
+        "runs on": f"{provider}, {ready.threads} thread{'s' * (ready.threads != 1)}",
+        "groups": f"{ready.warmup.strategy}; {bits}",
+        "error": f"{error_text(worst)} at most, {worst.budget:.0e} allowed "
+        f"[dim]({len(ready.report.findings)} comparisons with the reference)[/]",
+    }
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(f"[dim]{name}[/]", value)
+    out.print("[bold green]READY[/]")
+    out.print(table)
+
+
+@_from_settings
+def serve(**values: Any) -> None:
+    """Serve a bundle over gRPC, once its answers are proven equal to the reference's on this very machine.
+
+    The port opens at once and answers UNAVAILABLE; the health service says SERVING when every check has passed. SIGTERM
+    finishes what is in flight. Each setting is also an environment variable.
+    """
+    import asyncio
+
+    from bundle import BundleError
+    from server.errors import HeedError
+    from server.lifecycle import Server
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        server = Server(Settings(**values), on_ready=_show)
+        _run(asyncio.Runner, server.serve)
+    except (BundleError, HeedError, OSError) as error:
+        fail(error)
+    err.print("stopped: everything taken was answered")
+
+
+def _run(runner: Any, main: Callable[[], Any]) -> None:
+    """On uvloop where there is one: it takes less time per message."""
+    try:
+        from uvloop import new_event_loop
+    except ModuleNotFoundError:
+        new_event_loop = None
+    with runner(loop_factory=new_event_loop) as loop:
+        loop.run(main())

@@ -1,0 +1,41 @@
+"""How commands speak: results on stdout, everything else on stderr."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def fail(message: object) -> NoReturn:
+    """Says what went wrong and leaves with exit code 2."""
+    err.print(f"[bold red]error:[/] {escape(str(message))}", soft_wrap=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def stages(first: str) -> Iterator[Callable[[str], None]]:
+    """Shows the step at work with a spinner, and each finished one with the time it took.
+
+    What is yielded is called with the next step's name.
+    """
+    current, started = first, perf_counter()
+    with err.status(current) as status:
+
+        def done() -> None:
+            err.print(f"[green]✓[/] {current} [dim]{perf_counter() - started:.1f} s[/]")
+
+        def step(name: str) -> None:
+            nonlocal current, started
+            done()
+            current, started = name, perf_counter()
+            status.update(name)
+
+        yield step
+        done()

@@ -1,0 +1,24 @@
+"""`heed`: the commands, their help and their exit codes.
+
+0: done. 1: a check did not hold. 2: it could not be done; the message says why.
+"""
+
+import typer
+
+
+from heed.commands.call import call
+from heed.commands.export import export
+from heed.commands.serve import serve
+from heed.commands.verify import verify
+
+HELP = """Serve PyTorch self-attention encoders over gRPC, with answers proven equal to the PyTorch reference.
+
+[bold]export[/] a checkpoint to a bundle, [bold]verify[/] the bundle against the reference's own answers,
+[bold]serve[/] it, and [bold]call[/] it.
+"""
+
+app = typer.Typer(
+    name="heed", help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False
+)
+for command in (export, verify, serve, call):
+    app.command()(command)
