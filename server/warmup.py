@@ -27,7 +27,7 @@ class Warmup:
     difference: float  # the largest absolute difference that a group made
 
 
-def _random_sequence(model: Model, length: int, random: np.random.Generator) -> Sequence:
+def random_sequence(model: Model, length: int, random: np.random.Generator) -> Sequence:
     limits = model.manifest.limits
     ids = random.integers(0, limits.vocabulary, length)
     types = random.integers(0, limits.token_types, length)
@@ -42,7 +42,7 @@ def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, fl
     """Whether groups change bits, over lengths from 1 up in groups of 2 and more."""
     longest = min(model.manifest.limits.length, 80)
     lengths = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]
-    sequences = [_random_sequence(model, min(length, longest), random) for length in lengths]
+    sequences = [random_sequence(model, min(length, longest), random) for length in lengths]
     alone = [model.run([member])[0] for member in sequences]
     equal, difference = True, 0.0
     for size in (2, 3, 8, len(sequences)):
@@ -63,8 +63,8 @@ def _choose(model: Model, random: np.random.Generator) -> Strategy:
     """The group size whose tokens cost least; one by one unless a group is clearly cheaper."""
     length = min(model.manifest.limits.length, TYPICAL_LENGTH)
     sizes = GROUP_TOKENS.get(model.runtime.provider, GPU_GROUP_TOKENS)
-    groups = {size: [_random_sequence(model, length, random) for _ in range(max(2, size // length))] for size in sizes}
-    lone = [_random_sequence(model, length, random)]
+    groups = {size: [random_sequence(model, length, random) for _ in range(max(2, size // length))] for size in sizes}
+    lone = [random_sequence(model, length, random)]
     model.run(lone)
     best: dict[int, float] = {}
     alone = np.inf
