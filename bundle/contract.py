@@ -119,7 +119,9 @@ def read_contract(folder: Path) -> list[Case]:
             for key in arrays.files:
                 if key != "at_start":
                     case, side, name = key.split("/")
-                    parts.setdefault(case, {"in": {}, "out": {}})[side][name] = arrays[key]
+                    array = arrays[key]
+                    texts = array.dtype.kind == "U"  # stored as plain unicode, so that nothing is ever unpickled
+                    parts.setdefault(case, {"in": {}, "out": {}})[side][name] = array.astype(object) if texts else array
     except FileNotFoundError:
         raise BundleError(f"{folder} has no {CONTRACT}") from None
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:

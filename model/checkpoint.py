@@ -17,6 +17,8 @@ from model.config import EncoderConfig, PoolingConfig
 from model.encoder import Encoder
 from model.families import FAMILIES, Family, encoder_config, parameter_name
 
+_SETTINGS = ("config.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json")
+
 
 class CheckpointError(ValueError):
     """A checkpoint folder that cannot be loaded; the message says what is wrong and what would help."""
@@ -30,6 +32,7 @@ class Checkpoint:
     family: str
     tokenizer: Path | None  # tokenizer.json
     max_text_length: int  # tokens of one text, special tokens included
+    files: tuple[Path, ...]  # all that was read
 
 
 def load_checkpoint(folder: Path | str) -> Checkpoint:
@@ -47,12 +50,15 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     config = _checked_config(family, raw)
     with torch.device("meta"):  # the weights are assigned, never initialised
         encoder = Encoder(config, pooling)
-    _assign(encoder, family, _weight_files(inner))
+    weights = _weight_files(inner)
+    _assign(encoder, family, weights)
+    settings = [folder / "modules.json", *folder.glob("*_Pooling/config.json"), *(inner / name for name in _SETTINGS)]
     return Checkpoint(
         encoder=encoder.eval().requires_grad_(False),
         family=family.name,
         tokenizer=_tokenizer(inner),
-        max_text_length=_max_text_length(folder, inner, config),
+        max_text_length=_max_text_length(inner, config),
+        files=(*(path for path in settings if path.exists()), *weights),
     )
 
 
@@ -189,14 +195,13 @@ def _tokenizer(folder: Path) -> Path | None:
     return None
 
 
-def _max_text_length(folder: Path, inner: Path, config: EncoderConfig) -> int:
+def _max_text_length(inner: Path, config: EncoderConfig) -> int:
     """The folder's own limit for texts: sentence-transformers' if it has one, else the tokenizer's."""
     limits = [config.max_length]
-    for path, key in ((inner / "sentence_bert_config.json", "max_seq_length"), (inner / "tokenizer_config.json", "model_max_length")):
-        if path.exists():
-            settings = _read_json(path)
-            if settings.get("do_lower_case") and path.name == "sentence_bert_config.json":
-                raise CheckpointError(f"{path}: do_lower_case=true is not supported; let tokenizer.json lower the case")
-            if isinstance(settings.get(key), int | float):
-                limits.append(int(settings[key]))
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        settings = _read_json(inner / name) if (inner / name).exists() else {}
+        if name == "sentence_bert_config.json" and settings.get("do_lower_case"):
+            raise CheckpointError(f"{inner / name}: do_lower_case=true is not supported, let tokenizer.json do it")
+        if isinstance(settings.get(key), int | float):
+            limits.append(int(settings[key]))
     return max(1, min(limits))

@@ -1,7 +1,6 @@
 """Starts a server, says when it is ready, and stops it without losing a request."""
 
 import asyncio
-import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from server.scheduler import Scheduler
 from server.services.inference import InferenceService
 from server.settings import Settings
 from server.warmup import Warmup, warm_up
-
-log = logging.getLogger("heed.server")
 
 SERVICE = OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -102,8 +99,6 @@ class Server:
         """Listens at once and answers UNAVAILABLE; is ready when the bundle is verified and warm."""
         address = await self._listen()
         model, report = await asyncio.to_thread(verified, self._settings.bundle, self._settings)
-        if model.runtime.fallback:
-            log.warning("serving on the CPU: %s", model.runtime.fallback)
         warmup = await asyncio.to_thread(warm_up, model)
         self._served.model = model
         self._served.scheduler = Scheduler(

@@ -12,7 +12,8 @@ from bundle.digests import DIGESTS, bundle_digest
 from bundle.manifest import TOKENIZER
 from bundle.packing import Arrays, Sequence, pack, split, unpack
 from server.requests import Request, check_request
-from server.runtime import Device, Runtime
+from server.runtime import Runtime
+from server.settings import Device
 from server.text import TextEncoder
 
 # One sequence's answers by output: [t, D] for what every token has, [D] for what the sequence has.

@@ -1,21 +1,17 @@
 """Runs one graph with onnxruntime on the provider that was asked for, or not at all."""
 
 import ctypes
-import logging
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime
 
 from bundle.packing import GRAPH_INPUTS, Arrays
 from server.errors import DeviceError
+from server.settings import Device
 
-Device = Literal["auto", "cpu", "cuda"]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-
-log = logging.getLogger("heed.runtime")
 
 
 def session_options() -> onnxruntime.SessionOptions:

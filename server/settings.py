@@ -1,12 +1,14 @@
 """Every setting of `heed serve`: a flag, an environment variable `HEED_...`, and what it means."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.manifest import Precision
-from server.runtime import Device
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class Settings(BaseSettings):
