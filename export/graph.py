@@ -4,6 +4,7 @@ Letters: B batch, L length, T tokens. See `model/layout.py` for the two forms.
 """
 
 import io
+import logging
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -50,6 +51,7 @@ def _example() -> tuple[Tensor, ...]:
 def export_graph(encoder: Encoder, path: Path) -> None:
     """Writes `path` and its weights beside it as `<path>.data`."""
     tokens, batch, length = Dim("tokens"), Dim("batch"), Dim("length")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that nothing here needs
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -23,7 +23,7 @@ def fail(message: object) -> NoReturn:
 def stages(first: str) -> Iterator[Callable[[str], None]]:
     """Shows the step at work with a spinner, and each finished one with the time it took.
 
-    What is yielded is called with the next step's name.
+    What is yielded is called with the next step's name. The last step counts as finished unless an error leaves.
     """
     current, started = first, perf_counter()
     with err.status(current) as status:

@@ -28,7 +28,7 @@ def session_options() -> onnxruntime.SessionOptions:
 def _without_driver() -> str:
     """Why CUDA cannot work at all on this machine; empty if a driver is there."""
     if CUDA not in onnxruntime.get_available_providers():
-        return "this onnxruntime is built for the CPU only (install the extra `gpu` instead of `cpu`)"
+        return "this onnxruntime is built for the CPU only; the extra `gpu` brings CUDA"
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

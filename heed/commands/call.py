@@ -1,6 +1,7 @@
 import json
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -8,7 +9,7 @@ from rich.table import Table
 from client.wire import Answer
 from heed.console import err, fail, out
 
-SHOWN_VALUES = 6
+SHOWN_VALUES = 2  # of each vector
 
 
 def call(
@@ -52,16 +53,17 @@ def _show(texts: list[str], answer: Answer) -> None:
 def _vector_table(texts: list[str], answer: Answer) -> Table:
     """Each text with the beginning of its vector and, for several texts, its cosine to each of them."""
     vectors = answer["sentence_embedding"]
-    unit = vectors / (vectors**2).sum(1, keepdims=True) ** 0.5
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = unit @ unit.T
+    several = len(texts) > 1
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    table.add_column("text", overflow="fold")
+    table.add_column("text", overflow="ellipsis", no_wrap=True, max_width=36)
     table.add_column("vector", no_wrap=True)
-    for number in range(len(texts) if len(texts) > 1 else 0):
-        table.add_column(f"cos {number + 1}", justify="right")
+    for number in range(len(texts) if several else 0):
+        table.add_column(f"cos {number + 1}", justify="right", no_wrap=True)
     for number, (text, vector) in enumerate(zip(texts, vectors, strict=True)):
-        start = " ".join(f"{value:+.3f}" for value in vector[:SHOWN_VALUES]) + " …"
-        row = [f"{cosine:.3f}" for cosine in cosines[number]] if len(texts) > 1 else []
+        start = " ".join(f"{value:+.2f}" for value in vector[:SHOWN_VALUES]) + " …"
+        row = [f"{cosine:.2f}" for cosine in cosines[number]] if several else []
         table.add_row(str(number + 1), escape(text), start, *row)
     return table

@@ -21,23 +21,24 @@ def export(
     The bundle is written aside, compared with the reference on every case of its contract, and only then put in
     place: what exists under OUT is proven. Exit code 2 and nothing written if it cannot be.
     """
-    try:
-        from export.bundle import ExportError, write_bundle
-        from model import CheckpointError
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} is not installed; exporting needs the extra `export`: pip install 'heed[cpu,export]'")
     from bundle import BundleError
     from bundle.contract import Report
-    from server.model import Model
 
-    def prove(folder: Path) -> Report:
-        return Report(list(Model(folder, "cpu").check_contract(everything=True)))
+    with stages("starting PyTorch") as step:
+        try:
+            from export.bundle import ExportError, write_bundle
+            from model import CheckpointError
+            from server.model import Model
+        except ModuleNotFoundError as error:
+            fail(f"{error.name} is not installed; exporting needs two extras: pip install 'heed[cpu,export]'")
 
-    try:
-        with stages("reading the source") as step:
+        def prove(folder: Path) -> Report:
+            return Report(list(Model(folder, "cpu").check_contract(everything=True)))
+
+        try:
             report = write_bundle(source, bundle, prove, name, force, step)
-    except (CheckpointError, ExportError, BundleError, OSError) as error:
-        fail(error)
+        except (CheckpointError, ExportError, BundleError, OSError) as error:
+            fail(error)
     size = sum(path.stat().st_size for path in bundle.iterdir())
     err.print(summary(report))
     out.print(f"{bundle} [dim]({size / 1e6:.0f} MB)[/]")
