@@ -21,13 +21,12 @@ from server.machine import usable_cpus
 from server.model import Model
 from server.registry import Registry, Served, State
 from server.scheduler import Scheduler
+from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
 from server.settings import Settings
 from server.warmup import Warmup, warm_up
 
 SERVICE = OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Server:
         self._threads = settings.threads or usable_cpus()
         self._served = Served(read_manifest(settings.bundle))
         self._registry = Registry([self._served])
-        self._health = health.aio.HealthServicer()
+        self._health = Health([SERVICE])
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:
@@ -105,24 +104,21 @@ class Server:
             model.run, warmup.strategy, workers=self._threads, max_tokens=self._settings.max_queue_tokens
         )
         self._served.state = State.READY
-        await self._report_health(SERVING)
+        await self._health.report(SERVING)
         self._on_ready(Ready(address, model, report, warmup, self._threads))
 
     async def shutdown(self) -> None:
         """NOT_SERVING, a while for load balancers to notice, then no new calls, then the end of those in flight."""
         if self._grpc is None:
             return
-        await self._report_health(NOT_SERVING)
+        await self._health.report(NOT_SERVING)
         if self._served.state is State.READY:
             await asyncio.sleep(self._settings.linger_seconds)
         self._served.state = State.DRAINING
+        self._health.end_watches()
         await self._grpc.stop(self._settings.grace_seconds)
         if self._served.scheduler:
             await self._served.scheduler.close()
-
-    async def _report_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE):
-            await self._health.set(name, status)
 
     async def _listen(self) -> str:
         """Opens the port and returns the address."""
@@ -134,7 +130,6 @@ class Server:
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a server to share it with
             ]
         )
-        await self._report_health(NOT_SERVING)  # a fresh servicer would say SERVING
         add_GRPCInferenceServiceServicer_to_server(InferenceService(self._registry), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         _enable_reflection(self._grpc)

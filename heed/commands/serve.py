@@ -78,7 +78,7 @@ def serve(**values: Any) -> None:
         _run(asyncio.Runner, server.serve)
     except (BundleError, HeedError, OSError) as error:
         fail(error)
-    err.print("stopped: everything taken was answered")
+    err.print("stopped")
 
 
 def _run(runner: Any, main: Callable[[], Any]) -> None:
