@@ -1,7 +1,7 @@
 """What a machine with CUDA has to show: `python -m bench.gpu SOURCE`.
 
-Exports a checkpoint folder, proves the bundle on CUDA, looks at where the nodes of the graph run, serves it in a process
-of its own with `--device cuda` and with `--device auto`, and compares what the two and the CPU answer over gRPC.
+Exports a checkpoint folder, proves the bundle on CUDA, looks at where the nodes of the graph run, serves it in a
+process of its own with `--device cuda` and with `--device auto`, and compares what they and the CPU answer over gRPC.
 A short table comes last; exit code 1 if anything in it does not hold.
 """
 
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle.contract import Report
+from bundle.packing import Arrays
 from client import CallError, Client
 from export.bundle import write_bundle
 from server.model import Model
@@ -52,7 +53,9 @@ def placement(model: Model, folder: Path) -> Counter[tuple[str, str]]:
     options.profile_file_prefix = str(folder / "profile")
     graph = model.folder / model.manifest.graph(model.precision).file
     session = onnxruntime.InferenceSession(graph, options, providers=[(model.runtime.provider, {})])
-    feeds = {node.name: np.ones((1, 1) if len(node.shape) == 2 else 1, _dtype(node.type)) for node in session.get_inputs()}
+    feeds: Arrays = {
+        node.name: np.ones((1, 1) if len(node.shape) == 2 else 1, _dtype(node.type)) for node in session.get_inputs()
+    }
     for name in ("slots", "rows", "columns"):
         feeds[name] *= 0
     session.run(None, feeds)
@@ -123,7 +126,7 @@ def check_served(bundle: Path, device: Device) -> Iterator[Line]:
     with served(bundle, "cpu", 18001) as client:
         reference = client.embed(TEXTS)
     for asked in dict.fromkeys((device, "auto")):
-        with served(bundle, asked, 18002) as client:  # type: ignore[arg-type]
+        with served(bundle, asked, 18002) as client:
             answer = client.infer({"text": TEXTS}, ["sentence_embedding"])
         difference = float(np.abs(answer["sentence_embedding"] - reference).max())
         right = answer.provider == (CPU if device == "cpu" else CUDA) and difference < 2e-5

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bundle.errors import BundleError
 
-FORMAT = 1
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 
@@ -72,7 +71,7 @@ class Provenance(_Part):
 class Manifest(_Part):
     """Everything that a server or a caller needs to know about a bundle."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: ModelName
     version: int = Field(default=1, ge=1)
     task: Literal["encoder", "embedding"]

@@ -41,7 +41,7 @@ def position_ids(rule: PositionRule, input_ids: Ints) -> Ints:
     """The position of every token of one full row `[L]`, by the rule that the manifest names."""
     if rule.kind == "counted":
         counts = (input_ids != rule.padding_id).astype(np.int64)
-        return counts.cumsum() * counts + rule.padding_id
+        return np.asarray(counts.cumsum() * counts + rule.padding_id, np.int64)
     return np.arange(len(input_ids), dtype=np.int64)
 
 

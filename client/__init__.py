@@ -1,9 +1,9 @@
 """A small Python client: text or arrays in, numpy out, deadlines and retries by gRPC itself.
 
-    from client import Client
+from client import Client
 
-    with Client("localhost:8001", "minilm") as client:
-        vectors = client.embed(["good morning", "早上好"])
+with Client("localhost:8001", "minilm") as client:
+    vectors = client.embed(["good morning", "早上好"])
 """
 
 from client.aio import AsyncClient

@@ -1,4 +1,4 @@
-"""The whole way in one go: export the real all-MiniLM-L6-v2, serve it, call it, compare with PyTorch. `scripts/demo`."""
+"""The whole way in one go: export the real all-MiniLM-L6-v2, serve it, call it, compare with PyTorch."""
 
 import socket
 import subprocess

@@ -46,7 +46,10 @@ def _outputs(checkpoint: Checkpoint) -> list[TensorSpec]:
     width = checkpoint.encoder.config.width
     specs = [
         TensorSpec(
-            name="last_hidden_state", datatype="FP32", shape=[-1, -1, width], help="a vector per token, zeros at padding"
+            name="last_hidden_state",
+            datatype="FP32",
+            shape=[-1, -1, width],
+            help="a vector per token, zeros at padding",
         )
     ]
     if checkpoint.encoder.pooling:

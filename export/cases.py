@@ -62,7 +62,10 @@ def tensor_cases(config: EncoderConfig) -> Iterator[tuple[str, Arrays]]:
     """Name and inputs of each case over ids, the ones that tell most first."""
     rows = _Rows(config)
     longest = config.max_length
-    cut = lambda length: min(length, longest)  # noqa: E731 - small models have small tables
+
+    def cut(length: int) -> int:  # small models have small tables
+        return min(length, longest)
+
     last_id = config.vocabulary - 1
     yield "one_token", rows.tensors(np.ones((1, 1), np.int64))
     yield "longest", rows.tensors(np.ones((1, longest), np.int64))

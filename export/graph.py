@@ -28,7 +28,14 @@ class PackedEncoder(nn.Module):
         self.encoder = encoder
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, slots: Tensor, rows: Tensor, columns: Tensor, real: Tensor
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        real: Tensor,
     ) -> tuple[Tensor, ...]:
         """`slots` and `real` are `[B, L]`, the others `[T]`; the outputs are the encoder's, in its order."""
         outputs = self.encoder.encode(input_ids, token_type_ids, position_ids, Packed(slots, rows, columns, real))
@@ -61,8 +68,17 @@ def export_graph(encoder: Encoder, path: Path) -> None:
             opset_version=OPSET,
             input_names=["input_ids", "token_type_ids", "position_ids", "slots", "rows", "columns", "real"],
             output_names=["last_hidden_state"] + ["sentence_embedding"] * (encoder.pooling is not None),
-            dynamic_shapes=({0: tokens}, {0: tokens}, {0: tokens}, {0: batch, 1: length}, {0: tokens}, {0: tokens}, {0: batch, 1: length}),
+            dynamic_shapes=(
+                {0: tokens},
+                {0: tokens},
+                {0: tokens},
+                {0: batch, 1: length},
+                {0: tokens},
+                {0: tokens},
+                {0: batch, 1: length},
+            ),
         )
+    assert program is not None  # it is, with dynamo=True
     program.save(path, external_data=True)
     _forget_origins(path)
 

@@ -5,7 +5,6 @@
 
 import typer
 
-
 from heed.commands.call import call
 from heed.commands.export import export
 from heed.commands.serve import serve

@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.config import EncoderConfig, PoolingConfig
+from model.config import EncoderConfig, PoolingConfig, PoolingMode
 from model.encoder import Encoder
 from model.families import FAMILIES, Family, encoder_config, parameter_name
 
@@ -117,13 +117,17 @@ def _sentence_modules(folder: Path) -> tuple[Path, PoolingConfig | None]:
 def _pooling(path: Path, unit_length: bool) -> PoolingConfig:
     config = _read_json(path)
     prefix = "pooling_mode_"
-    modes = [key.removeprefix(prefix).removesuffix("_tokens").removesuffix("_token") for key in config
-             if key.startswith(prefix) and config[key] is True]
+    modes = [
+        key.removeprefix(prefix).removesuffix("_tokens").removesuffix("_token")
+        for key in config
+        if key.startswith(prefix) and config[key] is True
+    ]
     if "pooling_mode" in config:  # one name, or several joined by "+"
         modes = str(config["pooling_mode"]).split("+")
-    if len(modes) != 1 or modes[0] not in ("cls", "mean", "max"):
-        raise CheckpointError(f"{path}: pooling {'+'.join(modes) or 'none'} is not supported, only cls, mean or max")
-    return PoolingConfig(modes[0], unit_length)
+    (mode,) = modes if len(modes) == 1 else ("+".join(modes) or "none",)
+    if mode not in get_args(PoolingMode):
+        raise CheckpointError(f"{path}: pooling {mode} is not supported, only {', '.join(get_args(PoolingMode))}")
+    return PoolingConfig(cast(PoolingMode, mode), unit_length)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -40,9 +40,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.pooling = Pooling(pooling) if pooling else None
 
-    def encode(
-        self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor, layout: Layout
-    ) -> dict[str, Tensor]:
+    def encode(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor, layout: Layout) -> dict[str, Tensor]:
         """The three index tensors, `[B, L]` or `[T]` as the layout says, to `last_hidden_state` in that layout
         and, where the model pools, `sentence_embedding` `[B, D]`."""
         x = self.embeddings(input_ids, token_type_ids, positions)

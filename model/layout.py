@@ -44,7 +44,7 @@ class Padded:
     real_BL: Tensor
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
     def from_heads(self, x_BNLH: Tensor) -> Tensor:
         return x_BNLH.transpose(1, 2).flatten(2)

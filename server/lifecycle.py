@@ -148,6 +148,6 @@ class Server:
 def _enable_reflection(server: grpc.aio.Server) -> None:
     """Reflection reads one pool, so the descriptors of the services from elsewhere are added to ours."""
     for descriptor in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
-        POOL.AddSerializedFile(descriptor.serialized_pb)
+        POOL.AddSerializedFile(descriptor.serialized_pb)  # type: ignore[no-untyped-call]
     names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names, server, pool=POOL)

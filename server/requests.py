@@ -69,7 +69,9 @@ def _check_shapes(manifest: Manifest, inputs: Arrays) -> None:
             raise InvalidArgument(f"input {spec.name} is empty: its shape is {_shape(array.shape)}")
         if spec.datatype == "FP32" and not np.isfinite(array).all():
             index = np.argwhere(~np.isfinite(array))[0]
-            raise InvalidArgument(f"input {spec.name}{index.tolist()} is {array[tuple(index)]}, expected a finite number")
+            raise InvalidArgument(
+                f"input {spec.name}{index.tolist()} is {array[tuple(index)]}, expected a finite number"
+            )
 
 
 def check_outputs(manifest: Manifest, wanted: Iterable[str]) -> list[str]:
@@ -112,11 +114,13 @@ def _from_ids(manifest: Manifest, inputs: Arrays) -> tuple[list[Sequence], int]:
     ids = inputs["input_ids"]
     limits = manifest.limits
     if ids.shape[1] > limits.length:
-        raise InvalidArgument(f"input input_ids has {ids.shape[1]} columns, {manifest.name} takes at most {limits.length}")
+        raise InvalidArgument(
+            f"input input_ids has {ids.shape[1]} columns, {manifest.name} takes at most {limits.length}"
+        )
     for name in ("attention_mask", "token_type_ids"):
         if name in inputs and inputs[name].shape != ids.shape:
             raise InvalidArgument(
-                f"input {name} has shape {_shape(inputs[name].shape)}, input_ids has {_shape(ids.shape)}; they must agree"
+                f"input {name} has shape {_shape(inputs[name].shape)}, input_ids has {_shape(ids.shape)}; they differ"
             )
     mask = inputs.get("attention_mask", np.ones_like(ids))
     types = inputs.get("token_type_ids", np.zeros_like(ids))
@@ -128,16 +132,16 @@ def _from_ids(manifest: Manifest, inputs: Arrays) -> tuple[list[Sequence], int]:
     return rows, ids.shape[1]
 
 
-def _decoded(raw: object, where: str) -> str:
-    if isinstance(raw, str):
-        return raw
+def _decoded(raw: str | bytes, where: str) -> str:
     try:
-        return bytes(raw).decode("utf-8")  # type: ignore[call-overload]
+        return raw if isinstance(raw, str) else raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _from_text(manifest: Manifest, encoder: TextEncoder, texts: np.ndarray, truncate: bool) -> tuple[list[Sequence], int]:
+def _from_text(
+    manifest: Manifest, encoder: TextEncoder, texts: np.ndarray, truncate: bool
+) -> tuple[list[Sequence], int]:
     rows = []
     for index, raw in enumerate(texts):
         where = f"input text[{index}]"

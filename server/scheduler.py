@@ -199,7 +199,7 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         try:
             answers = await loop.run_in_executor(self._pool, self._run, [entry.sequence for entry in group])
-        except Exception as error:  # noqa: BLE001 - goes to the one caller whose sequence it is
+        except Exception as error:
             if len(group) > 1:
                 middle = len(group) // 2
                 await self._answer(group[:middle])

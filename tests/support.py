@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
@@ -21,7 +22,23 @@ from bundle.contract import Report
 from export.bundle import write_bundle
 from server.model import Model
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "saw", "i", "a", "fox", "dog", "quick", "##s", "##ed", "."]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "saw",
+    "i",
+    "a",
+    "fox",
+    "dog",
+    "quick",
+    "##s",
+    "##ed",
+    ".",
+]
 LETTERS = [chr(letter) for letter in range(ord("a"), ord("z") + 1)]
 VOCABULARY = WORDS + [letter for letter in LETTERS if letter not in WORDS] + [f"##{letter}" for letter in LETTERS]
 
@@ -48,11 +65,11 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def save_bert(folder: Path, *, text: bool = True, seed: int = 0, **overrides: object) -> Path:
+def save_bert(folder: Path, *, text: bool = True, seed: int = 0, **overrides: Any) -> Path:
     """A small random BERT, saved by `transformers`."""
     from transformers import BertConfig, BertModel
 
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "vocab_size": 100,
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -68,11 +85,11 @@ def save_bert(folder: Path, *, text: bool = True, seed: int = 0, **overrides: ob
     return folder
 
 
-def save_roberta(folder: Path, *, seed: int = 0, **overrides: object) -> Path:
+def save_roberta(folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
     """A small random RoBERTa without a tokenizer, saved by `transformers`."""
     from transformers import RobertaConfig, RobertaModel
 
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "vocab_size": 100,
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -122,7 +139,7 @@ def free_port() -> int:
 def is_serving(address: str) -> bool:
     """What the health service says, without waiting for a server that is not there yet."""
     with grpc.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
         except grpc.RpcError:

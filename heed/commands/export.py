@@ -10,7 +10,9 @@ from heed.reports import summary
 def export(
     source: Annotated[Path, typer.Argument(help="Checkpoint folder: config.json, *.safetensors, tokenizer.json.")],
     bundle: Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder to write.")],
-    name: Annotated[str | None, typer.Option(help="The model's name for callers; OUT's folder name by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name for callers; OUT's folder name by default.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle, with the proof that it answers as the PyTorch reference does.

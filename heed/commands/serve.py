@@ -1,6 +1,7 @@
+import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +23,9 @@ def _from_settings(command: Callable[..., None]) -> Callable[..., None]:
         kind: Any = spec.annotation
         if spec.is_required():
             option = typer.Argument(metavar=name.upper(), help=spec.description, envvar=f"HEED_{name.upper()}")
-            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option]))
+            parameters.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option])
+            )
         else:
             option = typer.Option(help=spec.description, envvar=f"HEED_{name.upper()}")
             parameters.append(
@@ -38,12 +41,14 @@ def _from_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _show(ready: "Ready") -> None:
     """The block that a start prints: what, where, on what, how it groups, and how exact it is."""
     model, worst = ready.model, ready.report.worst
-    provider = model.runtime.provider + (f" [dim]({escape(model.runtime.fallback)})[/]" if model.runtime.fallback else "")
-    bits = "the same bits alone and in any group" if ready.warmup.bit_equal else (
-        f"answers in a group differ by up to {ready.warmup.difference:.0e}"
-    )  # fmt: skip
+    provider = model.runtime.provider
+    if model.runtime.fallback:
+        provider += f" [dim]({escape(model.runtime.fallback)})[/]"
+    bits = f"answers in a group differ by up to {ready.warmup.difference:.0e}"
+    if ready.warmup.bit_equal:
+        bits = "the same bits alone and in any group"
     rows = {
-        "model": f"{model.manifest.name} version {model.manifest.version}, {model.precision} [dim]{model.digest[:19]}[/]",
+        "model": f"{model.manifest.name} version {model.manifest.version}, {model.precision}, {model.digest[:19]}",
         "takes": ", ".join(spec.name for spec in model.manifest.inputs),
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
         "listens": f"{ready.address} (gRPC, plain text)",
@@ -66,8 +71,6 @@ def serve(**values: Any) -> None:
     The port opens at once and answers UNAVAILABLE; the health service says SERVING when every check has passed. SIGTERM
     finishes what is in flight. Each setting is also an environment variable.
     """
-    import asyncio
-
     from bundle import BundleError
     from server.errors import HeedError
     from server.lifecycle import Server
@@ -75,17 +78,17 @@ def serve(**values: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         server = Server(Settings(**values), on_ready=_show)
-        _run(asyncio.Runner, server.serve)
+        _run(server.serve)
     except (BundleError, HeedError, OSError) as error:
         fail(error)
     err.print("stopped")
 
 
-def _run(runner: Any, main: Callable[[], Any]) -> None:
+def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """On uvloop where there is one: it takes less time per message."""
     try:
-        from uvloop import new_event_loop
+        import uvloop
     except ModuleNotFoundError:
-        new_event_loop = None
-    with runner(loop_factory=new_event_loop) as loop:
-        loop.run(main())
+        asyncio.run(main())
+    else:
+        uvloop.run(main())

@@ -33,7 +33,7 @@ def guarded(method: Method) -> Method:
             return await method(self, request, context)
         except grpc.aio.AbortError:
             raise
-        except Exception as error:  # noqa: BLE001 - the last stop
+        except Exception as error:
             await _abort(context, error)
 
     return wrapper  # type: ignore[return-value]

@@ -19,7 +19,7 @@ class Health(health.aio.HealthServicer):
         self._stopped = asyncio.Event()
         self._server_status = dict.fromkeys(["", *services], NOT_SERVING)  # the library's own default is SERVING
 
-    async def report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def report(self, status: int) -> None:
         """The same status for the server and each of its services."""
         for name in list(self._server_status):
             await self.set(name, status)
@@ -27,9 +27,7 @@ class Health(health.aio.HealthServicer):
     def end_watches(self) -> None:
         self._stopped.set()
 
-    async def Watch(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         watch = asyncio.ensure_future(super().Watch(request, context))
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:

@@ -25,7 +25,7 @@ _LENGTH = struct.Struct("<I")
 
 def _decode_bytes(name: str, raw: bytes) -> list[bytes]:
     """Elements of a BYTES tensor: each a 4-byte length and then that many bytes."""
-    elements = []
+    elements: list[bytes] = []
     position = 0
     while position < len(raw):
         if position + _LENGTH.size > len(raw):
@@ -93,7 +93,9 @@ def decode_inputs(manifest: Manifest, request: ModelInferRequest) -> Arrays:
         if tensor.name in arrays:
             raise InvalidArgument(f"input {tensor.name} came twice")
         if tensor.datatype != spec.datatype:
-            raise InvalidArgument(f"input {tensor.name} must be {spec.datatype}, got {tensor.datatype or 'no datatype'}")
+            raise InvalidArgument(
+                f"input {tensor.name} must be {spec.datatype}, got {tensor.datatype or 'no datatype'}"
+            )
         values = _from_raw(spec, raws[index]) if raws else _from_contents(spec, tensor.contents)
         arrays[tensor.name] = _shaped(spec, values, list(tensor.shape))
     return arrays

@@ -1,4 +1,4 @@
-"""`onnxruntime-gpu` on a machine without CUDA: it imports, lists CUDA as available, and would serve on the CPU in silence.
+"""`onnxruntime-gpu` on a machine without CUDA: it imports, lists CUDA, and would serve on the CPU in silence.
 
 It runs in a virtual environment of its own, because both packages provide the module `onnxruntime`.
 """
@@ -34,7 +34,7 @@ def gpu_python(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip("this machine has an NVIDIA driver; the tests are about one without")
     folder = tmp_path_factory.mktemp("gpu-environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
+    python = str(folder / "bin" / "python")
     package = f"onnxruntime-gpu=={version('onnxruntime')}"
     install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", package]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
@@ -42,7 +42,7 @@ def gpu_python(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip(f"{package} cannot be installed: {done.stderr[-300:]}")
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "after.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    return str(python)
+    return python
 
 
 def serve(python: str, bundle: Path, device: str, port: int) -> "subprocess.Popen[str]":
@@ -83,4 +83,6 @@ def test_device_auto_serves_on_the_cpu_and_says_so(served_by_auto: "tuple[str, s
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "runs on CPUExecutionProvider (CUDA cannot be used: there is no NVIDIA driver here" in " ".join(output.split())
+    assert "runs on CPUExecutionProvider (CUDA cannot be used: there is no NVIDIA driver here" in " ".join(
+        output.split()
+    )

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -12,15 +13,19 @@ from tests.support import run_server, stop
 
 def test_open_watch_streams_hear_of_the_stop_and_do_not_delay_it(tiny_bundle: Path, tmp_path: Path) -> None:
     heard: list[int] = []
-    with run_server(tiny_bundle, tmp_path / "log", "--grace-seconds", "30") as server:
-        with grpc.insecure_channel(server.address) as channel:
-            stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            watcher = threading.Thread(target=lambda: heard.extend(answer.status for answer in stream))
-            watcher.start()
-            while not heard:
-                time.sleep(0.01)
-            started = time.monotonic()
-            assert stop(server) == 0
-            assert time.monotonic() - started < 10
-            watcher.join()
+    log = tmp_path / "log"
+    with (
+        run_server(tiny_bundle, log, "--grace-seconds", "30") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        stream = stub.Watch(health_pb2.HealthCheckRequest())
+        watcher = threading.Thread(target=lambda: heard.extend(answer.status for answer in stream))
+        watcher.start()
+        while not heard:
+            time.sleep(0.01)
+        started = time.monotonic()
+        assert stop(server) == 0
+        assert time.monotonic() - started < 10
+        watcher.join()
     assert heard == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
