@@ -11,6 +11,7 @@ from bundle.contract import Case, Finding, check, read_contract
 from bundle.digests import DIGESTS, bundle_digest
 from bundle.manifest import TOKENIZER
 from bundle.packing import Arrays, Sequence, pack, split, unpack
+from server.errors import DeviceError
 from server.requests import Request, check_request
 from server.runtime import Runtime
 from server.settings import Device
@@ -45,7 +46,9 @@ class Model:
             raise BundleError(f"{graph} is missing")
         try:
             return Runtime(graph, device)
-        except (RuntimeError, ValueError) as error:  # what onnxruntime raises for a graph that it cannot read
+        except DeviceError:
+            raise
+        except Exception as error:  # onnxruntime's errors have no other class in common
             raise BundleError(f"{graph} cannot be loaded: {error}") from None
 
     def _text_encoder(self) -> TextEncoder | None:
