@@ -7,9 +7,21 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from bundle.contract import Report, write_contract
 from bundle.digests import file_digest, write_digests
-from bundle.manifest import TOKENIZER, Graph, Limits, Manifest, PositionRule, Provenance, TensorSpec, write_manifest
+from bundle.manifest import (
+    TOKENIZER,
+    Graph,
+    Limits,
+    Manifest,
+    ModelName,
+    PositionRule,
+    Provenance,
+    TensorSpec,
+    write_manifest,
+)
 from export.graph import export_graph
 from export.reference import make_contract
 from model import Checkpoint, load_checkpoint
@@ -89,10 +101,8 @@ def _manifest(checkpoint: Checkpoint, source: Path, name: str) -> Manifest:
 
 
 @contextmanager
-def _written_aside(out: Path, force: bool) -> Iterator[Path]:
+def _written_aside(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place if all goes well, and is gone if anything does not."""
-    if out.exists() and not force:
-        raise ExportError(f"{out} exists; --force replaces it")
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.parent / f".{out.name}.partial-{os.getpid()}"
     old = out.parent / f".{out.name}.old-{os.getpid()}"
@@ -129,12 +139,21 @@ def write_bundle(
 
     Raises:
         CheckpointError: the source cannot be loaded.
-        ExportError: `out` exists, or the graph's answers are not the reference's.
+        ExportError: `out` exists, the name cannot be one, or the graph's answers are not the reference's.
     """
+    if out.exists() and not force:
+        raise ExportError(f"{out} exists; --force replaces it")
+    name = name or out.resolve().name
+    try:
+        TypeAdapter(ModelName).validate_python(name)
+    except ValidationError:
+        raise ExportError(
+            f"{name!r} cannot be a model's name: letters, digits, '.', '_' and '-' can; choose one with --name"
+        ) from None
     step("loading the weights")
     checkpoint = load_checkpoint(source)
-    with _written_aside(out, force) as folder:
-        manifest = _manifest(checkpoint, source, name or out.resolve().name)
+    with _written_aside(out) as folder:
+        manifest = _manifest(checkpoint, source, name)
         step("computing the reference's answers in float64")
         write_contract(folder, make_contract(checkpoint))
         step("writing the graph")
