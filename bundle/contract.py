@@ -51,6 +51,10 @@ class Finding:
     def holds(self) -> bool:
         return self.error <= self.budget
 
+    def __str__(self) -> str:
+        off = f"has no usable answer ({self.reason})" if self.reason else f"is off by {self.error:.1e}"
+        return f"{self.output} in case {self.case} {off}, {self.budget:.0e} is allowed"
+
 
 @dataclass(frozen=True)
 class Report:

@@ -113,6 +113,8 @@ def _written_aside(out: Path) -> Iterator[Path]:
             out.rename(old)
         aside.rename(out)
     finally:
+        if old.exists() and not out.exists():  # interrupted between the two renames
+            old.rename(out)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -141,9 +143,10 @@ def write_bundle(
         CheckpointError: the source cannot be loaded.
         ExportError: `out` exists, the name cannot be one, or the graph's answers are not the reference's.
     """
+    out = out.resolve()
     if out.exists() and not force:
         raise ExportError(f"{out} exists; --force replaces it")
-    name = name or out.resolve().name
+    name = name or out.name
     try:
         TypeAdapter(ModelName).validate_python(name)
     except ValidationError:
@@ -165,9 +168,5 @@ def write_bundle(
         step("comparing the graph with the reference")
         report = prove(folder)
         if not report.holds:
-            worst = report.worst
-            raise ExportError(
-                f"the graph's {worst.output} is {worst.error:.1e} away from the reference in case {worst.case}, "
-                f"{worst.budget:.0e} is allowed{': ' + worst.reason if worst.reason else ''}; nothing was written"
-            )
+            raise ExportError(f"the graph does not answer as the reference: {report.worst}; nothing was written")
     return report

@@ -52,11 +52,8 @@ def verified(folder: Path, settings: Settings) -> tuple[Model, Report]:
     model = Model(folder, settings.device, settings.precision)
     report = Report(list(model.check_contract(everything=False)))
     if not report.holds:
-        worst = report.worst
         raise StartError(
-            f"{folder} does not answer as its reference: {worst.output} in case {worst.case} is off by "
-            f"{worst.error:.1e}, {worst.budget:.0e} is allowed{': ' + worst.reason if worst.reason else ''}; "
-            f"`heed verify {folder}` shows every case"
+            f"{folder} does not answer as its reference: {report.worst}; `heed verify {folder}` shows every case"
         )
     return model, report
 
