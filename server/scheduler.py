@@ -162,18 +162,20 @@ class Scheduler:
             self._tokens -= len(entry.sequence)
 
     def _oldest(self) -> list[Entry]:
-        """The first entries that are still wanted, in the order of arrival; those past their deadline are let go."""
+        """The first entries that are still wanted, in the order of arrival; the others are let go."""
         now = time.monotonic()
-        alive: list[Entry] = []
-        expired: list[Entry] = []
+        wanted: list[Entry] = []
+        unwanted: list[Entry] = []
         for entry in self._waiting:
-            (alive if entry.deadline > now else expired).append(entry)
-            if len(alive) == WINDOW:
+            # A reply that is done: its caller has gone and has not run again yet.
+            (unwanted if entry.reply.done() or entry.deadline <= now else wanted).append(entry)
+            if len(wanted) == WINDOW:
                 break
-        for entry in expired:
+        for entry in unwanted:
             self._forget(entry)
-            entry.reply.set_exception(DeadlineExceeded("the deadline passed while the request waited"))
-        return alive
+            if not entry.reply.done():
+                entry.reply.set_exception(DeadlineExceeded("the deadline passed while the request waited"))
+        return wanted
 
     def _dispatch(self) -> None:
         """Gives work to idle workers."""
