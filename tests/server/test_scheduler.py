@@ -1,0 +1,474 @@
+"""The scheduler alone: what it is given to run doubles every id, so answers can be checked by eye."""
+
+import asyncio
+import gc
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Many
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from bundle.packing import Sequence
+from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
+from server.model import Answer
+from server.scheduler import WINDOW, Alone, Answered, Entry, Neighbours, Scheduler, Strategy
+from tests.server.support import row
+
+BAD = 666  # a row with this id cannot be computed
+PATIENCE = 10.0  # seconds; nothing here takes that long unless it hangs
+
+
+class BadRow(Exception):
+    pass
+
+
+class Doubling:
+    """Doubles ids. Notes every group it computes, and holds its workers back while its gate is closed."""
+
+    def __init__(self, *, gate_open: bool = True) -> None:
+        self.groups: list[list[list[int]]] = []
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+        if gate_open:
+            self.gate.set()
+
+    def __call__(self, group: Many[Sequence]) -> list[Answer]:
+        ids = [member.input_ids.tolist() for member in group]
+        self.groups.append(ids)
+        self.entered.release()
+        assert self.gate.wait(PATIENCE)
+        if any(BAD in member for member in ids):
+            raise BadRow
+        return [{"double": member.input_ids * 2} for member in group]
+
+    @property
+    def computed(self) -> list[list[int]]:
+        """Every row that was computed, in order."""
+        return [ids for group in self.groups for ids in group]
+
+    async def is_entered(self, times: int = 1) -> None:
+        for _ in range(times):
+            assert await asyncio.to_thread(self.entered.acquire, timeout=PATIENCE)
+
+
+@asynccontextmanager
+async def scheduling(
+    run: Doubling, strategy: Strategy | None = None, *, workers: int = 1, max_tokens: int = 1000
+) -> AsyncIterator[Scheduler]:
+    """A scheduler that is closed at the end, and that must have left nothing behind then."""
+    complaints: list[dict[str, Any]] = []
+    gc.freeze()  # what was there before need not be looked through at the end
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    scheduler = Scheduler(run, strategy or Alone(), workers, max_tokens)
+    yield scheduler
+    run.gate.set()
+    async with asyncio.timeout(PATIENCE):
+        await scheduler.close()
+    await asyncio.sleep(0)  # what had to be woken up is awake
+    gc.collect()  # an error that nobody looked at complains when it is collected
+    gc.unfreeze()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert complaints == []
+
+
+async def blocked(scheduler: Scheduler, run: Doubling, workers: int = 1) -> list[asyncio.Task[Answered]]:
+    """Every worker has a row of one token to compute, and is held back."""
+    tasks = [asyncio.create_task(scheduler.submit([row(0)])) for _ in range(workers)]
+    await run.is_entered(workers)
+    run.groups.clear()
+    return tasks
+
+
+async def waiting(scheduler: Scheduler, *rows: Sequence, deadline: float = math.inf) -> asyncio.Task[Answered]:
+    """A request that is in the queue."""
+    task = asyncio.create_task(scheduler.submit(list(rows), deadline))
+    await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+async def cancel(task: asyncio.Task[Answered]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def doubles(answered: Answered) -> list[list[int]]:
+    return [answer["double"].tolist() for answer in answered.answers]
+
+
+STRATEGIES: list[Strategy] = [Alone(), Neighbours(8)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_answers_come_in_the_order_of_the_rows(strategy: Strategy, workers: int) -> None:
+    async with scheduling(Doubling(), strategy, workers=workers) as scheduler:
+        answered = await scheduler.submit([row(1), row(2, 3, 4), row(5), row(6, 7), row(8)])
+    assert doubles(answered) == [[2], [4, 6, 8], [10], [12, 14], [16]]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+async def test_everyone_gets_their_own_answers(strategy: Strategy) -> None:
+    async with scheduling(Doubling(), strategy, workers=2) as scheduler:
+        requests = [[row(*range(number, number + 1 + number % 4)), row(number)] for number in range(100)]
+        answers = await asyncio.gather(*map(scheduler.submit, requests))
+    for number, answered in enumerate(answers):
+        ids = range(number, number + 1 + number % 4)
+        assert doubles(answered) == [[2 * token for token in ids], [2 * number]]
+
+
+async def test_a_request_that_does_not_fit_the_full_queue_is_refused_at_once() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, max_tokens=5) as scheduler:
+        tasks = await blocked(scheduler, run)
+        tasks.append(await waiting(scheduler, row(1, 2, 3)))
+        with pytest.raises(Exhausted, match="3 of 5 tokens wait, 3 more do not fit"):
+            await scheduler.submit([row(4, 5), row(6)])
+        tasks.append(await waiting(scheduler, row(7, 8)))  # exactly full
+        with pytest.raises(Exhausted, match="5 of 5 tokens wait, 1 more do not fit"):
+            await scheduler.submit([row(9)])
+        run.gate.set()
+        await asyncio.gather(*tasks)
+    assert run.computed == [[1, 2, 3], [7, 8]]
+
+
+async def test_the_queue_has_room_again_when_its_rows_are_at_work() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, max_tokens=3) as scheduler:
+        tasks = [asyncio.create_task(scheduler.submit([row(1, 2, 3)]))]
+        await run.is_entered()
+        tasks.append(await waiting(scheduler, row(4, 5, 6)))
+        run.gate.set()
+        assert [doubles(answered) for answered in await asyncio.gather(*tasks)] == [[[2, 4, 6]], [[8, 10, 12]]]
+
+
+async def test_a_request_larger_than_the_whole_queue_is_invalid_even_when_the_queue_is_empty() -> None:
+    run = Doubling()
+    async with scheduling(run, max_tokens=5) as scheduler:
+        with pytest.raises(InvalidArgument, match=r"6 tokens.*\(5\); send fewer rows"):
+            await scheduler.submit([row(1, 2, 3), row(4, 5, 6)])
+    assert run.computed == []
+
+
+async def test_a_cancelled_request_is_never_computed() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run) as scheduler:
+        first = await blocked(scheduler, run)
+        gone = await waiting(scheduler, row(1), row(2))
+        stays = await waiting(scheduler, row(3))
+        await cancel(gone)
+        run.gate.set()
+        await asyncio.gather(*first, stays)
+    assert run.computed == [[3]]
+
+
+async def test_a_cancelled_request_frees_its_tokens_at_once() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, max_tokens=4) as scheduler:
+        first = await blocked(scheduler, run)
+        gone = await waiting(scheduler, row(1, 2), row(3, 4))
+        with pytest.raises(Exhausted):
+            await scheduler.submit([row(5)])
+        await cancel(gone)
+        second = await waiting(scheduler, row(6, 7, 8, 9))  # the worker is still held back
+        run.gate.set()
+        await asyncio.gather(*first, second)
+    assert run.computed == [[6, 7, 8, 9]]
+
+
+@pytest.mark.parametrize("expired", [False, True])
+async def test_requests_cancelled_just_as_a_worker_comes_free_are_not_computed(expired: bool) -> None:
+    """The worker looks into the queue before the cancelled tasks have run again and taken their rows out."""
+    run = Doubling(gate_open=False)
+    async with scheduling(run) as scheduler:
+        first = await blocked(scheduler, run)
+        deadline = time.monotonic() + 0.02 if expired else math.inf
+        gone = [await waiting(scheduler, row(number), deadline=deadline) for number in (1, 2)]
+        stays = await waiting(scheduler, row(3))
+        run.gate.set()
+        time.sleep(0.05)  # the worker is done, and the loop has not heard of it
+        for task in gone:
+            task.cancel()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*first, stays)
+        results = await asyncio.gather(*gone, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+    assert run.computed == [[3]]
+
+
+async def test_a_request_cancelled_while_it_is_computed_hurts_nobody() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run) as scheduler:
+        gone = asyncio.create_task(scheduler.submit([row(1)]))
+        await run.is_entered()
+        stays = await waiting(scheduler, row(2))
+        await cancel(gone)
+        run.gate.set()
+        assert doubles(await stays) == [[4]]
+
+
+async def test_a_request_that_waits_past_its_deadline_is_never_computed() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run) as scheduler:
+        first = await blocked(scheduler, run)
+        late = await waiting(scheduler, row(1), row(2), deadline=time.monotonic() + 0.02)
+        stays = await waiting(scheduler, row(3), deadline=time.monotonic() + PATIENCE)
+        await asyncio.sleep(0.03)
+        run.gate.set()
+        with pytest.raises(DeadlineExceeded, match="while the request waited"):
+            await late
+        await asyncio.gather(*first, stays)
+    assert run.computed == [[3]]
+
+
+async def test_expired_requests_give_their_room_back() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, max_tokens=4) as scheduler:
+        first = await blocked(scheduler, run)
+        late = await waiting(scheduler, row(1, 2, 3, 4), deadline=time.monotonic() + 0.02)
+        await asyncio.sleep(0.03)
+        run.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await asyncio.gather(*first)
+        assert doubles(await scheduler.submit([row(5, 6, 7, 8)])) == [[10, 12, 14, 16]]
+
+
+async def test_more_expired_requests_than_the_window_holds_do_not_hide_those_that_wait() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(8)) as scheduler:
+        first = await blocked(scheduler, run)
+        soon = time.monotonic() + 0.05
+        late = [await waiting(scheduler, row(1), deadline=soon) for _ in range(WINDOW + 5)]
+        stays = await waiting(scheduler, row(2))
+        await asyncio.sleep(soon + 0.01 - time.monotonic())
+        run.gate.set()
+        await asyncio.gather(*first, stays)
+        results = await asyncio.gather(*late, return_exceptions=True)
+        assert {type(result) for result in results} == {DeadlineExceeded}
+    assert run.computed == [[2]]
+
+
+async def test_a_deadline_that_has_passed_already_is_refused_at_once() -> None:
+    run = Doubling()
+    async with scheduling(run) as scheduler:
+        with pytest.raises(DeadlineExceeded, match="when the request arrived"):
+            await scheduler.submit([row(1)], deadline=time.monotonic() - 1)
+    assert run.computed == []
+
+
+async def test_in_a_group_that_fails_only_the_bad_one_fails() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(100)) as scheduler:
+        first = await blocked(scheduler, run)
+        tasks = [await waiting(scheduler, row(number)) for number in (1, 2, BAD, 4, 5, 6, 7)]
+        run.gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*first)
+    assert run.groups[0] == [[1], [2], [BAD], [4], [5], [6], [7]]
+    assert isinstance(results.pop(2), BadRow)
+    assert [doubles(result) for result in results if isinstance(result, Answered)] == [
+        [[2]], [[4]], [[8]], [[10]], [[12]], [[14]]
+    ]  # fmt: skip
+
+
+async def test_several_bad_ones_in_a_group_fail_and_no_other() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(100), workers=2) as scheduler:
+        first = await blocked(scheduler, run, workers=2)
+        numbers = [BAD, 1, 2, BAD, BAD, 3, 4, BAD]
+        tasks = [await waiting(scheduler, row(number)) for number in numbers]
+        run.gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*first)
+    for number, result in zip(numbers, results, strict=True):
+        if number == BAD:
+            assert isinstance(result, BadRow)
+        else:
+            assert isinstance(result, Answered)
+            assert doubles(result) == [[2 * number]]
+
+
+async def test_one_bad_row_fails_its_request_and_no_other_request() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(100)) as scheduler:
+        first = await blocked(scheduler, run)
+        bad = await waiting(scheduler, row(1), row(BAD), row(2))
+        good = await waiting(scheduler, row(3), row(4))
+        run.gate.set()
+        with pytest.raises(BadRow):
+            await bad
+        assert doubles(await good) == [[6], [8]]
+        await asyncio.gather(*first)
+
+
+async def test_two_bad_rows_in_one_request_leave_no_error_that_nobody_looked_at() -> None:
+    async with scheduling(Doubling(), workers=2) as scheduler:
+        with pytest.raises(BadRow):
+            await scheduler.submit([row(BAD), row(BAD), row(BAD)])
+        assert doubles(await scheduler.submit([row(1)])) == [[2]]
+
+
+async def test_the_rest_of_a_request_that_failed_frees_its_tokens() -> None:
+    run = Doubling()
+    async with scheduling(run, max_tokens=20) as scheduler:
+        with pytest.raises(BadRow):
+            await scheduler.submit([row(BAD), *(row(number) for number in range(19))])
+        assert len(doubles(await scheduler.submit([row(number) for number in range(20)]))) == 20
+    assert len(run.computed) < 25  # of the first 20 hardly any
+
+
+async def test_a_closed_scheduler_is_unavailable() -> None:
+    async with scheduling(Doubling()) as scheduler:
+        await scheduler.close()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await scheduler.submit([row(1)])
+
+
+async def test_close_waits_for_what_is_at_work_and_for_what_waits() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, workers=2) as scheduler:
+        tasks = await blocked(scheduler, run, workers=2)
+        tasks += [await waiting(scheduler, row(number)) for number in range(1, 6)]
+        closing = asyncio.create_task(scheduler.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        run.gate.set()
+        await closing
+        assert all(task.done() for task in tasks)
+        assert [doubles(task.result()) for task in tasks[2:]] == [[[2]], [[4]], [[6]], [[8]], [[10]]]
+
+
+async def test_the_oldest_row_is_in_every_next_group() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(24)) as scheduler:
+        tasks = await blocked(scheduler, run)
+        lengths = [20, 1, 7, 3, 19, 2, 2, 11, 1, 24, 6, 5, 1, 18, 3] * 4
+        for number, length in enumerate(lengths, 1):
+            tasks.append(await waiting(scheduler, row(*[number] * length)))
+        run.gate.set()
+        await asyncio.gather(*tasks)
+    left = list(range(1, len(lengths) + 1))
+    for group in run.groups:
+        numbers = [ids[0] for ids in group]
+        assert left[0] in numbers
+        left = [number for number in left if number not in numbers]
+    assert left == []
+    assert len(run.groups) < len(lengths) / 2  # and groups were made
+
+
+async def test_a_long_row_does_not_starve_under_an_endless_stream_of_short_ones() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(8)) as scheduler:
+        tasks = await blocked(scheduler, run)
+        tasks += [await waiting(scheduler, row(1)) for _ in range(5)]
+        long = await waiting(scheduler, *[row(*range(30))])
+        run.gate.set()
+        while not long.done():
+            tasks += [asyncio.create_task(scheduler.submit([row(1)])) for _ in range(4)]
+            await asyncio.sleep(0)
+            assert len(run.groups) < 20
+        await asyncio.gather(*tasks)
+    place = next(place for place, group in enumerate(run.groups) if list(range(30)) in group)
+    assert place <= 5  # at most one group for each of the five that came before it
+
+
+def entry(length: int) -> Entry:
+    return Entry(row(*range(length)), math.inf, asyncio.get_running_loop().create_future())
+
+
+async def taken(lengths: list[int], max_tokens: int, fair_tokens: int = 1000) -> list[int]:
+    """The lengths of the rows that `Neighbours` takes out of a queue, in the queue's order."""
+    queue = [entry(length) for length in lengths]
+    group = Neighbours(max_tokens).take(queue, fair_tokens)
+    assert group[0] is queue[0]
+    assert len({id(member) for member in group}) == len(group)
+    return [len(member.sequence) for member in sorted(group, key=queue.index)]
+
+
+async def test_neighbours_takes_the_rows_nearest_in_length() -> None:
+    assert await taken([10, 30, 11, 2, 9, 10], max_tokens=40) == [10, 11, 9, 10]
+    assert await taken([10, 30, 11, 2, 9, 10], max_tokens=20) == [10, 10]
+
+
+async def test_neighbours_stays_within_its_tokens() -> None:
+    assert await taken([10, 10, 10], max_tokens=30) == [10, 10, 10]
+    assert await taken([10, 10, 10], max_tokens=29) == [10, 10]
+    assert await taken([10, 10, 10], max_tokens=19) == [10]
+
+
+async def test_neighbours_takes_a_row_larger_than_its_tokens_alone() -> None:
+    assert await taken([50, 1, 50], max_tokens=20) == [50]
+
+
+async def test_neighbours_leaves_idle_workers_their_share() -> None:
+    assert await taken([10, 10, 10, 10], max_tokens=100, fair_tokens=20) == [10, 10]
+
+
+async def test_rows_that_come_at_once_are_shared_by_idle_workers() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(1000), workers=2) as scheduler:
+        task = asyncio.create_task(scheduler.submit([row(number, number) for number in range(8)]))
+        await run.is_entered(2)  # both workers are at work at the same time
+        run.gate.set()
+        await task
+    assert sorted(map(len, run.groups)) == [4, 4]
+
+
+async def test_alone_computes_one_row_at_a_time() -> None:
+    run = Doubling()
+    async with scheduling(run, Alone()) as scheduler:
+        await scheduler.submit([row(1), row(2), row(3)])
+    assert run.groups == [[[1]], [[2]], [[3]]]
+
+
+async def test_times_tell_waiting_from_computing() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run) as scheduler:
+        first = await blocked(scheduler, run)
+        second = await waiting(scheduler, row(1))
+        await asyncio.sleep(0.05)
+        run.gate.set()
+        computed, waited = await asyncio.gather(*first, second)
+    assert computed.compute_seconds > 0.04 > computed.queue_seconds >= 0
+    assert waited.queue_seconds > 0.04 > waited.compute_seconds > 0
+
+
+async def test_random_traffic_is_answered_whole_and_never_mixed_up() -> None:
+    """Requests of every kind at once: good, bad, cancelled and expired."""
+    run = Doubling()
+    kinds: list[Callable[[int], list[Sequence]]] = [
+        lambda n: [row(n)],
+        lambda n: [row(n, n + 1), row(n + 2)],
+        lambda n: [row(*range(n, n + 9))],
+        lambda n: [row(n), row(BAD)],
+    ]
+    async with scheduling(run, Neighbours(16), workers=3, max_tokens=10_000) as scheduler:
+        tasks = []
+        for number in range(0, 2000, 10):
+            deadline = time.monotonic() + 0.001 if number % 7 == 0 else math.inf
+            tasks.append(asyncio.create_task(scheduler.submit(kinds[number // 10 % 4](number), deadline)))
+            if number % 30 == 0:
+                await asyncio.sleep(0)
+            if number % 11 == 0:
+                tasks[-1].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for index, result in enumerate(results):
+        number = index * 10
+        if isinstance(result, Answered):
+            wanted = [(sequence.input_ids * 2).tolist() for sequence in kinds[index % 4](number)]
+            assert doubles(result) == wanted
+        elif isinstance(result, BadRow):
+            assert index % 4 == 3
+        elif isinstance(result, DeadlineExceeded):
+            assert number % 7 == 0
+        else:
+            assert isinstance(result, asyncio.CancelledError)
+            assert number % 11 == 0
+    answered = sum(isinstance(result, Answered) for result in results)
+    assert answered > 100
