@@ -4,6 +4,7 @@ Digests catch corruption. An exporter's mistakes carry right digests; the contra
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 from bundle.errors import BundleError
@@ -24,8 +25,12 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
 
 
+def _line(digest: str, name: str) -> str:
+    return f"{digest}  {name}\n"
+
+
 def write_digests(folder: Path) -> None:
-    lines = [f"{file_digest(folder / name)}  {name}\n" for name in _files(folder)]
+    lines = [_line(file_digest(folder / name), name) for name in _files(folder)]
     (folder / DIGESTS).write_text("".join(lines), "utf-8")
 
 
@@ -34,15 +39,23 @@ def bundle_digest(folder: Path) -> str:
     return "sha256:" + file_digest(folder / DIGESTS)
 
 
-def check_digests(folder: Path) -> None:
-    """Raises BundleError if a file is missing, additional or altered; the message names it."""
+def _listed(folder: Path) -> dict[str, str]:
+    """The digests by file name."""
     try:
-        lines = (folder / DIGESTS).read_text("utf-8").splitlines()
-        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        text = (folder / DIGESTS).read_bytes().decode()
     except FileNotFoundError:
         raise BundleError(f"{folder} has no {DIGESTS}") from None
-    except (ValueError, UnicodeDecodeError):
+    except (IsADirectoryError, UnicodeDecodeError):
         raise BundleError(f"{folder / DIGESTS} is damaged") from None
+    listed = {name: digest for digest, name in re.findall(r"([0-9a-f]{64})  ([^\n]+)\n", text)}
+    if "".join(_line(digest, name) for name, digest in listed.items()) != text:  # nothing but such lines, none twice
+        raise BundleError(f"{folder / DIGESTS} is damaged")
+    return listed
+
+
+def check_digests(folder: Path) -> None:
+    """Raises BundleError if a file is missing, additional or altered; the message names it."""
+    listed = _listed(folder)
     present = set(_files(folder))
     if missing := sorted(listed.keys() - present):
         raise BundleError(f"{folder / missing[0]} is missing, but {DIGESTS} lists it")
