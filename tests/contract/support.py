@@ -48,8 +48,8 @@ class Oracle:
 
 
 def _unit(vectors_BD: np.ndarray) -> np.ndarray:
-    lengths_B1: np.ndarray = np.sqrt((vectors_BD**2).sum(1, keepdims=True))
-    return vectors_BD / lengths_B1
+    unit_BD: np.ndarray = vectors_BD / np.sqrt((vectors_BD**2).sum(1, keepdims=True))
+    return unit_BD
 
 
 @dataclass(frozen=True)
