@@ -12,12 +12,17 @@ from server.errors import HeedError, status_of
 
 log = logging.getLogger("heed.services")
 
+# Messages quote what callers send. gRPC limits a status to 8 KiB, and 4 bytes of UTF-8 travel as 12.
+MAX_MESSAGE = 500
+
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
     if isinstance(error, HeedError):
-        await context.abort(status_of(error), str(error))
+        message = str(error)
+        shown = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
+        await context.abort(status_of(error), shown)
     # What nobody foresaw may say things that are not for callers: they get an id, the log gets the rest.
     reference = uuid.uuid4().hex[:12]
     log.error("internal error %s", reference, exc_info=error)

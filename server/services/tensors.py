@@ -73,7 +73,10 @@ def _shaped(spec: TensorSpec, values: np.ndarray, shape: list[int]) -> np.ndarra
         raise InvalidArgument(
             f"input {spec.name} has shape {shape}, which is {math.prod(shape)} values, but {values.size} came"
         )
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except ValueError:  # what numpy cannot hold
+        raise InvalidArgument(f"input {spec.name} has too many dimensions, or too large ones: {shape}") from None
 
 
 def decode_inputs(manifest: Manifest, request: ModelInferRequest) -> Arrays:
