@@ -118,7 +118,7 @@ def write_contract(folder: Path, cases: list[Case]) -> None:
 def read_contract(folder: Path) -> list[Case]:
     """Raises BundleError if there is no contract or it cannot be read."""
     try:
-        with np.load(folder / CONTRACT, allow_pickle=False) as arrays:
+        with (folder / CONTRACT).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             at_start = set(arrays["at_start"].tolist())
             parts: dict[str, dict[str, Arrays]] = {}
             for key in arrays.files:
