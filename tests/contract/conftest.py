@@ -65,3 +65,15 @@ def served(request: pytest.FixtureRequest) -> Served:
     one = request.getfixturevalue(f"{request.param}_served")
     assert isinstance(one, Served)
     return one
+
+
+@pytest.fixture(scope="session")
+def gate_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT with mean pooling whose weights are the same in every run, so that mistakes weigh the same."""
+    torch.manual_seed(9)
+    return add_pooling(save_bert(tmp_path_factory.mktemp("gate-source"), seed=9, intermediate_size=256), "mean")
+
+
+@pytest.fixture(scope="session")
+def gate_bundle(gate_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(gate_source, tmp_path_factory.mktemp("bundles") / "gate")

@@ -1,0 +1,185 @@
+"""What counts as equal, by numbers written down by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle import BundleError
+from bundle.contract import (
+    BUDGETS,
+    CONTRACT,
+    START_TOKENS,
+    Case,
+    Finding,
+    Report,
+    check,
+    error_of,
+    read_contract,
+    write_contract,
+)
+from bundle.packing import Arrays
+
+CPU = "CPUExecutionProvider"
+REFERENCE = np.array([[0.5, -0.25, 0.0]])
+
+
+def case_of(reference: np.ndarray, name: str = "a") -> Case:
+    return Case(name, {"x": np.array([1])}, {"y": reference}, at_start=True)
+
+
+def finding_of(answer: Callable[[Arrays], Arrays] | np.ndarray, reference: np.ndarray = REFERENCE) -> Finding:
+    answered = answer if callable(answer) else lambda _: {"y": answer}
+    (finding,) = check([case_of(reference)], answered, "fp32", CPU)
+    return finding
+
+
+def test_the_budget_is_what_the_product_promises() -> None:
+    assert BUDGETS["fp32", CPU] == BUDGETS["fp32", "CUDAExecutionProvider"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "error"),
+    [
+        ([0.5, -0.25], [0.5, -0.25], 0.0),
+        ([0.5, -0.5], [0.5, -0.25], 0.25),  # absolute below 1
+        ([0.75, 0.0], [0.5, -0.25], 0.25),
+        ([8.0, 1.0], [8.0, 3.0], 0.25),  # a share of the largest value above
+        ([-8.0, 3.0], [-8.0, 1.0], 0.25),  # its sign does not matter
+        ([100.0, 1.0], [1.0, 1.0], 99.0),  # nor does the answer's size
+        ([], [], 0.0),
+    ],
+)
+def test_errors_are_shares_of_the_largest_reference_value(
+    answer: list[float], reference: list[float], error: float
+) -> None:
+    assert error_of(np.array(answer, np.float32), np.array(reference)) == error
+
+
+def test_errors_are_computed_in_float64() -> None:
+    """2²⁴ + 1 is no float32: rounded to one the difference would be 0."""
+    assert error_of(np.array([2.0**24], np.float32), np.array([2.0**24 + 1])) == pytest.approx(2.0**-24)
+
+
+def test_an_error_of_just_the_budget_holds_and_the_next_larger_one_does_not() -> None:
+    edge = BUDGETS["fp32", CPU]
+    assert finding_of(np.array([[edge]]), np.zeros((1, 1))).holds
+    assert not finding_of(np.array([[np.nextafter(edge, 1)]]), np.zeros((1, 1))).holds
+
+
+def test_the_right_answer_holds() -> None:
+    finding = finding_of(REFERENCE.astype(np.float32))
+    assert finding == Finding("a", "y", 0.0, 1e-5)
+    assert finding.holds
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_no_number_is_infinitely_wrong(value: float) -> None:
+    answer = REFERENCE.copy()
+    answer[0, 1] = value
+    for finding in (finding_of(answer), finding_of(REFERENCE, reference=answer), finding_of(answer, reference=answer)):
+        assert finding.error == np.inf
+        assert not finding.holds
+        assert "NaN or infinity" in finding.reason
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3, 1), (2, 3), (1, 2), ()])
+def test_another_shape_is_infinitely_wrong_even_if_it_broadcasts(shape: tuple[int, ...]) -> None:
+    finding = finding_of(np.zeros(shape), np.zeros((1, 3)))
+    assert finding.error == np.inf
+    assert finding.reason == f"shape {shape}, expected (1, 3)"
+
+
+def test_a_missing_output_is_infinitely_wrong() -> None:
+    finding = finding_of(lambda _: {"z": REFERENCE})
+    assert (finding.error, finding.reason) == (np.inf, "no y in the answer")
+
+
+def test_an_answer_that_raises_is_a_finding_and_the_next_case_is_checked() -> None:
+    def answer(inputs: Arrays) -> Arrays:
+        if inputs["x"][0] == 1:
+            raise RuntimeError("out of luck")
+        return {"y": REFERENCE}
+
+    cases = [case_of(REFERENCE), Case("b", {"x": np.array([2])}, {"y": REFERENCE}, at_start=False)]
+    first, second = check(cases, answer, "fp32", CPU)
+    assert (first.case, first.error, first.reason) == ("a", np.inf, "out of luck")
+    assert second == Finding("b", "y", 0.0, 1e-5)
+
+
+def test_every_output_is_compared() -> None:
+    case = Case("a", {}, {"y": REFERENCE, "z": REFERENCE}, at_start=True)
+    findings = list(check([case], lambda _: {"y": REFERENCE, "z": REFERENCE + 1}, "fp32", CPU))
+    assert [(finding.output, finding.holds) for finding in findings] == [("y", True), ("z", False)]
+
+
+def test_a_report_holds_only_if_every_finding_does() -> None:
+    good, bad = Finding("a", "y", 1e-6, 1e-5), Finding("b", "y", 2e-5, 1e-5)
+    assert Report([good, good]).holds
+    assert not Report([good, bad]).holds
+    assert not Report([bad, good]).holds
+
+
+def test_nothing_compared_does_not_hold() -> None:
+    assert not Report([]).holds
+
+
+def test_the_worst_finding_uses_most_of_its_own_budget() -> None:
+    near, far = Finding("a", "y", 9e-6, 1e-5), Finding("b", "y", 2e-5, 1e-3)
+    unusable = Finding("c", "y", np.inf, 1e-5, "no y in the answer")
+    assert Report([near, far]).worst is near
+    assert Report([far, near]).worst is near
+    assert Report([near, unusable, far]).worst is unusable
+
+
+def test_a_finding_names_output_case_and_budget() -> None:
+    assert str(Finding("a", "y", 2.34e-5, 1e-5)) == "y in case a is off by 2.3e-05, 1e-05 is allowed"
+    assert "y in case a has no usable answer (too late)" in str(Finding("a", "y", np.inf, 1e-5, "too late"))
+
+
+def test_an_unknown_precision_has_no_budget() -> None:
+    with pytest.raises(KeyError):
+        list(check([case_of(REFERENCE)], lambda _: {"y": REFERENCE}, "int4", CPU))
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    texts = np.array(["", "naïve café", "早上好", "👩‍🔬 🚀", "a\nb\t c "])
+    cases = [
+        Case("texts", {"text": texts}, {"y": np.array([[1 / 3, -np.pi]])}, at_start=False),
+        Case("ids", {"input_ids": np.array([[1, 2]]), "mask": np.array([[1, 0]])}, {"y": REFERENCE}, at_start=True),
+    ]
+    write_contract(tmp_path, cases)
+    read = read_contract(tmp_path)
+    assert [(case.name, case.at_start) for case in read] == [("texts", False), ("ids", True)]
+    for before, after in zip(cases, read, strict=True):
+        assert before.inputs.keys() == after.inputs.keys()
+        assert before.outputs.keys() == after.outputs.keys()
+        assert all(np.array_equal(array, after.inputs[name]) for name, array in before.inputs.items())
+        assert all(array.tobytes() == after.outputs[name].tobytes() for name, array in before.outputs.items())
+        assert all(array.dtype == np.float64 for array in after.outputs.values())
+    assert read[0].inputs["text"].tolist() == texts.tolist()
+    assert read[1].inputs["input_ids"].dtype == np.int64
+
+
+def test_a_folder_without_a_contract_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"has no {CONTRACT}"):
+        read_contract(tmp_path)
+
+
+def real_tokens(case: Case) -> int:
+    """Counted from the answers: a token that is real has a vector that is not all zeros."""
+    return int(case.outputs["last_hidden_state"].any(-1).sum())
+
+
+@pytest.mark.parametrize("fixture", ["minilm_bundle", "tiny_bundle", "tiny_roberta_bundle"])
+def test_what_a_start_checks_stays_small_and_is_of_every_kind(fixture: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(fixture)
+    cases = read_contract(folder)
+    at_start = [case for case in cases if case.at_start]
+    assert START_TOKENS == 1500
+    assert 0 < sum(map(real_tokens, at_start)) <= START_TOKENS
+    assert {"one_token", "longest", "pads_right", "pads_left", "pads_in_holes"} <= {case.name for case in at_start}
+    takes_text = any("text" in case.inputs for case in cases)
+    assert any("text" in case.inputs for case in at_start) == takes_text == (fixture != "tiny_roberta_bundle")
+    assert len(at_start) < len(cases)
