@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
@@ -64,6 +65,14 @@ def _show(ready: "Ready") -> None:
     out.print(table)
 
 
+def _settings(values: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        fail(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}")
+
+
 @_from_settings
 def serve(**values: Any) -> None:
     """Serve a bundle over gRPC, once its answers are proven equal to the reference's on this very machine.
@@ -77,7 +86,7 @@ def serve(**values: Any) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        server = Server(Settings(**values), on_ready=_show)
+        server = Server(_settings(values), on_ready=_show)
         _run(server.serve)
     except (BundleError, HeedError, OSError) as error:
         fail(error)
