@@ -1,7 +1,5 @@
 """What several tests of the server need: requests built by hand, and calls that answer with their status."""
 
-from collections.abc import Iterable
-
 import grpc
 import numpy as np
 
@@ -46,7 +44,3 @@ def refusal(stub: GRPCInferenceServiceStub, request: pb.ModelInferRequest) -> tu
     except grpc.RpcError as error:
         return error.code(), error.details() or ""
     raise AssertionError("the request was answered")
-
-
-def raw_outputs(responses: Iterable[pb.ModelInferResponse]) -> list[list[bytes]]:
-    return [list(response.raw_output_contents) for response in responses]
