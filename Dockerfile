@@ -14,7 +14,7 @@ FROM builder AS builder-gpu
 # The lock holds the CPU's onnxruntime; the GPU's is of the same version. CUDA and cuDNN come as Python packages, only
 # the driver is the host's.
 RUN sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' requirements.lock >gpu.lock \
-    && python3 -m pip install -c requirements.lock -c gpu.lock ".[gpu]" "onnxruntime-gpu[cuda,cudnn]" \
+    && python3 -m pip install -c requirements.lock -c gpu.lock ".[gpu]" \
     && find /opt/heed \( $UNUSED \) -prune -exec rm -r {} +
 
 FROM builder AS builder-cpu

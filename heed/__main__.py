@@ -1,3 +1,19 @@
-from heed.main import app
+import signal
+import sys
 
-app()
+
+def _leave(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def main() -> None:
+    """The entry point. As process 1 of a container nothing stops at SIGTERM by default, so that comes before the
+    imports that take a second; and what is half-written is cleaned up."""
+    signal.signal(signal.SIGTERM, _leave)
+    from heed.main import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()
