@@ -91,5 +91,7 @@ class Packed:
 
     def softmax(self, scores_BNLL: Tensor) -> Tensor:
         # A float bias: onnxruntime runs an addition faster than a selection by a boolean mask.
-        bias_BL = torch.where(self.real_BL, 0.0, torch.finfo(scores_BNLL.dtype).min / 2).to(scores_BNLL.dtype)
+        # Made in float32, whatever the scores are: in float64 too it is low enough to leave a weight of exactly 0.
+        lowest = max(torch.finfo(scores_BNLL.dtype).min, torch.finfo(torch.float32).min) / 2
+        bias_BL = torch.where(self.real_BL, 0.0, lowest).to(scores_BNLL.dtype)
         return (scores_BNLL + bias_BL[:, None, None, :]).softmax(-1)
