@@ -99,7 +99,6 @@ def test_a_mistaken_graph_of_minilm_is_refused(
     assert_numbers_refuse(export_mistaken(minilm, minilm_bundle, tmp_path / "mistaken", mistake))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("mistake", TOKENIZER_MISTAKES)
 def test_another_tokenizer_for_minilm_is_refused(
     minilm_bundle: Path, tmp_path: Path, mistake: Callable[[dict[str, Any]], None]
