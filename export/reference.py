@@ -1,6 +1,7 @@
 """The reference's own answers: the contract's cases, computed in float64."""
 
 import copy
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer
 from bundle.contract import START_TOKENS, Case
 from bundle.packing import Arrays
 from export.cases import tensor_cases, text_cases
-from model import Checkpoint, Encoder
+from model import Checkpoint, CheckpointError, Encoder
 
 
 class Reference:
@@ -24,16 +25,30 @@ class Reference:
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
+def _tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises the bare class
+        raise CheckpointError(f"{path} is not a tokenizer: {error}") from None
+    last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if last >= vocabulary:
+        raise CheckpointError(f"{path} gives ids up to {last}, the model's vocabulary ends at {vocabulary - 1}")
+    return tokenizer
+
+
 def make_contract(checkpoint: Checkpoint) -> list[Case]:
     """Every case with the reference's answers, in the order of what tells most.
 
     The first ones that fit into `START_TOKENS` are checked at every start of a server.
+
+    Raises:
+        CheckpointError: the tokenizer cannot be read, or is not this model's.
     """
     reference = Reference(checkpoint.encoder)
     config = checkpoint.encoder.config
     asked = [(name, inputs, inputs) for name, inputs in tensor_cases(config)]
     if checkpoint.tokenizer:
-        asked += text_cases(Tokenizer.from_file(str(checkpoint.tokenizer)), checkpoint.max_text_length)
+        asked += text_cases(_tokenizer(checkpoint.tokenizer, config.vocabulary), checkpoint.max_text_length)
     left = START_TOKENS
     cases = []
     for name, inputs, tensors in asked:

@@ -17,7 +17,8 @@ from model.config import EncoderConfig, PoolingConfig, PoolingMode
 from model.encoder import Encoder
 from model.families import FAMILIES, Family, encoder_config, parameter_name
 
-_SETTINGS = ("config.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json")
+_INDEX = "model.safetensors.index.json"
+_SETTINGS = ("config.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", _INDEX)
 
 
 class CheckpointError(ValueError):
@@ -76,10 +77,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _family(raw: dict[str, Any]) -> Family:
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"config.json: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
-    for architecture in raw.get("architectures") or []:
+    architectures = raw.get("architectures") or []
+    for architecture in architectures if isinstance(architectures, list) else [architectures]:
         if architecture not in family.architectures:
             raise CheckpointError(
                 f"config.json: architecture {architecture} is not supported, only {', '.join(family.architectures)}"
@@ -105,6 +107,9 @@ def _sentence_modules(folder: Path) -> tuple[Path, PoolingConfig | None]:
         paths = [folder / module["path"] for module in modules]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{listing} is not a list of sentence-transformers modules: {error!r}") from None
+    for path in paths:
+        if not path.is_relative_to(folder) or ".." in path.relative_to(folder).parts:
+            raise CheckpointError(f"{listing}: {path} is not inside the folder")
     if kinds not in (["Transformer"], ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise CheckpointError(
             f"{listing}: modules {' → '.join(kinds)} are not supported, only Transformer → Pooling (→ Normalize)"
@@ -131,11 +136,11 @@ def _pooling(path: Path, unit_length: bool) -> PoolingConfig:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / _INDEX
     if index.exists():
         shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise CheckpointError(f"{index} has no weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(f"{index} has no weight_map of file names")
         files = [folder / Path(name).name for name in sorted(set(shards.values()))]
     else:
         files = [folder / "model.safetensors"]
@@ -201,11 +206,11 @@ def _tokenizer(folder: Path) -> Path | None:
 
 def _max_text_length(inner: Path, config: EncoderConfig) -> int:
     """The folder's own limit for texts: sentence-transformers' if it has one, else the tokenizer's."""
-    limits = [config.max_length]
+    limits: list[float] = [config.max_length]
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         settings = _read_json(inner / name) if (inner / name).exists() else {}
         if name == "sentence_bert_config.json" and settings.get("do_lower_case"):
             raise CheckpointError(f"{inner / name}: do_lower_case=true is not supported, let tokenizer.json do it")
-        if isinstance(settings.get(key), int | float):
-            limits.append(int(settings[key]))
-    return max(1, min(limits))
+        if isinstance(settings.get(key), int | float) and settings[key] >= 1:
+            limits.append(settings[key])
+    return int(min(limits))

@@ -31,7 +31,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for name in ("vocabulary", "positions", "token_types", "width", "heads", "layers", "feed_forward"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
@@ -39,10 +39,10 @@ class EncoderConfig:
             raise ValueError(f"activation {self.activation!r} is none of {', '.join(get_args(Activation))}")
         if self.position_rule not in get_args(PositionRule):
             raise ValueError(f"position_rule {self.position_rule!r} is none of {', '.join(get_args(PositionRule))}")
-        if not 0 < self.norm_epsilon < 1:
+        if not isinstance(self.norm_epsilon, int | float) or not 0 < self.norm_epsilon < 1:
             raise ValueError(f"norm_epsilon must lie between 0 and 1, got {self.norm_epsilon!r}")
-        if not 0 <= self.padding_id < self.vocabulary:
-            raise ValueError(f"padding_id {self.padding_id} is outside the vocabulary of {self.vocabulary}")
+        if type(self.padding_id) is not int or not 0 <= self.padding_id < self.vocabulary:
+            raise ValueError(f"padding_id {self.padding_id!r} is outside the vocabulary of {self.vocabulary}")
         if self.max_length < 1:
             raise ValueError(f"{self.positions} positions leave no room after padding id {self.padding_id}")
 

@@ -131,7 +131,7 @@ def encoder_config(family: Family, config: dict[str, Any]) -> EncoderConfig:
     missing = [key for key in sorted(_REQUIRED) if key not in config]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
-    if config["hidden_act"] not in ACTIVATIONS:
+    if config["hidden_act"] not in list(ACTIVATIONS):  # a list: what comes may not be hashable
         raise ValueError(f"config.json: hidden_act={config['hidden_act']!r} is none of {', '.join(ACTIVATIONS)}")
     padding_id = config.get("pad_token_id", family.padding_id)
     return EncoderConfig(
