@@ -9,7 +9,7 @@ SIZES = ["vocabulary", "positions", "token_types", "width", "heads", "layers", "
 
 
 @pytest.mark.parametrize("field", SIZES)
-@pytest.mark.parametrize("value", [0, -1, 1.5, "4", None])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "4", True, None])
 def test_a_size_that_is_no_positive_integer_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{field} must be a positive integer, got {value!r}$"):
         dataclasses.replace(GOOD, **{field: value})  # type: ignore[arg-type]
@@ -24,9 +24,11 @@ def test_a_size_that_is_no_positive_integer_is_refused_by_name(field: str, value
         ({"norm_epsilon": 0}, "norm_epsilon must lie between 0 and 1, got 0"),
         ({"norm_epsilon": -1e-12}, "norm_epsilon must lie between 0 and 1, got -1e-12"),
         ({"norm_epsilon": 1}, "norm_epsilon must lie between 0 and 1, got 1"),
+        ({"norm_epsilon": "1e-12"}, "norm_epsilon must lie between 0 and 1, got '1e-12'"),
         ({"norm_epsilon": float("nan")}, "norm_epsilon must lie between 0 and 1, got nan"),
         ({"padding_id": 10}, "padding_id 10 is outside the vocabulary of 10"),
         ({"padding_id": -1}, "padding_id -1 is outside the vocabulary of 10"),
+        ({"padding_id": None}, "padding_id None is outside the vocabulary of 10"),
         ({"position_rule": "counted", "padding_id": 7}, "8 positions leave no room after padding id 7"),
     ],
 )

@@ -1,0 +1,419 @@
+"""What a checkpoint folder may look like, and what each one that cannot be loaded is told."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model import CheckpointError, load_checkpoint
+from model.config import PoolingConfig
+from tests.support import add_pooling, save_bert, save_roberta
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+IDS = torch.arange(12).reshape(2, 6)
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT with mean pooling, not to be changed."""
+    return add_pooling(save_bert(tmp_path_factory.mktemp("whole"), num_hidden_layers=1), "mean")
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy, to be changed."""
+    return shutil.copytree(whole, tmp_path / "checkpoint")
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | changes))
+
+
+def edit_weights(folder: Path, edit: Callable[[Tensors], Tensors]) -> None:
+    save_file(edit(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+
+def renamed(rename: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {rename(name): tensor for name, tensor in tensors.items()}
+
+
+def answer(folder: Path) -> Tensor:
+    with torch.no_grad():
+        embedding: Tensor = load_checkpoint(folder).encoder(IDS)["sentence_embedding"]
+    return embedding
+
+
+def assert_refused(folder: Path, message: str) -> None:
+    """`message` is a regular expression."""
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+# What is accepted
+
+
+def test_an_encoder_comes_in_float32_without_gradients_and_in_evaluation_mode(whole: Path) -> None:
+    checkpoint = load_checkpoint(whole)
+    assert checkpoint.family == "bert"
+    assert not checkpoint.encoder.training
+    for parameter in checkpoint.encoder.parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.device.type == "cpu"
+        assert not parameter.requires_grad
+
+
+def test_everything_that_was_read_is_listed(whole: Path) -> None:
+    read = {path.relative_to(whole).as_posix() for path in load_checkpoint(whole).files}
+    assert read == {"modules.json", "1_Pooling/config.json", "config.json", "tokenizer.json", WEIGHTS}
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        pytest.param(lambda name: f"bert.{name}", id="the family's prefix"),
+        pytest.param(
+            lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            ),
+            id="gamma and beta",
+        ),
+    ],
+)
+def test_old_names_are_read(whole: Path, folder: Path, rename: Callable[[str], str]) -> None:
+    edit_weights(folder, renamed(rename))
+    assert load_file(folder / WEIGHTS).keys() != load_file(whole / WEIGHTS).keys()
+    assert torch.equal(answer(folder), answer(whole))
+
+
+def test_what_lies_beside_the_encoder_is_left_out(whole: Path, folder: Path) -> None:
+    beside = {
+        "embeddings.position_ids": torch.arange(40)[None],
+        "pooler.dense.weight": torch.full((32, 32), torch.nan),
+        "cls.predictions.bias": torch.zeros(100),
+        "lm_head.bias": torch.zeros(100),
+    }
+    edit_weights(folder, lambda tensors: tensors | beside)
+    assert torch.equal(answer(folder), answer(whole))
+
+
+def shard(folder: Path) -> None:
+    """Two files and an index, as transformers saves large models."""
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
+    for file, part in halves.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    weight_map = {name: file for file, part in halves.items() for name in part}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / WEIGHTS).unlink()
+
+
+def test_sharded_weights_are_read(whole: Path, folder: Path) -> None:
+    shard(folder)
+    assert torch.equal(answer(folder), answer(whole))
+    names = {path.name for path in load_checkpoint(folder).files}
+    assert {INDEX, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"} <= names
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types_become_float32(whole: Path, folder: Path, dtype: torch.dtype) -> None:
+    edit_weights(folder, lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()})
+    published = load_file(whole / WEIGHTS)["embeddings.word_embeddings.weight"]
+    loaded = load_checkpoint(folder).encoder.embeddings.tokens.weight
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, published.to(dtype).float())
+
+
+@pytest.mark.parametrize(("mode", "unit_length"), [("mean", True), ("cls", False), ("max", True)])
+def test_pooling_is_read_from_sentence_transformers_files(folder: Path, mode: Any, unit_length: bool) -> None:
+    add_pooling(folder, mode, unit_length=unit_length)
+    pooling = load_checkpoint(folder).encoder.pooling
+    assert pooling
+    assert pooling.config == PoolingConfig(mode, unit_length)
+
+
+def test_pooling_by_name_is_read(folder: Path) -> None:
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
+    pooling = load_checkpoint(folder).encoder.pooling
+    assert pooling
+    assert pooling.config.mode == "cls"
+
+
+def test_the_transformer_may_lie_in_a_folder_of_its_own(whole: Path, folder: Path) -> None:
+    (folder / "0_Transformer").mkdir()
+    for name in ("config.json", "tokenizer.json", WEIGHTS):
+        (folder / name).rename(folder / "0_Transformer" / name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    assert torch.equal(answer(folder), answer(whole))
+    assert load_checkpoint(folder).tokenizer == folder / "0_Transformer/tokenizer.json"
+
+
+def test_a_path_with_dots_in_it_may_lead_to_the_folder(
+    whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert torch.equal(answer(Path("../checkpoint")), answer(whole))
+
+
+def test_a_folder_without_modules_has_no_pooling(folder: Path) -> None:
+    (folder / "modules.json").unlink()
+    assert load_checkpoint(folder).encoder.pooling is None
+
+
+def test_a_folder_without_a_tokenizer_takes_no_text(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    assert load_checkpoint(folder).tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("sentence_limit", "tokenizer_limit", "expected"),
+    [
+        (None, None, 40),
+        (17, None, 17),
+        (17, 25, 17),
+        (25, 17, 17),
+        (None, 11, 11),
+        (512, 512, 40),
+        (None, 10**30, 40),
+        (None, 1e30, 40),
+        (None, float("inf"), 40),
+        (float("nan"), None, 40),
+        (1, None, 1),
+    ],
+)
+def test_the_smallest_limit_on_texts_counts(
+    folder: Path, sentence_limit: float | None, tokenizer_limit: float | None, expected: int
+) -> None:
+    edit_json(folder / "sentence_bert_config.json", max_seq_length=sentence_limit, do_lower_case=False)
+    edit_json(folder / "tokenizer_config.json", model_max_length=tokenizer_limit)
+    assert load_checkpoint(folder).max_text_length == expected
+
+
+def test_a_counted_family_s_texts_leave_room_for_the_padding_id(tmp_path: Path) -> None:
+    assert load_checkpoint(save_roberta(tmp_path)).max_text_length == 40
+
+
+def test_keys_that_cannot_matter_are_passed_over(whole: Path, folder: Path) -> None:
+    edit_json(folder / "config.json", hidden_dropout_prob=0.5, id2label={"0": "a"}, pooler_type="first_token_transform")
+    assert torch.equal(answer(folder), answer(whole))
+
+
+def test_what_the_family_means_stands_in_for_what_the_config_leaves_out(whole: Path, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    left_out = ("layer_norm_eps", "pad_token_id", "type_vocab_size", "architectures")
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key not in left_out}))
+    assert load_checkpoint(folder).encoder.config == load_checkpoint(whole).encoder.config
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type='gpt2' is not supported, only bert, roberta, xlm-roberta, camembert"),
+        ({"model_type": None}, "model_type=None is not supported"),
+        ({"model_type": ["bert"]}, "model_type=.* is not supported"),
+        ({"architectures": ["BertLMHeadModel"]}, "architecture BertLMHeadModel is not supported, only BertModel, "),
+        ({"architectures": 5}, "architecture 5 is not supported"),
+        ({"rotary_theta": 10000}, "rotary_theta=10000 is not known to this version and might change the answers"),
+        ({"is_decoder": True}, "is_decoder=True is not supported, only False"),
+        ({"add_cross_attention": True}, "add_cross_attention=True is not supported, only False"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder=True is not supported, only False"),
+        ({"output_attentions": True}, "output_attentions=True is not supported, only False"),
+        ({"output_hidden_states": True}, "output_hidden_states=True is not supported, only False"),
+        ({"position_embedding_type": "relative_key"}, "='relative_key' is not supported, only 'absolute'"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads=.* is not supported, only {}"),
+        ({"hidden_act": "mish"}, "hidden_act='mish' is none of gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish"),
+        ({"hidden_act": ["gelu"]}, "hidden_act=.* is none of gelu, "),
+        ({"vocab_size": "100"}, "vocabulary must be a positive integer, got '100'"),
+        ({"vocab_size": True}, "vocabulary must be a positive integer, got True"),
+        ({"num_attention_heads": 5}, "width 32 does not divide into 5 heads"),
+        ({"layer_norm_eps": "1e-12"}, "norm_epsilon must lie between 0 and 1, got '1e-12'"),
+        ({"layer_norm_eps": None}, "norm_epsilon must lie between 0 and 1, got None"),
+        ({"pad_token_id": "0"}, "padding_id '0' is outside the vocabulary of 100"),
+        ({"pad_token_id": 100}, "padding_id 100 is outside the vocabulary of 100"),
+        ({"num_hidden_layers": 2}, r"the weights lack blocks\.1\..* and 15 more"),
+        ({"hidden_size": 64}, r"weight \S+ has shape .*32.*, config\.json says .*64"),
+        ({"max_position_embeddings": 41}, r"position_embeddings\.weight has shape \[40, 32\], .* says \[41, 32\]"),
+    ],
+)
+def test_a_config_is_refused_by_the_key_that_is_wrong(folder: Path, changes: dict[str, object], message: str) -> None:
+    edit_json(folder / "config.json", **changes)
+    assert_refused(folder, message)
+
+
+REQUIRED = [
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+]
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_a_config_that_lacks_a_key_is_refused_by_its_name(folder: Path, key: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_refused(folder, f"config.json lacks {key}")
+
+
+def test_the_counted_rule_needs_a_padding_id(tmp_path: Path) -> None:
+    edit_json(save_roberta(tmp_path) / "config.json", pad_token_id=None)
+    assert_refused(tmp_path, "padding_id None")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "is not valid JSON"), (b"\xff", "is not valid JSON"), (b"[1]", "holds list, expected an object")],
+)
+@pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json", "tokenizer_config.json", INDEX])
+def test_a_file_that_is_no_object_is_refused_by_name(folder: Path, name: str, content: bytes, message: str) -> None:
+    (folder / name).write_bytes(content)
+    assert_refused(folder, f"{name} {message}")
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "nothing", "nothing is not a folder; give a checkpoint folder")
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    assert_refused(tmp_path, "config.json is missing")
+
+
+KEY = "encoder.layer.0.attention.self.key.weight"
+
+
+def with_value(value: float) -> Callable[[Tensors], Tensors]:
+    def edit(tensors: Tensors) -> Tensors:
+        tensors[KEY][3, 5] = value
+        return tensors
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda tensors: {name: tensors[name] for name in tensors if name != KEY},
+            r"lack blocks\.0\.attention\.key\.w",
+        ),
+        (lambda tensors: {}, r"the weights lack \S+ and 20 more"),
+        (
+            lambda tensors: tensors | {"adapter.weight": torch.zeros(1)},
+            "weight adapter.weight has no place in the model",
+        ),
+        (renamed(lambda name: f"roberta.{name}"), r"weight roberta\.\S+ has no place"),
+        (lambda tensors: tensors | {KEY: torch.zeros(32, 31)}, r"key\.weight has shape \[32, 31\], .* says \[32, 32\]"),
+        (lambda tensors: tensors | {KEY: torch.zeros(32)}, r"key\.weight has shape \[32\], .* says \[32, 32\]"),
+        (lambda tensors: tensors | {KEY: torch.zeros(32, 32, dtype=torch.int8)}, "key.weight has type torch.int8"),
+        (with_value(torch.nan), "key.weight holds NaN or infinity"),
+        (with_value(-torch.inf), "key.weight holds NaN or infinity"),
+    ],
+)
+def test_weights_are_refused_by_the_name_of_the_one_that_is_wrong(
+    folder: Path, edit: Callable[[Tensors], Tensors], message: str
+) -> None:
+    edit_weights(folder, edit)
+    assert_refused(folder, message)
+
+
+@pytest.mark.parametrize("length", [0, 5, 200, -1])
+def test_truncated_weights_are_refused(folder: Path, length: int) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:length])
+    assert_refused(folder, f"{WEIGHTS} is damaged or truncated")
+
+
+def test_missing_weights_are_refused(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    assert_refused(folder, f"{WEIGHTS} is missing")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_weights_as_a_pickle_are_refused_with_a_way_out(folder: Path, name: str) -> None:
+    (folder / WEIGHTS).rename(folder / name)
+    assert_refused(folder, rf"as a pickle \({name}\), which can run code .* save it as safetensors first")
+
+
+def test_a_missing_shard_is_refused(folder: Path) -> None:
+    shard(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert_refused(folder, "model-00002-of-00002.safetensors is missing")
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
+def test_an_index_without_file_names_is_refused(folder: Path, index: dict[str, object]) -> None:
+    (folder / INDEX).write_text(json.dumps(index))
+    assert_refused(folder, f"{INDEX} has no weight_map of file names")
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"])
+def test_a_tokenizer_in_an_old_format_is_refused_with_a_way_out(folder: Path, name: str) -> None:
+    (folder / "tokenizer.json").rename(folder / name)
+    assert_refused(folder, f"has {name} but no tokenizer.json; make one with transformers")
+
+
+def module(kind: str, path: object = "") -> dict[str, object]:
+    return {"type": f"sentence_transformers.models.{kind}", "path": path}
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (
+            [module("Transformer"), module("Pooling", "1_Pooling"), module("Dense", "2_Dense")],
+            "modules Transformer → Pooling → Dense are not supported, only Transformer → Pooling",
+        ),
+        ([module("Transformer"), module("Normalize")], "modules Transformer → Normalize are not supported"),
+        ([module("CLIPModel")], "modules CLIPModel are not supported"),
+        ([], "are not supported"),
+        ({"a": 1}, "is not a list of sentence-transformers modules"),
+        ([1], "is not a list of sentence-transformers modules"),
+        ([{"type": "Transformer"}], "is not a list of sentence-transformers modules: KeyError"),
+        ([module("Transformer", 1)], "is not a list of sentence-transformers modules"),
+        ([module("Transformer", "../other")], r"\.\./other is not inside the folder"),
+        ([module("Transformer", "/other")], "/other is not inside the folder"),
+        ([module("Transformer"), module("Pooling", "nowhere")], "nowhere/config.json is missing"),
+    ],
+)
+def test_modules_that_are_not_computed_here_are_refused(folder: Path, modules: object, message: str) -> None:
+    (folder / "modules.json").write_text(json.dumps(modules))
+    assert_refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
+        ({"pooling_mode_lasttoken": True}, "lasttoken"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, r"cls\+mean"),
+        ({"pooling_mode_cls_token": False}, "none"),
+        ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode": "cls+mean"}, r"cls\+mean"),
+    ],
+)
+def test_another_pooling_is_refused_by_name(folder: Path, config: dict[str, object], named: str) -> None:
+    (folder / "1_Pooling/config.json").write_text(json.dumps(config))
+    assert_refused(folder, f"pooling {named} is not supported, only cls, mean, max")
+
+
+def test_lower_casing_outside_the_tokenizer_is_refused(folder: Path) -> None:
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
+    assert_refused(folder, "do_lower_case=true is not supported, let tokenizer.json do it")
