@@ -1,12 +1,16 @@
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from heed.console import err, fail, out
 from heed.reports import report_table, summary
+
+if TYPE_CHECKING:
+    from bundle.contract import Finding
 
 
 def verify(
@@ -38,9 +42,15 @@ def verify(
         fail(error)
     if as_json:
         content = {"bundle": model.manifest.name, "digest": model.digest, "provider": model.runtime.provider}
-        rows = [asdict(finding) | {"holds": finding.holds} for finding in report.findings]
+        rows = [_row(finding) for finding in report.findings]
         print(json.dumps(content | {"holds": report.holds, "findings": rows}, indent=2))
     else:
         out.print(report_table(report.findings))
         out.print(f"{model.manifest.name} on {model.runtime.provider}: {summary(report)}")
     raise typer.Exit(0 if report.holds else 1)
+
+
+def _row(finding: "Finding") -> dict[str, object]:
+    """JSON has no infinity: no error stands where there was no usable answer."""
+    error = finding.error if math.isfinite(finding.error) else None
+    return asdict(finding) | {"error": error, "holds": finding.holds}
