@@ -1,0 +1,458 @@
+"""The commands: what they print, what they write, and how they exit."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import copyfile, copytree
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import export.bundle
+from bundle import read_manifest
+from bundle.contract import BUDGETS, read_contract, write_contract
+from bundle.digests import bundle_digest, check_digests, write_digests
+from client import Client
+from heed.main import app
+from tests.support import Running, free_port
+
+COMMANDS = ["export", "verify", "serve", "call"]
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """What went to stderr, in one line."""
+        return " ".join(self.err.split())
+
+
+def heed(*arguments: object) -> Done:
+    """Runs a command in this process. What is raised and not caught is raised here too."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200", "TERM": "dumb"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Done(result.exit_code, without_colours(result.stdout), without_colours(result.stderr))
+
+
+def without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def inside(folder: Path) -> list[str]:
+    """Everything in a folder, hidden files included."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+OPTIONS = {
+    "export": ["SOURCE", "OUT", "--name", "--force"],
+    "verify": ["BUNDLE", "--device", "--json"],
+    "serve": [
+        "BUNDLE", "--host", "--port", "--device", "--precision", "--threads", "--max-queue-tokens",
+        "--max-message-mib", "--linger-seconds", "--grace-seconds", "HEED_PORT", "HEED_THREADS",
+    ],
+    "call": ["HOST:PORT", "MODEL", "--text", "--truncate", "--timeout", "--json"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_names_its_options(command: str) -> None:
+    done = heed(command, "--help")
+    assert done.code == 0
+    for option in OPTIONS[command]:
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", done.out, re.IGNORECASE), option
+
+
+def test_the_help_names_the_commands() -> None:
+    done = heed("--help")
+    assert done.code == 0
+    for command in COMMANDS:
+        assert re.search(rf"│ {command} ", done.out), done.out
+
+
+def test_it_runs_as_a_module() -> None:
+    command = [sys.executable, "-W", "error", "-m", "heed", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "export" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["export"], ["verify", "--nonsense", "x"], ["call", "a:1", "m"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert heed(*arguments).code == 2
+
+
+# What is wrong with a checkpoint folder, how to make it so, and what the message says.
+Edit = Callable[[Path], object]
+
+
+def set_config(**changes: object) -> Edit:
+    def edit(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def truncate_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 5000)
+
+
+def empty_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 0)
+
+
+def leave_only_pickled_weights(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def put_nan_in_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.bias"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+
+
+def remove(name: str) -> Edit:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, text: str) -> Edit:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def break_off_the_tokenizer(folder: Path) -> None:
+    os.truncate(folder / "tokenizer.json", 1000)
+
+
+def sum_the_tokens(folder: Path) -> None:
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_sqrt_len_tokens": true}')
+
+
+BAD_SOURCES: list[tuple[str, Edit, list[str]]] = [
+    ("no_config", remove("config.json"), ["config.json is missing"]),
+    ("config_no_json", write("config.json", "{"), ["config.json is not valid JSON"]),
+    ("config_no_object", write("config.json", "[]"), ["config.json holds list"]),
+    ("no_weights", remove("model.safetensors"), ["model.safetensors is missing"]),
+    ("truncated_weights", truncate_weights, ["model.safetensors is damaged or truncated"]),
+    ("empty_weights", empty_weights, ["model.safetensors is damaged or truncated"]),
+    ("pickled_weights", leave_only_pickled_weights, ["pytorch_model.bin", "pickle", "save_pretrained"]),
+    ("nan_in_the_weights", put_nan_in_a_weight, ["encoder.layer.1.output.dense.bias holds NaN"]),
+    ("other_family", set_config(model_type="gpt2"), ["model_type='gpt2' is not supported", "bert"]),
+    ("no_family", set_config(model_type=None), ["model_type=None is not supported"]),
+    ("odd_family", set_config(model_type=["bert"]), ["model_type=['bert'] is not supported"]),
+    ("width", set_config(hidden_size=64), ["has shape [32]", "config.json says [64]"]),
+    ("width_and_heads", set_config(num_attention_heads=5), ["width 32 does not divide into 5 heads"]),
+    ("one_layer_more", set_config(num_hidden_layers=3), ["weights lack blocks.2."]),
+    ("one_layer_fewer", set_config(num_hidden_layers=1), ["encoder.layer.1.", "no place in the model"]),
+    ("vocabulary", set_config(vocab_size=101), ["word_embeddings.weight has shape [100, 32]", "[101, 32]"]),
+    ("unknown_key", set_config(rope_theta=10_000), ["rope_theta=10000 is not known"]),
+    ("unknown_activation", set_config(hidden_act="mish"), ["hidden_act='mish' is none of", "gelu"]),
+    ("relative_positions", set_config(position_embedding_type="relative_key"), ["position_embedding_type"]),
+    ("decoder", set_config(is_decoder=True), ["is_decoder=True is not supported"]),
+    ("architecture", set_config(architectures=["BertForSequenceClassification"]), ["BertForSequenceClassification"]),
+    ("pooling", sum_the_tokens, ["1_Pooling/config.json", "pooling", "not supported"]),
+    ("modules", write("modules.json", "{}"), ["modules.json"]),
+    ("broken_tokenizer", break_off_the_tokenizer, ["tokenizer.json"]),
+]
+
+
+@pytest.mark.parametrize(("edit", "parts"), [pytest.param(edit, parts, id=name) for name, edit, parts in BAD_SOURCES])
+def test_a_bad_source_is_told_and_leaves_nothing(tiny: Path, tmp_path: Path, edit: Edit, parts: list[str]) -> None:
+    source = copytree(tiny, tmp_path / "source")
+    edit(source)
+    (tmp_path / "bundles").mkdir()
+    done = heed("export", source, tmp_path / "bundles" / "out")
+    assert done.code == 2
+    assert done.out == ""
+    assert "error: " in done.said
+    for part in parts:
+        assert part in done.said
+    assert inside(tmp_path / "bundles") == []
+
+
+def test_a_missing_source_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    done = heed("export", tmp_path / "nothing", tmp_path / "out")
+    assert done.code == 2
+    assert f"error: {tmp_path}/nothing is not a folder" in done.said
+    assert inside(tmp_path) == []
+
+
+@pytest.fixture
+def graph_at_hand(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting the same graph again takes seconds; here it is copied."""
+
+    def copy(_: object, path: Path) -> None:
+        for name in ("model.fp32.onnx", "model.fp32.onnx.data"):
+            copyfile(tiny_bundle / name, path.parent / name)
+
+    monkeypatch.setattr(export.bundle, "export_graph", copy)
+
+
+@pytest.mark.usefixtures("graph_at_hand")
+def test_a_bundle_that_does_not_hold_is_not_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), 1e-12)
+    done = heed("export", tiny, tmp_path / "out")
+    assert done.code == 2
+    assert "error: " in done.said
+    assert "1e-12 is allowed" in done.said
+    assert inside(tmp_path) == []
+
+
+@pytest.mark.usefixtures("graph_at_hand")
+def test_an_export_that_is_interrupted_leaves_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(folder: Path) -> None:
+        assert inside(tmp_path) != []
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.bundle, "write_digests", interrupt)
+    assert heed("export", tiny, tmp_path / "out").code == 130
+    assert inside(tmp_path) == []
+
+
+def test_a_model_name_that_no_caller_could_use_is_refused(tiny: Path, tmp_path: Path) -> None:
+    done = heed("export", tiny, tmp_path / "out", "--name", "a/b")
+    assert done.code == 2
+    assert "a/b" in done.said
+    assert inside(tmp_path) == []
+
+
+def test_export_writes_a_bundle_under_the_folders_name(tiny: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = heed("export", tiny, tmp_path / "new" / "tiny")
+    assert done.code == 0
+    assert done.out.startswith(f"{tmp_path}/new/tiny (")
+    assert "equal to the reference" in done.said
+    assert f"next: heed serve {tmp_path}/new/tiny" in done.said
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["tiny"]
+    check_digests(tmp_path / "new" / "tiny")
+    assert contents(tmp_path / "new" / "tiny") == contents(tiny_bundle)  # the same export gives the same bundle
+
+
+@pytest.mark.usefixtures("graph_at_hand")
+def test_the_name_for_callers_can_be_another(tiny: Path, tmp_path: Path) -> None:
+    assert heed("export", tiny, tmp_path / "out", "--name", "mine").code == 0
+    assert read_manifest(tmp_path / "out").name == "mine"
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    """Something that is there already."""
+    (tmp_path / "bundles" / "out").mkdir(parents=True)
+    (tmp_path / "bundles" / "out" / "precious").write_text("mine")
+    return tmp_path / "bundles" / "out"
+
+
+def test_what_exists_is_not_replaced_unasked(tiny: Path, there: Path) -> None:
+    done = heed("export", tiny, there)
+    assert done.code == 2
+    assert f"error: {there} exists; --force replaces it" in done.said
+    assert inside(there.parent) == ["out", "out/precious"]
+
+
+@pytest.mark.usefixtures("graph_at_hand")
+def test_what_exists_is_replaced_on_request(tiny: Path, there: Path) -> None:
+    assert heed("export", tiny, there, "--force").code == 0
+    assert sorted(path.name for path in there.parent.iterdir()) == ["out"]
+    check_digests(there)
+
+
+@pytest.mark.usefixtures("graph_at_hand")
+def test_what_exists_stays_when_its_replacement_fails(tiny: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), 1e-12)
+    assert heed("export", tiny, there, "--force").code == 2
+    assert inside(there.parent) == ["out", "out/precious"]
+
+
+@pytest.fixture
+def wrong_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Its digests are right and its numbers are not: one reference value is 0.001 off."""
+    bundle = copytree(tiny_bundle, tmp_path / "tiny")
+    cases = read_contract(bundle)
+    altered = cases[3].outputs["sentence_embedding"].copy()
+    altered[0, 5] += 0.001
+    cases[3] = replace(cases[3], outputs=cases[3].outputs | {"sentence_embedding": altered})
+    write_contract(bundle, as_stored(cases))
+    write_digests(bundle)
+    return bundle
+
+
+def as_stored(cases: list[Any]) -> list[Any]:
+    """Texts as the contract stores them: plain unicode, no objects."""
+    return [
+        replace(case, inputs={name: np.array(array.tolist()) for name, array in case.inputs.items()}) for case in cases
+    ]
+
+
+def test_verify_exits_with_0_when_everything_holds(tiny_bundle: Path) -> None:
+    done = heed("verify", tiny_bundle)
+    assert done.code == 0
+    assert "equal to the reference in" in done.out
+    names = {case.name for case in read_contract(tiny_bundle)}
+    assert names <= set(done.out.split())
+    assert "✗" not in done.out
+
+
+def test_verify_as_json_holds_every_comparison(tiny_bundle: Path) -> None:
+    done = heed("verify", tiny_bundle, "--json")
+    assert done.code == 0
+    report = json.loads(done.out)
+    assert (report["bundle"], report["holds"]) == ("tiny", True)
+    assert report["digest"] == bundle_digest(tiny_bundle)
+    compared = {(finding["case"], finding["output"]) for finding in report["findings"]}
+    assert compared == {(case.name, output) for case in read_contract(tiny_bundle) for output in case.outputs}
+    for finding in report["findings"]:
+        assert finding["holds"]
+        assert 0 <= finding["error"] <= finding["budget"] == 1e-5
+
+
+def test_verify_exits_with_1_and_names_what_does_not_hold(wrong_bundle: Path) -> None:
+    case = read_contract(wrong_bundle)[3].name
+    done = heed("verify", wrong_bundle)
+    assert done.code == 1
+    (line,) = (line for line in done.out.splitlines() if "✗" in line)
+    assert line.split()[:2] == [case, "sentence_embedding"]
+    assert "not equal to the reference in 1 of" in done.out
+
+
+def test_verify_as_json_says_what_does_not_hold(wrong_bundle: Path) -> None:
+    done = heed("verify", wrong_bundle, "--json")
+    assert done.code == 1
+    report = json.loads(done.out)
+    assert not report["holds"]
+    (broken,) = (finding for finding in report["findings"] if not finding["holds"])
+    assert broken["output"] == "sentence_embedding"
+    assert 0.0009 < broken["error"] < 0.0011
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_verify_as_json_is_json_even_where_there_is_no_answer(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = copytree(tiny_bundle, tmp_path / "tiny")
+    cases = read_contract(bundle)
+    inputs = {"input_ids": np.array([[100]])}  # outside the vocabulary
+    write_contract(bundle, as_stored([replace(cases[0], inputs=inputs), *cases[1:]]))
+    write_digests(bundle)
+    done = heed("verify", bundle, "--json")
+    assert done.code == 1
+    first = json.loads(done.out, parse_constant=refuse_constant)["findings"][0]
+    assert first["error"] is None
+    assert "outside the vocabulary" in first["reason"]
+
+
+def alter(bundle: Path) -> None:
+    graph = bytearray((bundle / "model.fp32.onnx").read_bytes())
+    graph[100] ^= 1
+    (bundle / "model.fp32.onnx").write_bytes(graph)
+
+
+@pytest.mark.parametrize(
+    ("edit", "part"),
+    [
+        pytest.param(alter, "model.fp32.onnx is altered", id="altered"),
+        pytest.param(remove("contract.npz"), "contract.npz is missing", id="missing"),
+        pytest.param(write("extra", ""), "extra is not listed", id="additional"),
+        pytest.param(remove("SHA256SUMS"), "has no SHA256SUMS", id="no digests"),
+    ],
+)
+def test_verify_exits_with_2_when_the_bundle_cannot_be_used(
+    tiny_bundle: Path, tmp_path: Path, edit: Edit, part: str
+) -> None:
+    bundle = copytree(tiny_bundle, tmp_path / "tiny")
+    edit(bundle)
+    done = heed("verify", bundle)
+    assert done.code == 2
+    assert part in done.said
+    assert done.out == ""
+
+
+def test_verify_exits_with_2_when_there_is_no_bundle(tmp_path: Path) -> None:
+    done = heed("verify", tmp_path / "nothing")
+    assert done.code == 2
+    assert f"error: {tmp_path}/nothing" in done.said
+
+
+def test_verify_refuses_an_unknown_device(tiny_bundle: Path) -> None:
+    done = heed("verify", tiny_bundle, "--device", "tpu")
+    assert done.code == 2
+    assert "--device tpu is none of auto, cpu, cuda" in done.said
+
+
+def test_call_shows_each_text_with_its_cosines(tiny_server: Running) -> None:
+    done = heed("call", tiny_server.address, "tiny", "-t", "the fox", "-t", "a [dog]", "-t", "the fox")
+    assert done.code == 0
+    assert "sentence_embedding [3, 32]" in done.out
+    lines = {line.split()[0]: line for line in done.out.splitlines() if line[:1] in "123"}
+    assert "the fox" in lines["1"]
+    assert "a [dog]" in lines["2"]
+    first, second, third = (line.split()[-3:] for line in (lines["1"], lines["2"], lines["3"]))
+    assert first == third
+    assert (first[0], first[2], second[1]) == ("1.00", "1.00", "1.00")
+    assert float(first[1]) < 1
+    assert "CPUExecutionProvider, fp32, bundle sha256:" in done.said
+
+
+def test_call_shows_one_text_without_cosines(tiny_server: Running) -> None:
+    done = heed("call", tiny_server.address, "tiny", "-t", "the fox")
+    assert done.code == 0
+    assert "sentence_embedding [1, 32]" in done.out
+    assert "cos" not in done.out
+
+
+def test_call_as_json_has_every_value(tiny_server: Running, tiny_bundle: Path) -> None:
+    done = heed("call", tiny_server.address, "tiny", "-t", "the fox", "-t", "a dog", "--json")
+    assert done.code == 0
+    answer = json.loads(done.out)
+    assert (answer["model"], answer["digest"]) == ("tiny", bundle_digest(tiny_bundle))
+    with Client(tiny_server.address, "tiny") as client:
+        expected = client.embed(["the fox", "a dog"])
+    np.testing.assert_array_equal(np.array(answer["sentence_embedding"], np.float32), expected)
+
+
+def test_call_truncates_on_request(tiny_server: Running) -> None:
+    text = "fox " * 50
+    refused = heed("call", tiny_server.address, "tiny", "-t", text)
+    assert refused.code == 2
+    assert "error: INVALID_ARGUMENT: input text[0] has 52 tokens" in refused.said
+    assert heed("call", tiny_server.address, "tiny", "-t", text, "--truncate").code == 0
+
+
+def test_call_for_an_unknown_model_names_those_there_are(tiny_server: Running) -> None:
+    done = heed("call", tiny_server.address, "big", "-t", "a")
+    assert done.code == 2
+    assert "error: NOT_FOUND: model 'big' is not served here, only tiny" in done.said
+
+
+def test_call_to_nobody_says_so_within_its_timeout() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    before = time.monotonic()
+    done = heed("call", address, "tiny", "-t", "a", "--timeout", "3")
+    assert time.monotonic() - before < 4
+    assert done.code == 2
+    assert done.out == ""
+    assert "error: " in done.said
+    assert address in done.said
