@@ -1,0 +1,332 @@
+"""From a checkpoint folder to a bundle folder: the same each time, whole, or not there at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+import export.bundle
+import export.graph
+from bundle import read_manifest
+from bundle.contract import Finding, Report
+from bundle.digests import DIGESTS, check_digests
+from bundle.manifest import MANIFEST
+from export.bundle import ExportError, write_bundle
+from model import CheckpointError, Encoder, load_checkpoint
+from tests.support import add_pooling, export_bundle, prove, save_bert
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RIGHT = Report([Finding("one_token", "last_hidden_state", 1e-7, 1e-5)])
+WRONG = Report([Finding("one_token", "last_hidden_state", 3e-3, 1e-5)])
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of one layer that takes texts of up to 12 tokens, with mean pooling."""
+    folder = tmp_path_factory.mktemp("export-source")
+    add_pooling(save_bert(folder, num_hidden_layers=1, max_position_embeddings=16), "mean")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(source, tmp_path_factory.mktemp("exported") / "one")
+
+
+@pytest.fixture
+def no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty file in the graph's place, for tests in which only its fate matters."""
+    monkeypatch.setattr(export.bundle, "export_graph", lambda _, path: path.touch())
+
+
+def everything_in(folder: Path) -> list[str]:
+    """Hidden ones too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# The same each time
+
+
+def test_another_process_in_another_place_writes_the_same_bundle(source: Path, exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "moved")
+    command = [sys.executable, "-m", "heed", "export", "moved", "deep/two", "--name", "one"]
+    paths = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": paths, "TZ": "Asia/Tokyo"}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, timeout=250)
+    check_digests(tmp_path / "deep/two")
+    assert (tmp_path / "deep/two" / DIGESTS).read_text() == (exported / DIGESTS).read_text()
+
+
+def test_another_weight_or_name_makes_another_bundle(
+    source: Path, exported: Path, tmp_path: Path, no_graph: None
+) -> None:
+    """A control: so the digests would tell."""
+    write_bundle(source, tmp_path / "other", lambda _: RIGHT)
+    assert (tmp_path / "other" / MANIFEST).read_bytes() != (exported / MANIFEST).read_bytes()
+    shutil.copytree(source, tmp_path / "source")
+    add_pooling(tmp_path / "source", "cls")
+    write_bundle(tmp_path / "source", tmp_path / "one", lambda _: RIGHT)
+    for name in (MANIFEST, "contract.npz"):
+        assert (tmp_path / "one" / name).read_bytes() != (exported / name).read_bytes()
+
+
+# No path of the machine that made it
+
+TELLTALES = [
+    str(REPOSITORY).encode(),
+    sys.prefix.encode(),
+    b".py",
+    b"site-packages",
+    b"/tmp",
+    b'File "',
+    b"stack_trace",
+]
+
+
+def test_a_bundle_holds_no_path_of_this_machine(source: Path, exported: Path) -> None:
+    for file in exported.iterdir():
+        content = file.read_bytes()
+        for telltale in [*TELLTALES, str(source).encode(), str(exported).encode()]:
+            assert telltale not in content, file.name
+
+
+def test_the_exporter_s_own_graph_does_hold_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control."""
+    monkeypatch.setattr(export.graph, "_forget_origins", lambda _: None)
+    export.graph.export_graph(load_checkpoint(source).encoder, tmp_path / "graph.onnx")
+    content = (tmp_path / "graph.onnx").read_bytes()
+    assert str(REPOSITORY).encode() in content
+    assert b".py" in content
+
+
+# Whole, or not there at all
+
+
+def test_what_is_proven_is_the_finished_bundle(source: Path, tmp_path: Path, no_graph: None) -> None:
+    seen = []
+
+    def look(folder: Path) -> Report:
+        check_digests(folder)
+        assert not (tmp_path / "out").exists()
+        seen.append(sorted(path.name for path in folder.iterdir()))
+        return RIGHT
+
+    assert write_bundle(source, tmp_path / "out", look) is RIGHT
+    assert seen == [sorted(path.name for path in (tmp_path / "out").iterdir())]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_is_left_of_a_bundle_that_is_not_proven(source: Path, tmp_path: Path, no_graph: None) -> None:
+    message = "last_hidden_state in case one_token is off by 3.0e-03, 1e-05 is allowed; nothing was written"
+    with pytest.raises(ExportError, match=message):
+        write_bundle(source, tmp_path / "out", lambda _: WRONG)
+    assert everything_in(tmp_path) == []
+
+
+def raising(error: BaseException) -> Callable[[Path], Report]:
+    def prove_nothing(folder: Path) -> Report:
+        assert (folder / DIGESTS).exists()
+        raise error
+
+    return prove_nothing
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of luck"), OSError("no space")])
+def test_nothing_is_left_when_the_proof_is_interrupted(
+    source: Path, tmp_path: Path, no_graph: None, error: BaseException
+) -> None:
+    with pytest.raises(type(error)):
+        write_bundle(source, tmp_path / "out", raising(error))
+    assert everything_in(tmp_path) == []
+
+
+def damage_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
+
+
+def damage_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def give_a_tokenizer_of_a_larger_vocabulary(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["the"] = 100
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_weights, r"model\.safetensors is damaged or truncated"),
+        (damage_tokenizer, r"tokenizer\.json is not a tokenizer"),
+        (give_a_tokenizer_of_a_larger_vocabulary, "gives ids up to 100, the model's vocabulary ends at 99"),
+        (shutil.rmtree, "is not a folder"),
+    ],
+)
+def test_nothing_is_left_of_a_bad_source(
+    source: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damaged = shutil.copytree(source, tmp_path / "source")
+    damage(damaged)
+    (tmp_path / "place").mkdir()
+    with pytest.raises(CheckpointError, match=message):
+        write_bundle(damaged, tmp_path / "place/out", lambda _: RIGHT)
+    assert everything_in(tmp_path / "place") == []
+
+
+def test_a_graph_that_answers_wrongly_is_not_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real proof, on a graph with other weights."""
+    write_graph = export.graph.export_graph
+
+    def mistaken(encoder: Encoder, path: Path) -> None:
+        with torch.no_grad():
+            encoder.embeddings.tokens.weight.mul_(1.01)  # the contract is there by now
+        write_graph(encoder, path)
+
+    monkeypatch.setattr(export.bundle, "export_graph", mistaken)
+    with pytest.raises(ExportError, match="does not answer as the reference"):
+        write_bundle(source, tmp_path / "out", prove)
+    assert everything_in(tmp_path) == []
+
+
+# In the place of another
+
+
+def test_an_existing_folder_is_not_replaced_unasked(source: Path, tmp_path: Path, no_graph: None) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ExportError, match="out exists; --force replaces it"):
+        write_bundle(source, tmp_path / "out", lambda _: RIGHT)
+    assert everything_in(tmp_path) == ["out"]
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("mine")
+    return tmp_path / "out"
+
+
+def test_force_replaces(source: Path, old: Path, no_graph: None) -> None:
+    write_bundle(source, old, lambda _: RIGHT, force=True)
+    assert not (old / "old").exists()
+    check_digests(old)
+    assert [path.name for path in old.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("proof", [lambda _: WRONG, raising(KeyboardInterrupt())])
+def test_what_is_to_be_replaced_stays_if_the_proof_fails(
+    source: Path, old: Path, no_graph: None, proof: Callable[[Path], Report]
+) -> None:
+    with pytest.raises((ExportError, KeyboardInterrupt)):
+        write_bundle(source, old, proof, force=True)
+    assert everything_in(old.parent) == ["out", "out/old"]
+
+
+def test_what_is_to_be_replaced_comes_back_if_the_replacement_is_interrupted(
+    source: Path, old: Path, no_graph: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(source, old, lambda _: RIGHT, force=True)
+    assert everything_in(old.parent) == ["out", "out/old"]
+
+
+# What the manifest says
+
+
+def test_the_name_is_the_folder_s_unless_one_is_given(
+    source: Path, exported: Path, tmp_path: Path, no_graph: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_manifest(exported).name == "one"
+    write_bundle(source, tmp_path / "folder", lambda _: RIGHT, name="another")
+    assert read_manifest(tmp_path / "folder").name == "another"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_bundle(source, Path(), lambda _: RIGHT, force=True)
+    assert read_manifest(tmp_path / "here").name == "here"
+
+
+@pytest.mark.parametrize("name", ["a b", "../a", ".a", "a/b", "é", "a" * 129])
+def test_a_name_that_cannot_be_one_is_refused_before_any_work(source: Path, tmp_path: Path, name: str) -> None:
+    def never(_: str) -> None:
+        raise AssertionError("work began")
+
+    with pytest.raises(ExportError, match="cannot be a model's name"):
+        write_bundle(source, tmp_path / "out", lambda _: RIGHT, name=name, step=never)
+    assert everything_in(tmp_path) == []
+
+
+def specs(bundle: Path, side: str) -> dict[str, tuple[str, list[int], bool]]:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    return {spec["name"]: (spec["datatype"], spec["shape"], spec["optional"]) for spec in manifest[side]}
+
+
+def test_the_manifest_says_what_the_model_takes_and_gives(exported: Path) -> None:
+    assert specs(exported, "inputs") == {
+        "input_ids": ("INT64", [-1, -1], True),  # text can stand in its place
+        "attention_mask": ("INT64", [-1, -1], True),
+        "token_type_ids": ("INT64", [-1, -1], True),
+        "text": ("BYTES", [-1], True),
+    }
+    assert specs(exported, "outputs") == {
+        "last_hidden_state": ("FP32", [-1, -1, 32], False),
+        "sentence_embedding": ("FP32", [-1, 32], False),
+    }
+    manifest = json.loads((exported / MANIFEST).read_text())
+    assert manifest["task"] == "embedding"
+    assert manifest["limits"] == {"vocabulary": 100, "token_types": 2, "length": 16, "text_length": 12}
+    assert manifest["position_rule"] == {"kind": "column", "padding_id": 0}
+    (graph,) = manifest["graphs"]
+    assert graph["outputs"] == ["last_hidden_state", "sentence_embedding"]
+    assert (exported / graph["file"]).is_file()
+
+
+def test_the_manifest_of_a_model_without_text_and_pooling(tiny_roberta_bundle: Path) -> None:
+    assert specs(tiny_roberta_bundle, "inputs") == {
+        "input_ids": ("INT64", [-1, -1], False),
+        "attention_mask": ("INT64", [-1, -1], True),
+        "token_type_ids": ("INT64", [-1, -1], True),
+    }
+    assert specs(tiny_roberta_bundle, "outputs") == {"last_hidden_state": ("FP32", [-1, -1, 32], False)}
+    manifest = json.loads((tiny_roberta_bundle / MANIFEST).read_text())
+    assert manifest["task"] == "encoder"
+    assert manifest["limits"]["length"] == 40  # 42 positions, of which two lie before the first token's
+    assert manifest["position_rule"] == {"kind": "counted", "padding_id": 1}
+    assert not (tiny_roberta_bundle / "tokenizer.json").exists()
+
+
+def test_the_manifest_says_where_the_bundle_comes_from(source: Path, exported: Path) -> None:
+    provenance = json.loads((exported / MANIFEST).read_text())["provenance"]
+    read = [
+        "1_Pooling/config.json",
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+    ]
+    assert provenance["source"] == {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in read}
+    assert provenance["family"] == "bert"
+    assert provenance["command"] == "heed export SOURCE OUT --name one"
+    assert provenance["tools"] == {
+        tool: version(tool) for tool in ("torch", "onnx", "onnxscript", "tokenizers", "numpy")
+    }
+    assert (exported / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
