@@ -5,6 +5,8 @@ Letters: B batch, L length, D width.
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +26,17 @@ ClientKind = Literal["own", "triton"]
 CLIENT_KINDS: tuple[ClientKind, ...] = ("own", "triton")
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Where others want the cores too, torch's threads wait for each other many times longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Oracle:
     """`transformers` in float64, and pooling by hand."""
 
@@ -34,7 +47,7 @@ class Oracle:
 
     def answer(self, inputs: Arrays) -> Arrays:
         """What a server should say to tensors: float64, zeros at padding."""
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread():
             outputs = self._network(**{name: torch.from_numpy(array) for name, array in inputs.items()})
         hidden_BLD = outputs.last_hidden_state.numpy()
         real_BL = inputs.get("attention_mask", np.ones_like(inputs["input_ids"])).astype(bool)
