@@ -1,7 +1,6 @@
 """Start and stop of a server in a process of its own."""
 
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -274,11 +273,11 @@ def test_a_full_queue_refuses_some_and_answers_the_others_right(narrow_server: R
 
 
 def test_a_port_in_use_stops_it_with_the_port_in_the_message(tiny_bundle: Path, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        code, said = exit_of(tiny_bundle, tmp_path / "log", "--port", str(port))
+    other = grpc.server(ThreadPoolExecutor(1))  # it would share its port with whoever lets it
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    code, said = exit_of(tiny_bundle, tmp_path / "log", "--port", str(port))
+    other.stop(None).wait()
     assert code == 2
     assert f"error: cannot listen on 127.0.0.1:{port}: the port is in use" in said
     assert "Traceback" not in said

@@ -64,10 +64,13 @@ async def scheduling(
     gc.freeze()  # what was there before need not be looked through at the end
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     scheduler = Scheduler(run, strategy or Alone(), workers, max_tokens)
-    yield scheduler
-    run.gate.set()
-    async with asyncio.timeout(PATIENCE):
-        await scheduler.close()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield scheduler
+            run.gate.set()
+            await scheduler.close()
+    finally:
+        run.gate.set()
     await asyncio.sleep(0)  # what had to be woken up is awake
     gc.collect()  # an error that nobody looked at complains when it is collected
     gc.unfreeze()
@@ -194,8 +197,7 @@ async def test_requests_cancelled_just_as_a_worker_comes_free_are_not_computed(e
         time.sleep(0.05)  # the worker is done, and the loop has not heard of it
         for task in gone:
             task.cancel()
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.gather(*first, stays)
+        await asyncio.gather(*first, stays)
         results = await asyncio.gather(*gone, return_exceptions=True)
         assert [type(result) for result in results] == [asyncio.CancelledError] * 2
     assert run.computed == [[3]]
