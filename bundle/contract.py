@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bundle.errors import BundleError
+from bundle.manifest import Manifest
 from bundle.packing import Arrays
 
 CONTRACT = "contract.npz"
@@ -88,6 +89,20 @@ def _compare(case: Case, output: str, answers: Arrays, budget: float) -> Finding
     if not np.isfinite(answer).all():
         return Finding(case.name, output, np.inf, budget, "NaN or infinity in the answer")
     return Finding(case.name, output, error_of(answer, reference), budget)
+
+
+def check_complete(manifest: Manifest, cases: list[Case]) -> None:
+    """Raises BundleError if the manifest declares what the cases do not try: an output, a length, an id."""
+    for case in cases:
+        if unproven := sorted({spec.name for spec in manifest.outputs} - case.outputs.keys()):
+            raise BundleError(f"{CONTRACT}: case {case.name} has no {unproven[0]}")
+    ids = [case.inputs["input_ids"] for case in cases if "input_ids" in case.inputs]
+    longest = max((array.shape[1] for array in ids), default=0)
+    if longest != manifest.limits.length:
+        raise BundleError(f"{CONTRACT} tries {longest} tokens at most, the manifest allows {manifest.limits.length}")
+    largest = max((int(array.max()) for array in ids), default=-1)
+    if largest != manifest.limits.vocabulary - 1:
+        raise BundleError(f"{CONTRACT} tries ids up to {largest}, the manifest allows {manifest.limits.vocabulary - 1}")
 
 
 def check(

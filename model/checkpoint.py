@@ -114,9 +114,18 @@ def _sentence_modules(folder: Path) -> tuple[Path, PoolingConfig | None]:
         raise CheckpointError(
             f"{listing}: modules {' → '.join(kinds)} are not supported, only Transformer → Pooling (→ Normalize)"
         )
+    _refuse_prompts(folder)
     if len(kinds) == 1:
         return paths[0], None
     return paths[0], _pooling(paths[1] / "config.json", unit_length=len(kinds) == 3)
+
+
+def _refuse_prompts(folder: Path) -> None:
+    """A prompt that sentence-transformers puts before every text would be part of the answer."""
+    path = folder / "config_sentence_transformers.json"
+    prompt = _read_json(path).get("default_prompt_name") if path.exists() else None
+    if prompt is not None:
+        raise CheckpointError(f"{path}: default_prompt_name={prompt!r} is not supported")
 
 
 def _pooling(path: Path, unit_length: bool) -> PoolingConfig:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle import BundleError
+from bundle import BundleError, read_manifest
 from bundle.contract import CONTRACT, read_contract
 from bundle.digests import DIGESTS, check_digests, write_digests
-from bundle.manifest import MANIFEST
+from bundle.manifest import MANIFEST, write_manifest
 from model import Encoder
 from server.errors import StartError
 from server.lifecycle import verified
@@ -336,6 +336,16 @@ def test_a_contract_that_proves_too_little_is_refused(
 ) -> None:
     rewrite_contract(copy, edit)
     with pytest.raises(BundleError, match=message):
+        verified(copy, settings(copy))
+
+
+@pytest.mark.parametrize(("limit", "tried"), [("length", "40 tokens at most"), ("vocabulary", "ids up to 99")])
+def test_a_limit_beyond_what_the_contract_tries_is_refused(copy: Path, limit: str, tried: str) -> None:
+    manifest = read_manifest(copy)
+    limits = manifest.limits.model_copy(update={limit: getattr(manifest.limits, limit) + 1})
+    write_manifest(copy, manifest.model_copy(update={"limits": limits}))
+    write_digests(copy)
+    with pytest.raises(BundleError, match=tried):
         verified(copy, settings(copy))
 
 

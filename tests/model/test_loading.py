@@ -414,6 +414,11 @@ def test_another_pooling_is_refused_by_name(folder: Path, config: dict[str, obje
     assert_refused(folder, f"pooling {named} is not supported, only cls, mean, max")
 
 
+def test_a_prompt_before_every_text_is_refused(folder: Path) -> None:
+    (folder / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
+    assert_refused(folder, "default_prompt_name='query' is not supported")
+
+
 def test_lower_casing_outside_the_tokenizer_is_refused(folder: Path) -> None:
     edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
     assert_refused(folder, "do_lower_case=true is not supported, let tokenizer.json do it")
