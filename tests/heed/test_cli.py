@@ -354,14 +354,14 @@ def refuse_constant(name: str) -> None:
 def test_verify_as_json_is_json_even_where_there_is_no_answer(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = copytree(tiny_bundle, tmp_path / "tiny")
     cases = read_contract(bundle)
-    inputs = {"input_ids": np.array([[100]])}  # outside the vocabulary
+    inputs = {"input_ids": np.array([[5]]), "attention_mask": np.array([[0]])}
     write_contract(bundle, as_stored([replace(cases[0], inputs=inputs), *cases[1:]]))
     write_digests(bundle)
     done = heed("verify", bundle, "--json")
     assert done.code == 1
     first = json.loads(done.out, parse_constant=refuse_constant)["findings"][0]
     assert first["error"] is None
-    assert "outside the vocabulary" in first["reason"]
+    assert "row 0 has no real token" in first["reason"]
 
 
 def alter(bundle: Path) -> None:

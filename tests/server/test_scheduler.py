@@ -369,12 +369,15 @@ async def test_a_long_row_does_not_starve_under_an_endless_stream_of_short_ones(
     async with scheduling(run, Neighbours(8)) as scheduler:
         tasks = await blocked(scheduler, run)
         tasks += [await waiting(scheduler, row(1)) for _ in range(5)]
-        long = await waiting(scheduler, *[row(*range(30))])
+        long = await waiting(scheduler, row(*range(30)))
         run.gate.set()
+        fed = 0
         while not long.done():
-            tasks += [asyncio.create_task(scheduler.submit([row(1)])) for _ in range(4)]
-            await asyncio.sleep(0)
-            assert len(run.groups) < 20
+            for _ in range(10 * (len(run.groups) + 1 - fed)):  # more for every group than a group takes
+                tasks.append(asyncio.create_task(scheduler.submit([row(1)])))
+            fed = len(run.groups) + 1
+            await asyncio.sleep(0.001)
+            assert fed < 50
         await asyncio.gather(*tasks)
     place = next(place for place, group in enumerate(run.groups) if list(range(30)) in group)
     assert place <= 5  # at most one group for each of the five that came before it
