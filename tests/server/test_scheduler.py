@@ -364,21 +364,30 @@ async def test_the_oldest_row_is_in_every_next_group() -> None:
     assert len(run.groups) < len(lengths) / 2  # and groups were made
 
 
-async def test_a_long_row_does_not_starve_under_an_endless_stream_of_short_ones() -> None:
-    run = Doubling(gate_open=False)
+async def test_a_long_row_does_not_starve_under_a_stream_of_short_ones_that_never_runs_dry() -> None:
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[Answered]] = []
+
+    class Fed(Doubling):
+        """For every group it computes, more rows have come when it is done than a group takes."""
+
+        def __call__(self, group: Many[Sequence]) -> list[Answer]:
+            if len(self.groups) < 30:
+                loop.call_soon_threadsafe(submit_short_ones)
+            return super().__call__(group)
+
+    def submit_short_ones() -> None:
+        tasks.extend(asyncio.create_task(scheduler.submit([row(1)])) for _ in range(10))
+
+    run = Fed(gate_open=False)
     async with scheduling(run, Neighbours(8)) as scheduler:
-        tasks = await blocked(scheduler, run)
+        tasks += await blocked(scheduler, run)
         tasks += [await waiting(scheduler, row(1)) for _ in range(5)]
         long = await waiting(scheduler, row(*range(30)))
         run.gate.set()
-        fed = 0
-        while not long.done():
-            for _ in range(10 * (len(run.groups) + 1 - fed)):  # more for every group than a group takes
-                tasks.append(asyncio.create_task(scheduler.submit([row(1)])))
-            fed = len(run.groups) + 1
-            await asyncio.sleep(0.001)
-            assert fed < 50
-        await asyncio.gather(*tasks)
+        await long
+        while unanswered := [task for task in tasks if not task.done()]:
+            await asyncio.gather(*unanswered)
     place = next(place for place, group in enumerate(run.groups) if list(range(30)) in group)
     assert place <= 5  # at most one group for each of the five that came before it
 
