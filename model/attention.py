@@ -1,31 +1,196 @@
 """Multi-head self-attention (Vaswani et al., 2017, section 3.2).
 
-Letters: B batch, L length, D width, N heads, H head width. The layout says where tokens lie.
+Letters: B batch, L length, D width, N heads, H head width, V head width of the values. The layout says where tokens
+lie.
 """
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
 
+import torch
 from torch import Tensor, nn
 
 from model.layout import Layout
+from model.patterns import Full, Pairs, Pattern
+from model.positions import Rotary
+from model.scores import ScaledDot
+from model.selection import Selection, soft
+from model.sparse import Bias, blocked, has_cheap_form
+
+
+def all_pairs(layout: Layout) -> Pairs:
+    """Every query with every key: columns `[1, 1, L, 1]` and `[1, 1, 1, L]`."""
+    columns_L = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)
+    adjacency, tokens = layout.adjacency_BLL, layout.global_tokens
+    is_global_BL = None if tokens is None else tokens.among(columns_L).any(-1)
+    return Pairs(
+        i=columns_L[:, None][None, None],
+        j=columns_L[None, :][None, None],
+        adjacency=None if adjacency is None else adjacency[:, None],
+        global_i=None if is_global_BL is None else is_global_BL[:, None, :, None],
+        global_j=None if is_global_BL is None else is_global_BL[:, None, None, :],
+    )
+
+
+class Exact(nn.Module):
+    """Attention by scores: `select(score(Q, K)) V` over the pairs that a pattern allows."""
+
+    def __init__(self, score: nn.Module, select: Selection, pattern: Pattern) -> None:
+        super().__init__()
+        self.score, self.select, self.pattern = score, select, pattern
+
+    def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, layout: Layout, bias: Bias | None) -> Tensor:
+        """How much each query takes of each key, `[B, N, L, L]`."""
+        pairs = all_pairs(layout)
+        scores_BNLL = self.score(query_BNLH, key_BNLH)
+        if bias is not None:
+            scores_BNLL = scores_BNLL + bias(pairs)
+        allowed = self.pattern.allows(pairs) & layout.real_BL[:, None, None, :]
+        return self.select(scores_BNLL, allowed, pairs.j)
+
+    def forward(
+        self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, layout: Layout, bias: Bias | None
+    ) -> Tensor:
+        """What each query takes of the values, `[B, N, L or more, V]`."""
+        if not layout.dense and has_cheap_form(self.pattern):
+            return blocked(self.score, self.select, self.pattern, query_BNLH, key_BNLH, value_BNLV, layout, bias)
+        return self.weights(query_BNLH, key_BNLH, layout, bias) @ value_BNLV
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """How the heads of a layer attend.
+
+    Raises:
+        ValueError: heads and patterns do not fit together.
+    """
+
+    heads: int  # N
+    pattern: Pattern | tuple[Pattern, ...] = Full()  # one for all heads, or one for each
+    score: Callable[[int, int], nn.Module] = ScaledDot
+    select: Selection = soft
+    # In place of score, selection and pattern: a module of linear.py that costs linear time.
+    approximation: Callable[[int, int], nn.Module] | None = None
+    head_width: int | None = None  # H of queries and keys; D / N when left out
+    value_width: int | None = None  # H of values; that of the keys when left out
+    bias: bool = True  # in the four projections
+    rotary_base: float | None = None  # turn queries and keys by their positions (see positions.py)
+
+    def __post_init__(self) -> None:
+        if type(self.heads) is not int or self.heads < 1:
+            raise ValueError(f"heads must be a positive integer, got {self.heads!r}")
+        if isinstance(self.pattern, tuple) and len(self.pattern) != self.heads:
+            raise ValueError(f"{len(self.pattern)} patterns for {self.heads} heads; give one, or one for each head")
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """One for each head."""
+        return self.pattern if isinstance(self.pattern, tuple) else (self.pattern,) * self.heads
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the columns of tokens matter: then a token's slot must be its column."""
+        return self.approximation is not None or any(pattern != Full() for pattern in self.patterns)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Inputs beside the tokens, by their names in a request."""
+        return frozenset().union(*(pattern.needs for pattern in self.patterns))
+
+    @property
+    def cheap(self) -> bool:
+        """Whether some head has a cheaper form than all pairs."""
+        return self.approximation is None and any(has_cheap_form(pattern) for pattern in self.patterns)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest row that this attention takes; None if it does not care."""
+        limit = self.approximation if self.approximation is not None else self.score
+        return getattr(limit, "max_length", None) or getattr(limit, "keywords", {}).get("max_length")
+
+    def build(self, width: int, max_length: int) -> "MultiHeadAttention":
+        return MultiHeadAttention(self, width, max_length)
 
 
 class MultiHeadAttention(nn.Module):
-    """`softmax(Q Kᵀ / √H) V` in each of N heads, concatenated and projected: D values in, D values out."""
+    """Each of N heads attends in its own projection of the input; their values are concatenated and projected.
 
-    def __init__(self, width: int, heads: int) -> None:
+    D values per token in, D values per token out.
+    """
+
+    def __init__(self, config: AttentionConfig, width: int, max_length: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.scale = 1 / math.sqrt(width // heads)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        query_BNLH, key_BNLH, value_BNLH = (
-            layout.to_heads(project(x), self.heads) for project in (self.query, self.key, self.value)
+        if config.head_width is None and width % config.heads:
+            raise ValueError(f"width {width} does not divide into {config.heads} heads; give head_width")
+        self.heads = config.heads
+        head_width = config.head_width or width // config.heads
+        value_width = config.value_width or head_width
+        self.query = nn.Linear(width, self.heads * head_width, bias=config.bias)
+        self.key = nn.Linear(width, self.heads * head_width, bias=config.bias)
+        self.value = nn.Linear(width, self.heads * value_width, bias=config.bias)
+        self.out = nn.Linear(self.heads * value_width, width, bias=config.bias)
+        self.rotary = None if config.rotary_base is None else Rotary(head_width, config.rotary_base, max_length)
+        # Neighbouring heads with the same pattern attend together.
+        self.runs = [len(list(run)) for _, run in groupby(config.patterns)]
+        self.mechanisms = nn.ModuleList(
+            config.approximation(count, head_width)
+            if config.approximation
+            else Exact(config.score(count, head_width), config.select, pattern)
+            for count, (pattern, _) in zip(self.runs, groupby(config.patterns), strict=True)
         )
-        scores_BNLL = (query_BNLH * self.scale) @ key_BNLH.transpose(-1, -2)
-        weights_BNLL = layout.softmax(scores_BNLL)
-        return self.out(layout.from_heads(weights_BNLL @ value_BNLH))
+
+    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+        query_BNLH, key_BNLH = self._queries_and_keys(x, layout)
+        value_BNLV = layout.to_heads(self.value(x), self.heads)
+        attended = [
+            mechanism(query, key, value, layout, run_bias)
+            for mechanism, query, key, value, run_bias in zip(
+                self.mechanisms,
+                query_BNLH.split(self.runs, 1),
+                key_BNLH.split(self.runs, 1),
+                value_BNLV.split(self.runs, 1),
+                self._split_bias(bias),
+                strict=True,
+            )
+        ]
+        return self.out(layout.from_heads(_join(attended)))
+
+    def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+        """How much each token takes of each other one, in each head: `[B, N, L, L]`."""
+        query_BNLH, key_BNLH = self._queries_and_keys(x, layout)
+        weights = [
+            mechanism.weights(query, key, layout, run_bias)
+            for mechanism, query, key, run_bias in zip(
+                self.mechanisms,
+                query_BNLH.split(self.runs, 1),
+                key_BNLH.split(self.runs, 1),
+                self._split_bias(bias),
+                strict=True,
+            )
+        ]
+        return _join(weights)
+
+    def _queries_and_keys(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        query, key = self.query(x), self.key(x)
+        if self.rotary is not None:
+            query, key = (self.rotary(each, layout.positions) for each in (query, key))
+        return layout.to_heads(query, self.heads), layout.to_heads(key, self.heads)
+
+    def _split_bias(self, bias: Bias | None) -> list[Bias | None]:
+        """The bias of each run of heads."""
+        if bias is None or len(self.runs) == 1:
+            return [bias] * len(self.runs)
+        starts = [sum(self.runs[:index]) for index in range(len(self.runs))]
+        return [
+            lambda pairs, heads=slice(start, start + count): bias(pairs)[:, heads]
+            for start, count in zip(starts, self.runs, strict=True)
+        ]
+
+
+def _join(runs: list[Tensor]) -> Tensor:
+    """Runs of heads side by side again; they may have different numbers of slots beyond L."""
+    if len(runs) == 1:
+        return runs[0]
+    length = min(run.shape[2] for run in runs)
+    return torch.cat([run[:, :, :length] for run in runs], 1)

@@ -48,9 +48,9 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     inner, pooling = _sentence_modules(folder)
     raw = _read_json(inner / "config.json")
     family = _family(raw)
-    config = _checked_config(family, raw)
+    config = _checked_config(family, raw, pooling)
     with torch.device("meta"):  # the weights are assigned, never initialised
-        encoder = Encoder(config, pooling)
+        encoder = Encoder(config)
     weights = _weight_files(inner)
     _assign(encoder, family, weights)
     settings = [folder / "modules.json", *folder.glob("*_Pooling/config.json"), *(inner / name for name in _SETTINGS)]
@@ -89,9 +89,9 @@ def _family(raw: dict[str, Any]) -> Family:
     return family
 
 
-def _checked_config(family: Family, raw: dict[str, Any]) -> EncoderConfig:
+def _checked_config(family: Family, raw: dict[str, Any], pooling: PoolingConfig | None) -> EncoderConfig:
     try:
-        return encoder_config(family, raw)
+        return encoder_config(family, raw, pooling)
     except (TypeError, ValueError) as error:
         raise CheckpointError(str(error)) from None
 

@@ -1,64 +1,169 @@
-"""What an encoder is made of. Frozen, and checked when it is made."""
+"""What an encoder is made of: small frozen objects, each checked when it is made.
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+    EncoderConfig(
+        inputs=TokensConfig(vocabulary=1000),
+        width=64,
+        positions=SinusoidalConfig(),
+        max_length=512,
+        layers=(LayerConfig(AttentionConfig(heads=4, pattern=Window(16)), FeedForwardConfig(256)),) * 2,
+        head=LabelsConfig(("noun", "verb"), per="token"),
+    )
+"""
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-PoolingMode = Literal["cls", "mean", "max"]
-PositionRule = Literal["column", "counted"]
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import nn
+
+from model.attention import AttentionConfig
+from model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock
+from model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
+from model.heads import LabelsConfig
+from model.longformer import LongformerConfig
+from model.pooling import PoolingConfig, PoolingMode
+from model.positions import Learned, LogBuckets, PositionRule, RelativeBias, Sinusoidal
+
+__all__ = [
+    "Activation",
+    "AttentionConfig",
+    "EncoderConfig",
+    "FeedForwardConfig",
+    "ImagesConfig",
+    "LabelsConfig",
+    "LayerConfig",
+    "LearnedConfig",
+    "LogBuckets",
+    "LongformerConfig",
+    "NormConfig",
+    "PoolingConfig",
+    "PoolingMode",
+    "PositionRule",
+    "SinusoidalConfig",
+    "TokensConfig",
+    "VectorsConfig",
+]
+
+
+class AnyAttentionConfig(Protocol):
+    """What a layer asks of the config of its attention."""
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the columns of tokens matter: then a token's slot must be its column."""
+
+    @property
+    def cheap(self) -> bool:
+        """Whether there is a cheaper form than all pairs for long inputs."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Inputs beside the tokens, by their names in a request."""
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest row it takes; None if it does not care."""
+
+    def build(self, width: int, max_length: int) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """One layer."""
+
+    attention: AnyAttentionConfig
+    feed_forward: FeedForwardConfig
+    norm: NormConfig = NormConfig()
+    norm_first: bool = False  # pre-norm; post-norm when false
+    attention_norm: bool = True  # false leaves out the first norm (ModernBERT's first layer)
+
+    def build(self, width: int, max_length: int) -> Block:
+        return (PreNormBlock if self.norm_first else Block)(
+            self.attention.build(width, max_length),
+            self.feed_forward.build(width),
+            self.norm.build(width) if self.attention_norm else nn.Identity(),
+            self.norm.build(width),
+        )
+
+
+@dataclass(frozen=True)
+class LearnedConfig:
+    """A table of position vectors."""
+
+    rows: int
+
+    def build(self, width: int, max_length: int) -> Learned:
+        return Learned(self.rows, width)
+
+
+@dataclass(frozen=True)
+class SinusoidalConfig:
+    """Sines and cosines of the position."""
+
+    def build(self, width: int, max_length: int) -> Sinusoidal:
+        return Sinusoidal(max_length, width)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A post-norm encoder over tokens, as in BERT (Devlin et al., 2018).
+    """A self-attention encoder.
 
     Raises:
-        ValueError: a field is out of range; the message names it.
+        ValueError: a field is out of range, or two do not fit together; the message names them.
     """
 
-    vocabulary: int  # rows of the token table
-    positions: int  # rows of the position table
-    token_types: int  # rows of the token type table
+    inputs: TokensConfig | VectorsConfig | ImagesConfig
     width: int  # D: the length of a hidden vector
-    heads: int  # N: each works on H = D / N values
-    layers: int
-    feed_forward: int  # the inner width of the feed-forward layer
-    activation: Activation = "gelu"
-    norm_epsilon: float = 1e-12
-    position_rule: PositionRule = "column"  # see positions.py
-    padding_id: int = 0  # only the "counted" rule looks at it
+    layers: tuple[LayerConfig, ...]
+    max_length: int  # columns of the longest row
+    positions: LearnedConfig | SinusoidalConfig | None = None  # added to the input
+    position_rule: PositionRule = PositionRule()
+    relative_bias: LogBuckets | None = None  # a bias by distance, shared by all layers
+    embedding_norm: NormConfig | None = None
+    final_norm: NormConfig | None = None
+    head: PoolingConfig | LabelsConfig | None = None
+    first_tokens_global: int = 0  # the global tokens where a request names none
+    needs: frozenset[str] = field(init=False, repr=False)  # inputs beside the tokens, by their names in a request
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "positions", "token_types", "width", "heads", "layers", "feed_forward"):
+        for name in ("width", "max_length"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
-        if self.activation not in get_args(Activation):
-            raise ValueError(f"activation {self.activation!r} is none of {', '.join(get_args(Activation))}")
-        if self.position_rule not in get_args(PositionRule):
-            raise ValueError(f"position_rule {self.position_rule!r} is none of {', '.join(get_args(PositionRule))}")
-        if not isinstance(self.norm_epsilon, int | float) or not 0 < self.norm_epsilon < 1:
-            raise ValueError(f"norm_epsilon must lie between 0 and 1, got {self.norm_epsilon!r}")
-        if type(self.padding_id) is not int or not 0 <= self.padding_id < self.vocabulary:
-            raise ValueError(f"padding_id {self.padding_id!r} is outside the vocabulary of {self.vocabulary}")
-        if self.max_length < 1:
-            raise ValueError(f"{self.positions} positions leave no room after padding id {self.padding_id}")
+        if not self.layers:
+            raise ValueError("layers must hold at least one layer")
+        for layer in self.layers:
+            limit = layer.attention.max_length
+            if limit is not None and self.max_length > limit:
+                raise ValueError(f"max_length {self.max_length} is more than the attention takes, {limit}")
+        if isinstance(self.positions, LearnedConfig) and self.positions.rows < self.max_length + self.first_position:
+            raise ValueError(
+                f"{self.positions.rows} positions are too few for {self.max_length} columns "
+                f"that are counted from {self.first_position}"
+            )
+        if isinstance(self.inputs, TokensConfig) and not 0 <= self.position_rule.padding_id < self.inputs.vocabulary:
+            raise ValueError(
+                f"padding_id {self.position_rule.padding_id!r} is outside the vocabulary of {self.inputs.vocabulary}"
+            )
+        if isinstance(self.inputs, ImagesConfig) and self.max_length != self.inputs.patches + 1:
+            raise ValueError(f"max_length must be {self.inputs.patches + 1}: the patches and the class token")
+        if self.relative_bias and len({layer.attention.heads for layer in self.layers}) > 1:
+            raise ValueError("relative_bias is shared by all layers, so they must have the same number of heads")
+        object.__setattr__(self, "needs", frozenset().union(*(layer.attention.needs for layer in self.layers)))
 
     @property
-    def max_length(self) -> int:
-        """The longest sequence in tokens; the counted rule starts behind the padding id."""
-        return self.positions - (self.padding_id + 1 if self.position_rule == "counted" else 0)
+    def first_position(self) -> int:
+        """The position of a row's first token."""
+        return self.position_rule.padding_id + 1 if self.position_rule.kind == "counted" else 0
 
+    @property
+    def aligned(self) -> bool:
+        """Whether the columns of tokens matter inside attention: then a token's slot must be its column."""
+        return self.relative_bias is not None or any(layer.attention.aligned for layer in self.layers)
 
-@dataclass(frozen=True)
-class PoolingConfig:
-    """How the hidden vectors of a sequence become one (sentence-transformers' `Pooling` and `Normalize`)."""
-
-    mode: PoolingMode
-    unit_length: bool  # scale the vector to length 1
-
-    def __post_init__(self) -> None:
-        if self.mode not in get_args(PoolingMode):
-            raise ValueError(f"pooling mode {self.mode!r} is none of {', '.join(get_args(PoolingMode))}")
+    @property
+    def cheap(self) -> bool:
+        """Whether some layer has a cheaper form than all pairs for long inputs."""
+        return any(layer.attention.cheap for layer in self.layers)

@@ -1,74 +1,191 @@
-"""The encoder: embeddings, a stack of blocks, and optionally one vector per sequence.
+"""The encoder: embeddings, a stack of blocks, and optionally one vector per sequence, or labels.
 
-Letters: B batch, L length, T tokens, D width.
+Letters: B batch, L length, T tokens, D width, F features, C labels, N heads. `...` is `[B, L]` or `[T]`, as the layout
+says.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.blocks import Block
-from model.config import EncoderConfig, PoolingConfig
-from model.layout import Layout, Padded
-from model.pooling import Pooling
-from model.positions import position_ids
+from model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig
+from model.embeddings import cut_into_patches
+from model.layout import GlobalTokens, Layout, Padded
+from model.positions import RelativeBias, column_positions, counted_positions
 
 
 class Embeddings(nn.Module):
-    """A token's vector: its word's, its position's and its type's, summed and normed (BERT)."""
+    """What goes into the first layer: a token's own vector and its position's, summed and normed."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocabulary, config.width)
-        self.positions = nn.Embedding(config.positions, config.width)
-        self.types = nn.Embedding(config.token_types, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        width = config.inputs.width or config.width
+        self.inputs = config.inputs.build(config.width)
+        self.positions = config.positions.build(width, config.max_length) if config.positions else None
+        self.norm = config.embedding_norm.build(width) if config.embedding_norm else None
+        self.project = nn.Linear(width, config.width) if width != config.width else None
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
-        return self.norm(self.tokens(input_ids) + self.types(token_type_ids) + self.positions(positions))
+    def forward(self, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
+        x = self.inputs(inputs)
+        if self.positions is not None:
+            x = x + self.positions(layout.positions)
+        for layer in (self.norm, self.project):
+            if layer is not None:
+                x = layer(x)
+        return x
 
 
 class Encoder(nn.Module):
-    """A self-attention encoder over tokens.
+    """A self-attention encoder.
 
     `encode` runs in any layout; calling the encoder itself takes padded rows, as callers send them.
     """
 
-    def __init__(self, config: EncoderConfig, pooling: PoolingConfig | None = None) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.pooling = Pooling(pooling) if pooling else None
+        heads = config.layers[0].attention.heads
+        self.relative_bias = (
+            RelativeBias(heads, config.relative_bias, config.max_length) if config.relative_bias else None
+        )
+        self.blocks = nn.ModuleList(layer.build(config.width, config.max_length) for layer in config.layers)
+        self.norm = config.final_norm.build(config.width) if config.final_norm else None
+        self.head = config.head.build(config.width) if config.head else None
 
-    def encode(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor, layout: Layout) -> dict[str, Tensor]:
-        """The three index tensors, `[B, L]` or `[T]` as the layout says, to `last_hidden_state` in that layout
-        and, where the model pools, `sentence_embedding` `[B, D]`."""
-        x = self.embeddings(input_ids, token_type_ids, positions)
+    def encode(self, inputs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+        """Tokens to answers.
+
+        Args:
+            inputs: `input_ids` and `token_type_ids` `[...]`, or `features` `[..., F]`.
+
+        Returns:
+            `last_hidden_state` `[..., D]`, and what the head makes of it: `sentence_embedding` `[B, D]`, or `logits`
+            `[B, C]` or `[..., C]`.
+        """
+        x = self.embeddings(inputs, layout)
         for block in self.blocks:
-            x = block(x, layout)
+            x = block(x, layout, self.relative_bias)
+        return self._finish(x, layout)
+
+    def encode_with_attentions(self, inputs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+        """The same, and `attentions`: the weights of every layer and head, `[B, layers, N, L, L]`."""
+        x = self.embeddings(inputs, layout)
+        weights = []
+        for block in self.blocks:
+            weights.append(block.weights(x, layout, self.relative_bias))
+            x = block(x, layout, self.relative_bias)
+        real_query = layout.real_BL[:, None, None, :, None]
+        return self._finish(x, layout) | {"attentions": torch.stack(weights, 1).masked_fill(~real_query, 0.0)}
+
+    def _finish(self, x: Tensor, layout: Layout) -> dict[str, Tensor]:
+        if self.norm is not None:
+            x = self.norm(x)
         outputs = {"last_hidden_state": x}
-        if self.pooling:
-            outputs["sentence_embedding"] = self.pooling(x, layout)
+        if self.head is not None:
+            outputs[self.head_output] = self.head(x, layout)
         return outputs
+
+    @property
+    def head_output(self) -> str:
+        """What the head's answer is called."""
+        return "sentence_embedding" if isinstance(self.config.head, PoolingConfig) else "logits"
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what `encode` returns, in order."""
+        return ["last_hidden_state", self.head_output] if self.head is not None else ["last_hidden_state"]
+
+    @property
+    def per_token(self) -> set[str]:
+        """The outputs that have a value for each token."""
+        head = self.config.head
+        labels_tokens = isinstance(head, LabelsConfig) and head.per == "token"
+        return {"last_hidden_state", "logits"} if labels_tokens else {"last_hidden_state"}
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        features: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        adjacency: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        attentions: bool = False,
     ) -> dict[str, Tensor]:
         """What the model answers to padded rows.
 
         Args:
-            input_ids: `[B, L]`, at most `config.max_length` columns.
+            input_ids: `[B, L]`, at most `config.max_length` columns; for models over tokens.
             attention_mask: `[B, L]`, 1 for a real token, 0 for padding; all real when left out.
             token_type_ids: `[B, L]`; zeros when left out.
+            features: `[B, L, F]`; for models over vectors.
+            pixel_values: `[B, channels, height, width]`; for models over images.
+            adjacency: `[B, L, L]`, True where row i may look at column j; for models with the pattern `Adjacency`.
+            global_attention_mask: `[B, L]`, 1 for tokens that see and are seen by all; for Longformer.
+            attentions: whether to return the attention weights, too.
 
         Returns:
-            `last_hidden_state` `[B, L, D]`, zeros at padding, and `sentence_embedding` `[B, D]` if the model pools.
+            See `encode`; per-token answers are `[B, L, ...]`, zeros at padding.
         """
-        real_BL = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        types_BL = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        outputs = self.encode(input_ids, types_BL, position_ids(self.config, input_ids), Padded(real_BL))
-        outputs["last_hidden_state"] = outputs["last_hidden_state"].masked_fill(~real_BL[:, :, None], 0.0)
+        inputs: dict[str, Tensor] = {}
+        if pixel_values is not None:
+            assert isinstance(self.config.inputs, ImagesConfig)
+            features = cut_into_patches(pixel_values, self.config.inputs.patch)
+        if features is not None:
+            inputs["features"] = features.to(self.blocks[0].feed_forward.up.weight.dtype)
+            real_BL = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        elif input_ids is not None:
+            inputs["input_ids"] = input_ids
+            inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            real_BL = torch.ones_like(input_ids, dtype=torch.bool)
+        else:
+            raise ValueError("one of input_ids, features and pixel_values must be given")
+        if attention_mask is not None:
+            real_BL = attention_mask.bool()
+        first_real_B1 = real_BL.long().argmax(1, keepdim=True)
+        if self.config.position_rule.kind == "stripped":
+            inputs = {name: _rolled(tensor, first_real_B1) for name, tensor in inputs.items()}
+            real_BL = _rolled(real_BL, first_real_B1)
+        inputs["position_ids"] = self._positions(inputs, real_BL)
+        layout = Padded(
+            real_BL,
+            inputs["position_ids"],
+            None if adjacency is None else adjacency.bool(),
+            self._global_tokens(global_attention_mask, real_BL),
+        )
+        outputs = (self.encode_with_attentions if attentions else self.encode)(inputs, layout)
+        for name in self.per_token:
+            outputs[name] = outputs[name].masked_fill(~real_BL[:, :, None], 0.0)
+            if self.config.position_rule.kind == "stripped":
+                outputs[name] = _rolled(outputs[name], -first_real_B1)
         return outputs
+
+    def _positions(self, inputs: dict[str, Tensor], real_BL: Tensor) -> Tensor:
+        rule = self.config.position_rule
+        if rule.kind == "counted":
+            return counted_positions(inputs["input_ids"], rule.padding_id)
+        return column_positions(real_BL)
+
+    def _global_tokens(self, mask_BL: Tensor | None, real_BL: Tensor) -> GlobalTokens | None:
+        """Those that the request names, or the model's own first ones; None if the model has no such tokens."""
+        if "global_attention_mask" not in self.config.needs:
+            return None
+        if mask_BL is None:
+            columns_L = torch.arange(real_BL.shape[1], device=real_BL.device)
+            mask_BL = (columns_L < self.config.first_tokens_global).expand(real_BL.shape)
+        is_global_BL = mask_BL.bool() & real_BL
+        count = max(2, int(is_global_BL.sum(1).max()))
+        counts_BL, slots_BL = is_global_BL.long().sort(dim=1, descending=True, stable=True)
+        padding = max(0, count - real_BL.shape[1])
+        return GlobalTokens(
+            nn.functional.pad(slots_BL, (0, padding))[:, :count],
+            nn.functional.pad(counts_BL, (0, padding))[:, :count].bool(),
+        )
+
+
+def _rolled(x: Tensor, by_B1: Tensor) -> Tensor:
+    """Rows `[B, L, ...]`, each moved to the left by its own number of columns."""
+    length = x.shape[1]
+    columns_BL = (torch.arange(length, device=x.device) + by_B1) % length
+    return x[torch.arange(len(x), device=x.device)[:, None], columns_BL]

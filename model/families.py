@@ -8,7 +8,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from model.config import Activation, EncoderConfig, PositionRule
+from model.blocks import Activation, FeedForwardConfig, NormConfig
+from model.config import AttentionConfig, EncoderConfig, LayerConfig, LearnedConfig, TokensConfig
+from model.pooling import PoolingConfig
+from model.positions import PositionRule, RuleKind
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -80,7 +83,7 @@ class Family:
     name: str
     prefix: str
     architectures: tuple[str, ...]
-    position_rule: PositionRule
+    position_rule: RuleKind
     norm_epsilon: float  # what the family means when the config leaves it out
     padding_id: int
     token_types: int
@@ -117,7 +120,7 @@ FAMILIES = {
 }
 
 
-def encoder_config(family: Family, config: dict[str, Any]) -> EncoderConfig:
+def encoder_config(family: Family, config: dict[str, Any], pooling: PoolingConfig | None = None) -> EncoderConfig:
     """Translates a `config.json`.
 
     Raises:
@@ -134,18 +137,25 @@ def encoder_config(family: Family, config: dict[str, Any]) -> EncoderConfig:
     if config["hidden_act"] not in list(ACTIVATIONS):  # a list: what comes may not be hashable
         raise ValueError(f"config.json: hidden_act={config['hidden_act']!r} is none of {', '.join(ACTIVATIONS)}")
     padding_id = config.get("pad_token_id", family.padding_id)
+    rule = PositionRule(
+        family.position_rule, 0 if padding_id is None and family.position_rule == "column" else padding_id
+    )
+    norm = NormConfig(epsilon=config.get("layer_norm_eps", family.norm_epsilon))
+    layer = LayerConfig(
+        AttentionConfig(config["num_attention_heads"]),
+        FeedForwardConfig(config["intermediate_size"], ACTIVATIONS[config["hidden_act"]]),
+        norm,
+    )
+    rows = config["max_position_embeddings"]
     return EncoderConfig(
-        vocabulary=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        token_types=config.get("type_vocab_size", family.token_types),
+        inputs=TokensConfig(config["vocab_size"], config.get("type_vocab_size", family.token_types)),
         width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        layers=config["num_hidden_layers"],
-        feed_forward=config["intermediate_size"],
-        activation=ACTIVATIONS[config["hidden_act"]],
-        norm_epsilon=config.get("layer_norm_eps", family.norm_epsilon),
-        position_rule=family.position_rule,
-        padding_id=0 if padding_id is None and family.position_rule == "column" else padding_id,
+        layers=(layer,) * config["num_hidden_layers"],
+        max_length=rows - (rule.padding_id + 1 if rule.kind == "counted" else 0),
+        positions=LearnedConfig(rows),
+        position_rule=rule,
+        embedding_norm=norm,
+        head=pooling,
     )
 
 
@@ -163,9 +173,9 @@ _REQUIRED = {
 _BESIDE_THE_ENCODER = re.compile(r"^(cls\.|lm_head\.|pooler\.|embeddings\.position_ids$)")
 
 _NAMES = [
-    (r"^embeddings\.word_embeddings\.", "embeddings.tokens."),
-    (r"^embeddings\.position_embeddings\.", "embeddings.positions."),
-    (r"^embeddings\.token_type_embeddings\.", "embeddings.types."),
+    (r"^embeddings\.word_embeddings\.", "embeddings.inputs.tokens."),
+    (r"^embeddings\.position_embeddings\.", "embeddings.positions.table."),
+    (r"^embeddings\.token_type_embeddings\.", "embeddings.inputs.types."),
     (r"^embeddings\.LayerNorm\.", "embeddings.norm."),
     (r"^encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.", r"blocks.\1.attention.\2."),
     (r"^encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attention.out."),

@@ -1,6 +1,6 @@
-"""Where tokens lie: in padded rows, or end to end without padding.
+"""Where tokens lie: in padded rows, or end to end without padding; and what else came with them.
 
-Letters: B batch, L length, T tokens, D width, N heads, H head width (D = N * H).
+Letters: B batch, L length, T tokens, G global tokens, D width, N heads, H head width.
 
 Attention is the only part of an encoder in which tokens meet. Everything else works on one token at a time
 and does not care how they lie, so an encoder written against a layout runs in both forms:
@@ -8,6 +8,9 @@ and does not care how they lie, so an encoder written against a layout runs in b
     Padded   hidden vectors [B, L, D]. The form to read, and the reference's own.
     Packed   hidden vectors [T, D], the tokens of all sequences end to end. The form to serve: padding exists
              inside attention alone.
+
+Inside attention a token stands in a slot of `[B, L]`. Where a model looks at columns (windows, graphs, ...) the slot
+is the token's column.
 """
 
 from dataclasses import dataclass
@@ -16,25 +19,57 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# Up to this many columns a dense product of all pairs is faster than blocks.
+DENSE_COLUMNS = 512
+
+
+@dataclass(frozen=True)
+class GlobalTokens:
+    """Tokens that see all and are seen by all.
+
+    G is 2 or more: a matrix product of one row adds up in an order that depends on the length, and its bits would
+    depend on the neighbours in a batch. So there may be places without a token.
+    """
+
+    slots_BG: Tensor
+    counts_BG: Tensor  # False where a place holds no token
+
+    def among(self, slots_L: Tensor) -> Tensor:
+        """For each slot and place, whether the token there is the global one: `[B, L, G]`."""
+        return (slots_L[:, None] == self.slots_BG[:, None, :]) & self.counts_BG[:, None, :]
+
 
 class Layout(Protocol):
-    """What attention and pooling need to know about where tokens lie."""
+    """What the parts of an encoder need to know about where tokens lie."""
+
+    @property
+    def real_BL(self) -> Tensor:
+        """True where a slot holds a real token."""
+
+    @property
+    def positions(self) -> Tensor:
+        """The position of each token, in this layout: `[B, L]` or `[T]`."""
+
+    @property
+    def adjacency_BLL(self) -> Tensor | None:
+        """The edges between slots, where the request gave them."""
+
+    @property
+    def global_tokens(self) -> GlobalTokens | None:
+        """The tokens that the request made global."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether to compute all pairs and mask them, or in blocks where the pattern can."""
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
         """Projected vectors of all tokens, by head: `[B, N, L, H]`."""
 
     def from_heads(self, x_BNLH: Tensor) -> Tensor:
-        """Back to one vector of D values per token, in this layout."""
+        """Back to one vector of N * H values per token, in this layout. Slots beyond L are dropped."""
 
     def to_rows(self, x: Tensor) -> Tensor:
         """One row per sequence: `[B, L, D]`."""
-
-    def softmax(self, scores_BNLL: Tensor) -> Tensor:
-        """Weights over the real keys of each sequence; a key that is padding gets exactly 0."""
-
-    @property
-    def real_BL(self) -> Tensor:
-        """True where a column holds a real token."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +77,22 @@ class Padded:
     """`[B, L, D]`: each sequence a row, with padding wherever `real_BL` is False."""
 
     real_BL: Tensor
+    positions: Tensor
+    adjacency_BLL: Tensor | None = None
+    global_tokens: GlobalTokens | None = None
+
+    @property
+    def dense(self) -> bool:
+        return self.real_BL.shape[1] <= 2 * DENSE_COLUMNS
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
         return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
     def from_heads(self, x_BNLH: Tensor) -> Tensor:
-        return x_BNLH.transpose(1, 2).flatten(2)
+        return x_BNLH[:, :, : self.real_BL.shape[1]].transpose(1, 2).flatten(2)
 
     def to_rows(self, x: Tensor) -> Tensor:
         return x
-
-    def softmax(self, scores_BNLL: Tensor) -> Tensor:
-        real = self.real_BL[:, None, None, :]
-        weights = scores_BNLL.masked_fill(~real, -torch.inf).softmax(-1)
-        # Without one real key softmax is 0/0; such a row attends to nothing.
-        return torch.where(real.any(-1, keepdim=True), weights, 0.0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +109,10 @@ class Packed:
     rows_T: Tensor
     columns_T: Tensor
     real_BL: Tensor
+    positions: Tensor
+    adjacency_BLL: Tensor | None = None
+    global_tokens: GlobalTokens | None = None
+    dense: bool = True
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
         # One gather of H-long rows does the work of a gather and a transpose.
@@ -88,10 +128,3 @@ class Packed:
 
     def to_rows(self, x: Tensor) -> Tensor:
         return x[self.slots_BL]
-
-    def softmax(self, scores_BNLL: Tensor) -> Tensor:
-        # A float bias: onnxruntime runs an addition faster than a selection by a boolean mask.
-        # Made in float32, whatever the scores are: in float64 too it is low enough to leave a weight of exactly 0.
-        lowest = max(torch.finfo(scores_BNLL.dtype).min, torch.finfo(torch.float32).min) / 2
-        bias_BL = torch.where(self.real_BL, 0.0, lowest).to(scores_BNLL.dtype)
-        return (scores_BNLL + bias_BL[:, None, None, :]).softmax(-1)

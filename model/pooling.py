@@ -1,10 +1,29 @@
 """One vector per sequence out of one vector per token (sentence-transformers' `Pooling`)."""
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
-from model.config import PoolingConfig
 from model.layout import Layout
+
+PoolingMode = Literal["cls", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class PoolingConfig:
+    """How the hidden vectors of a sequence become one (sentence-transformers' `Pooling` and `Normalize`)."""
+
+    mode: PoolingMode
+    unit_length: bool  # scale the vector to length 1
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(PoolingMode):
+            raise ValueError(f"pooling mode {self.mode!r} is none of {', '.join(get_args(PoolingMode))}")
+
+    def build(self, width: int) -> "Pooling":
+        return Pooling(self)
 
 
 def mean_of_rows(x_BLD: Tensor, real_BL: Tensor) -> Tensor:

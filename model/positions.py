@@ -1,18 +1,45 @@
-"""Position ids: which row of the position table a token gets.
+"""Where a token stands: attention alone does not know, permuting its input permutes its output.
 
-B batch, L length. Both rules look at the full row, before any padding is left out.
+Position ids come from the full row, before any padding is left out (`position_ids`). Then one of
+
+    Learned      a table of vectors, added to the input
+    Sinusoidal   a fixed table, added to the input; any length
+    Rotary       turns queries and keys, so that their product depends on the distance
+    RelativeBias a learned bias for each head and distance, added to the scores
+
+Tables are made on the CPU in float32, whatever device the weights are made on: they are constants, not weights.
+
+Letters: B batch, L length, T tokens, D width, N heads, H head width. `...` is `[B, L]` or `[T]`, as the layout says.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.config import EncoderConfig
+from model.patterns import Pairs
+
+RuleKind = Literal["column", "counted", "stripped"]
 
 
-def column_positions(input_ids_BL: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class PositionRule:
+    """Which position a token of a row gets."""
+
+    kind: RuleKind = "column"
+    padding_id: int = 0  # only "counted" looks at it
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(RuleKind):
+            raise ValueError(f"position rule {self.kind!r} is none of {', '.join(get_args(RuleKind))}")
+
+
+def column_positions(real_BL: Tensor) -> Tensor:
     """BERT: the column index, wherever the padding is. Returns `[B, L]`."""
-    length = input_ids_BL.shape[1]
-    return torch.arange(length, device=input_ids_BL.device).expand_as(input_ids_BL)
+    return torch.arange(real_BL.shape[1], device=real_BL.device).expand(real_BL.shape)
 
 
 def counted_positions(input_ids_BL: Tensor, padding_id: int) -> Tensor:
@@ -25,8 +52,95 @@ def counted_positions(input_ids_BL: Tensor, padding_id: int) -> Tensor:
     return counts_BL.cumsum(1) * counts_BL + padding_id
 
 
-def position_ids(config: EncoderConfig, input_ids_BL: Tensor) -> Tensor:
-    """The rule that the config names. Returns `[B, L]`."""
-    if config.position_rule == "counted":
-        return counted_positions(input_ids_BL, config.padding_id)
-    return column_positions(input_ids_BL)
+class Learned(nn.Module):
+    """A table of `rows` vectors (BERT)."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, width)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """`[...]` to `[..., D]`."""
+        return self.table(positions)
+
+
+class Sinusoidal(nn.Module):
+    """`PE[p, 2i] = sin(p / 10000^(2i/D))`, `PE[p, 2i+1] = cos(...)` (Vaswani et al., 2017, 3.5)."""
+
+    table: Tensor
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        rates = torch.exp(torch.arange(0, width, 2, device="cpu") * (-math.log(10000.0) / width))
+        angles = torch.arange(rows, device="cpu")[:, None] * rates
+        table = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :width]
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """`[...]` to `[..., D]`."""
+        return self.table[positions]
+
+
+class Rotary(nn.Module):
+    """Turns each pair of values (i, i + H/2) of a head by an angle that grows with the position (Su et al., 2021)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_width: int, base: float, rows: int) -> None:
+        super().__init__()
+        if head_width % 2:
+            raise ValueError(f"rotary positions turn pairs of values; a head of {head_width} values has an odd one")
+        self.head_width = head_width
+        rates = 1.0 / base ** (torch.arange(0, head_width, 2, device="cpu").float() / head_width)
+        angles = torch.arange(rows, device="cpu").float()[:, None] * rates
+        both = torch.cat([angles, angles], -1)
+        self.register_buffer("cos", both.cos(), persistent=False)
+        self.register_buffer("sin", both.sin(), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Queries or keys of all heads, `[..., N * H]`, turned."""
+        heads = x.unflatten(-1, (-1, self.head_width))
+        first, second = heads.chunk(2, -1)
+        turned = torch.cat([-second, first], -1)
+        cos, sin = self.cos[positions][..., None, :], self.sin[positions][..., None, :]
+        return (heads * cos + turned * sin).flatten(-2)
+
+
+Bucketing = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LogBuckets:
+    """T5's buckets of distances, in both directions (Raffel et al., 2020): near ones each, far ones by their log."""
+
+    buckets: int = 32
+    farthest: int = 128
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        """Key's column minus query's, any shape, to a bucket from 0 up."""
+        half = self.buckets // 2
+        exact = half // 2
+        far = distance.abs()
+        log_steps = torch.log(far.clamp(min=1).float() / exact) / math.log(self.farthest / exact) * (half - exact)
+        large = (exact + log_steps.to(torch.int64)).clamp(max=half - 1)
+        return torch.where(far < exact, far, large) + (distance > 0) * half
+
+
+class RelativeBias(nn.Module):
+    """A learned bias for each head and bucket of distances, added to the scores (T5, MPNet)."""
+
+    bucket_of_distance: Tensor
+
+    def __init__(self, heads: int, buckets: LogBuckets, max_length: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(buckets.buckets, heads)
+        self.max_length = max_length
+        distances = torch.arange(1 - max_length, max_length, device="cpu")
+        self.register_buffer("bucket_of_distance", buckets(distances), persistent=False)
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        """`[1 or B, N, ..., Q, K]`, for columns that broadcast to `[1 or B, 1, ..., Q, K]`."""
+        limit = self.max_length - 1
+        distance = (pairs.j - pairs.i).clamp(-limit, limit)
+        return self.table(self.bucket_of_distance[distance + limit][:, 0]).movedim(-1, 1)

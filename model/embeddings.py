@@ -1,0 +1,126 @@
+"""What goes in: tokens, vectors or images, each to one vector of width D per token.
+
+Letters: B batch, L length, T tokens, D width, F features. `...` is `[B, L]` or `[T]`, as the layout says.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+def _check_sizes(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """Token ids, looked up in a table."""
+
+    vocabulary: int  # rows of the token table
+    token_types: int = 0  # rows of the token type table; 0: there is none
+    width: int | None = None  # of the tables, if it is not D: a linear layer leads to D (ELECTRA)
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "vocabulary")
+        if type(self.token_types) is not int or self.token_types < 0:
+            raise ValueError(f"token_types must be a positive integer or 0, got {self.token_types!r}")
+
+    def build(self, width: int) -> "Tokens":
+        return Tokens(self, self.width or width)
+
+
+class Tokens(nn.Module):
+    """A token's own vector plus its type's."""
+
+    def __init__(self, config: TokensConfig, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocabulary, width)
+        self.types = nn.Embedding(config.token_types, width) if config.token_types else None
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`input_ids` and `token_type_ids`, each `[...]`, to `[..., D]`."""
+        x = self.tokens(inputs["input_ids"])
+        return x if self.types is None else x + self.types(inputs["token_type_ids"])
+
+
+@dataclass(frozen=True)
+class VectorsConfig:
+    """Vectors of F floats: audio frames, graph nodes, patches."""
+
+    features: int  # F
+    width: int | None = None  # always D
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "features")
+
+    def build(self, width: int) -> "Vectors":
+        return Vectors(self.features, width)
+
+
+class Vectors(nn.Module):
+    """A linear layer from F to D; none where they are equal."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(features, width) if features != width else nn.Identity()
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`features` `[..., F]` to `[..., D]`."""
+        return self.project(inputs["features"])
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Images cut into square patches, with a learned class token before them (ViT, Dosovitskiy et al., 2021)."""
+
+    channels: int
+    height: int
+    image_width: int
+    patch: int
+    width: int | None = None  # always D
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "channels", "height", "image_width", "patch")
+        if self.height % self.patch or self.image_width % self.patch:
+            raise ValueError(f"an image of {self.height} x {self.image_width} is not cut into patches of {self.patch}")
+
+    @property
+    def patches(self) -> int:
+        return (self.height // self.patch) * (self.image_width // self.patch)
+
+    @property
+    def features(self) -> int:
+        """F: the values of a patch."""
+        return self.channels * self.patch * self.patch
+
+    def build(self, width: int) -> "Patches":
+        return Patches(self, width)
+
+
+class Patches(nn.Module):
+    """Patches to vectors; the class token stands at position 0, where the features are zeros and do not matter."""
+
+    def __init__(self, config: ImagesConfig, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(config.features, width)
+        self.class_token = nn.Parameter(torch.zeros(width))
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`features` `[..., F]` and `position_ids` `[...]` to `[..., D]`."""
+        is_class_token = (inputs["position_ids"] == 0)[..., None]
+        return torch.where(is_class_token, self.class_token, self.project(inputs["features"]))
+
+
+def cut_into_patches(pixels_BCHW: Tensor, patch: int) -> Tensor:
+    """Patches row by row, each flattened as a convolution's kernel is (channel, row, column), behind a row of zeros.
+
+    Returns `[B, 1 + patches, F]`.
+    """
+    batch, channels, _, _ = pixels_BCHW.shape
+    tiles = pixels_BCHW.unfold(2, patch, patch).unfold(3, patch, patch)  # [B, C, rows, columns, patch, patch]
+    features = tiles.permute(0, 2, 3, 1, 4, 5).reshape(batch, -1, channels * patch * patch)
+    return torch.cat([torch.zeros_like(features[:, :1]), features], 1)

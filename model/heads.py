@@ -1,0 +1,61 @@
+"""Labels: scores for each token, or for the sequence.
+
+Letters: B batch, L length, T tokens, D width, C labels. `...` is `[B, L]` or `[T]`, as the layout says.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from model.blocks import ACTIVATIONS, Activation, NormConfig, check_activation
+from model.layout import Layout
+from model.pooling import PoolingConfig, Pooling
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """Scores (logits) for named labels: one set for each sequence, or for each token.
+
+    A single label makes a score: a cross-encoder's, say. Between the encoder and the scores there may be a hidden
+    layer of width D.
+    """
+
+    names: tuple[str, ...]  # C of them
+    per: Literal["sequence", "token"]
+    pooling: Literal["cls", "mean", "max"] = "cls"  # of a sequence
+    hidden: Activation | None = None  # the activation of the hidden layer; None: there is no such layer
+    hidden_bias: bool = True
+    hidden_norm: NormConfig | None = None  # after the activation
+    bias: bool = True  # of the scores
+
+    def __post_init__(self) -> None:
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ValueError(f"labels must have names of their own, got {self.names!r}")
+        if self.per not in ("sequence", "token"):
+            raise ValueError(f"labels are per sequence or per token, not per {self.per!r}")
+        if self.hidden is not None:
+            check_activation(self.hidden)
+
+    def build(self, width: int) -> "Labels":
+        return Labels(self, width)
+
+
+class Labels(nn.Module):
+    """`[B, C]` for sequences, `[..., C]` for tokens."""
+
+    def __init__(self, config: LabelsConfig, width: int) -> None:
+        super().__init__()
+        self.pooling = Pooling(PoolingConfig(config.pooling, False)) if config.per == "sequence" else None
+        self.hidden = nn.Linear(width, width, bias=config.hidden_bias) if config.hidden else None
+        self.activation = ACTIVATIONS[config.hidden]() if config.hidden else None
+        self.norm = config.hidden_norm.build(width) if config.hidden_norm else None
+        self.out = nn.Linear(width, len(config.names), bias=config.bias)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        if self.pooling is not None:
+            x = self.pooling(x, layout)
+        for layer in (self.hidden, self.activation, self.norm):
+            if layer is not None:
+                x = layer(x)
+        return self.out(x)
