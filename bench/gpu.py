@@ -51,7 +51,7 @@ def placement(model: Model, folder: Path) -> Counter[tuple[str, str]]:
     options = session_options()
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
-    graph = model.folder / model.manifest.graph(model.precision).file
+    graph = model.folder / model.manifest.graphs_of(model.precision)[0].file
     session = onnxruntime.InferenceSession(graph, options, providers=[(model.runtime.provider, {})])
     feeds: Arrays = {
         node.name: np.ones((1, 1) if len(node.shape) == 2 else 1, _dtype(node.type)) for node in session.get_inputs()

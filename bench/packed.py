@@ -157,7 +157,7 @@ class PackedGraph:
 
     def sequence(self, request: Request) -> Sequence:
         real_L = request["attention_mask"].astype(np.bool_)
-        return sequence(self._rule, request["input_ids"], real_L, request["token_type_ids"])
+        return sequence(self._rule, {name: request[name] for name in ("input_ids", "token_type_ids")}, real_L)
 
     def answer(self, group: Many[Sequence]) -> list[Answer]:
         """One answer for each member, out of one run."""

@@ -33,7 +33,7 @@ class Case:
 
     name: str
     inputs: Arrays
-    outputs: Arrays  # float64
+    outputs: Arrays  # float64; labels are unicode
     at_start: bool  # among the cases that a server checks before it is ready
 
 
@@ -84,6 +84,9 @@ def _compare(case: Case, output: str, answers: Arrays, budget: float) -> Finding
     answer = answers[output]
     if answer.shape != reference.shape:
         return Finding(case.name, output, np.inf, budget, f"shape {answer.shape}, expected {reference.shape}")
+    if output == "labels":
+        wrong = _wrong_label(answer, reference, case.outputs["logits"], budget)
+        return Finding(case.name, output, np.inf if wrong else 0.0, budget, wrong)
     if not np.isfinite(reference).all():
         return Finding(case.name, output, np.inf, budget, "NaN or infinity in the reference")
     if not np.isfinite(answer).all():
@@ -91,31 +94,62 @@ def _compare(case: Case, output: str, answers: Arrays, budget: float) -> Finding
     return Finding(case.name, output, error_of(answer, reference), budget)
 
 
+def _wrong_label(answer: np.ndarray, reference: np.ndarray, logits: np.ndarray, budget: float) -> str:
+    """The first label `[...]` that is not the reference's, in words; empty if there is none.
+
+    Labels whose logits `[..., labels]` are so close that the budget lets either win are not compared.
+    """
+    answer, reference = answer.astype(str), reference.astype(str)
+    differ = answer != reference
+    if logits.shape[-1] > 1:
+        scale = max(1.0, float(np.abs(logits).max()))
+        second, best = np.moveaxis(np.sort(logits, -1)[..., -2:], -1, 0)
+        # At padding the label is "" and the logits are zeros: there is nothing to win.
+        differ &= (best - second > 2 * budget * scale) | (answer == "") | (reference == "")
+    if not differ.any():
+        return ""
+    index = np.argwhere(differ)[0]
+    return f"labels{index.tolist()} is {str(answer[tuple(index)])!r}, expected {str(reference[tuple(index)])!r}"
+
+
+UNPROVEN = ("tokens", "offsets")  # the tokenizer's own words, which no graph computes
+
+
 def check_complete(manifest: Manifest, cases: list[Case]) -> None:
     """Raises BundleError if the manifest declares what the cases do not try: an output, a length, an id."""
+    plain = {spec.name for spec in manifest.outputs} - {"attentions", *UNPROVEN}
     for case in cases:
-        if unproven := sorted({spec.name for spec in manifest.outputs} - case.outputs.keys()):
+        if unproven := sorted(plain - case.outputs.keys()):
             raise BundleError(f"{CONTRACT}: case {case.name} has no {unproven[0]}")
-    ids = [case.inputs["input_ids"] for case in cases if "input_ids" in case.inputs]
-    longest = max((array.shape[1] for array in ids), default=0)
+    if manifest.gives_attentions and not any("attentions" in case.outputs for case in cases):
+        raise BundleError(f"{CONTRACT}: no case has attentions")
+    longest = max(_columns(manifest, case) for case in cases)
     if longest != manifest.limits.length:
         raise BundleError(f"{CONTRACT} tries {longest} tokens at most, the manifest allows {manifest.limits.length}")
+    ids = [case.inputs["input_ids"] for case in cases if "input_ids" in case.inputs]
     largest = max((int(array.max()) for array in ids), default=-1)
-    if largest != manifest.limits.vocabulary - 1:
+    if manifest.limits.vocabulary and largest != manifest.limits.vocabulary - 1:
         raise BundleError(f"{CONTRACT} tries ids up to {largest}, the manifest allows {manifest.limits.vocabulary - 1}")
 
 
+def _columns(manifest: Manifest, case: Case) -> int:
+    """The columns of a case's rows; 0 for texts, which are shorter than what tensors may be."""
+    if manifest.image and "pixel_values" in case.inputs:
+        return manifest.image.tokens
+    return max((case.inputs[name].shape[1] for name in ("input_ids", "features") if name in case.inputs), default=0)
+
+
 def check(
-    cases: Iterable[Case], answer: Callable[[Arrays], Arrays], precision: str, provider: str
+    cases: Iterable[Case], answer: Callable[[Arrays, list[str]], Arrays], precision: str, provider: str
 ) -> Iterator[Finding]:
-    """Compares `answer(inputs)` with the reference for every case, and yields a finding for every output.
+    """Compares `answer(inputs, outputs)` with the reference for every case, and yields a finding for every output.
 
     An answer that raises is a finding, not an error: a wrong bundle may fail in any way.
     """
     budget = BUDGETS[precision, provider]
     for case in cases:
         try:
-            answers = answer(case.inputs)
+            answers = answer(case.inputs, list(case.outputs))
         except Exception as error:
             yield from (Finding(case.name, output, np.inf, budget, str(error)) for output in case.outputs)
             continue

@@ -4,10 +4,11 @@ Letters in shapes: -1 stands for any size (batch, length).
 """
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.errors import BundleError
 
@@ -16,6 +17,8 @@ TOKENIZER = "tokenizer.json"
 
 Datatype = Literal["BOOL", "INT64", "FP32", "BYTES"]
 Precision = Literal["fp32"]
+Task = Literal["encoder", "embedding", "sequence_classification", "token_classification", "reranking"]
+GraphKind = Literal["answers", "attentions"]
 # A name in the bundle's own folder: no separators, no leading dot, so that it can never lead out of it.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
@@ -36,19 +39,38 @@ class TensorSpec(_Part):
 
 
 class PositionRule(_Part):
-    """How position ids follow from a full row of ids: the column, or counted past the padding id (RoBERTa)."""
+    """Which position and which column the tokens of a full row get.
 
-    kind: Literal["column", "counted"]
-    padding_id: int = 0
+    - column: the column index is both (BERT).
+    - counted: positions are counted from the ids, past the padding id (RoBERTa).
+    - stripped: as if the row's outer padding were cut off, both are counted from the first real token (Big Bird).
+    """
+
+    kind: Literal["column", "counted", "stripped"]
+    padding_id: int = 0  # only "counted" looks at it
 
 
 class Limits(_Part):
-    """What a request may hold, in tokens; `text` counts special tokens too."""
+    """What a request may hold. 0: the model has no such table, or takes no text."""
 
-    vocabulary: int = Field(ge=1)
-    token_types: int = Field(ge=1)
-    length: int = Field(ge=1)
-    text_length: int = Field(ge=1)
+    vocabulary: int = Field(0, ge=0)
+    token_types: int = Field(0, ge=0)
+    length: int = Field(ge=1)  # columns of the longest row
+    text_length: int = Field(0, ge=0)  # tokens of a text, special ones included
+
+
+class Image(_Part):
+    """The size of the images that a model takes, and of the square patches that become its tokens."""
+
+    channels: int = Field(ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    patch: int = Field(ge=1)
+
+    @property
+    def tokens(self) -> int:
+        """The patches and the class token before them."""
+        return 1 + (self.height // self.patch) * (self.width // self.patch)
 
 
 class Graph(_Part):
@@ -57,6 +79,8 @@ class Graph(_Part):
     precision: Precision
     file: FileName
     outputs: list[str]
+    kind: GraphKind = "answers"  # "attentions": those and the attention weights
+    longest: int | None = Field(None, ge=1)  # for sequences that span at most so many columns; None: for all
 
 
 class Provenance(_Part):
@@ -74,28 +98,49 @@ class Manifest(_Part):
     format: Literal[1] = 1
     name: ModelName
     version: int = Field(default=1, ge=1)
-    task: Literal["encoder", "embedding"]
+    task: Task
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     limits: Limits
     position_rule: PositionRule
+    # Whether attention looks at columns (windows, chunks, relative positions, ...). If so the slot of a token inside
+    # attention is its column; if not, slots are as many as there are tokens.
+    aligned: bool = False
+    first_tokens_global: int = Field(0, ge=0)  # the global tokens where a request has no global_attention_mask
+    labels: list[str] = []  # their names, in the order of the logits
+    image: Image | None = None
     graphs: list[Graph] = Field(min_length=1)
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for precision, kind in sorted({(graph.precision, graph.kind) for graph in self.graphs}):
+            last = self.graphs_of(precision, kind)[-1]
+            if last.longest is not None and last.longest < self.limits.length:
+                raise ValueError(f"no {precision} graph for sequences of {self.limits.length} columns")
+        if "labels" in {spec.name for spec in self.outputs} and not self.labels:
+            raise ValueError("labels are among the outputs, but have no names")
+        return self
 
     @property
     def takes_text(self) -> bool:
         return any(spec.name == "text" for spec in self.inputs)
 
-    def graph(self, precision: str) -> Graph:
-        """The graph of one precision.
+    @property
+    def gives_attentions(self) -> bool:
+        return any(graph.kind == "attentions" for graph in self.graphs)
+
+    def graphs_of(self, precision: str, kind: GraphKind = "answers") -> list[Graph]:
+        """The graphs of one precision and kind, those for short sequences first.
 
         Raises:
             BundleError: the bundle has none.
         """
-        for graph in self.graphs:
-            if graph.precision == precision:
-                return graph
-        raise BundleError(f"{self.name} has no {precision} graph, only {', '.join(g.precision for g in self.graphs)}")
+        found = [graph for graph in self.graphs if (graph.precision, graph.kind) == (precision, kind)]
+        if not found:
+            known = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.graphs)
+            raise BundleError(f"{self.name} has no {precision} graph of {kind}, only {known}")
+        return sorted(found, key=lambda graph: math.inf if graph.longest is None else graph.longest)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

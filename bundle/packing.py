@@ -1,6 +1,7 @@
 """Leaves the padding out: a caller's padded rows become sequences, a group of sequences becomes a graph's inputs.
 
-Letters: B sequences, L the longest one's length, T tokens of all sequences together, D width.
+Letters: B sequences, L slots of the longest one, T tokens of all sequences together, D width, F features, N heads,
+G global tokens; t tokens of one sequence.
 """
 
 from collections.abc import Sequence as Many
@@ -16,7 +17,11 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 Arrays = dict[str, np.ndarray]
 
-GRAPH_INPUTS = ("input_ids", "token_type_ids", "position_ids", "slots", "rows", "columns", "real")
+# Inputs of a graph with a value or a vector for each token, and those that say where tokens lie. No graph has all.
+TOKEN_INPUTS = ("input_ids", "token_type_ids", "position_ids", "features")
+LAYOUT_INPUTS = ("slots", "rows", "columns", "real", "adjacency", "globals", "globals_real")
+GRAPH_INPUTS = TOKEN_INPUTS + LAYOUT_INPUTS
+LEAST_GLOBALS = 2  # places for global tokens: the bits of a matrix product of one row would depend on its length
 
 
 @dataclass(frozen=True)
@@ -27,68 +32,145 @@ class Sequence:
     published model computes there. `real` tells it from a token that others may attend to.
     """
 
-    input_ids: Ints  # [t]
-    token_type_ids: Ints  # [t]
-    position_ids: Ints  # [t], from the full row
+    tokens: Arrays  # the graph's inputs by name, `[t]` or `[t, F]`; position_ids are from the full row
     real: Bools  # [t]
-    columns: Ints  # [t], where each token stood in the full row
+    columns: Ints  # [t], where attention sees each token
+    start: int = 0  # the caller's column that attention sees as column 0
+    adjacency: Bools | None = None  # [t, t]
+    is_global: Bools | None = None  # [t]
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.real)
+
+    def slots(self, aligned: bool) -> Ints:
+        """The slot of each token inside attention, `[t]`: its column, or its number."""
+        return self.columns if aligned else np.arange(len(self))
+
+    def span(self, aligned: bool) -> int:
+        """How many slots it needs inside attention."""
+        return int(self.columns[-1]) + 1 if aligned else len(self)
 
 
-def position_ids(rule: PositionRule, input_ids: Ints) -> Ints:
+def first_column(rule: PositionRule, real: Bools) -> int:
+    """The column of a full row `[L]` from which columns and positions are counted."""
+    return int(real.argmax()) if rule.kind == "stripped" else 0
+
+
+def position_ids(rule: PositionRule, tokens: Arrays, real: Bools) -> Ints:
     """The position of every token of one full row `[L]`, by the rule that the manifest names."""
     if rule.kind == "counted":
-        counts = (input_ids != rule.padding_id).astype(np.int64)
+        counts = (tokens["input_ids"] != rule.padding_id).astype(np.int64)
         return np.asarray(counts.cumsum() * counts + rule.padding_id, np.int64)
-    return np.arange(len(input_ids), dtype=np.int64)
+    return np.arange(len(real), dtype=np.int64) - first_column(rule, real)
 
 
-def sequence(rule: PositionRule, input_ids: Ints, real: Bools, token_type_ids: Ints) -> Sequence:
-    """One full row, three arrays `[L]`, without its padding."""
+def sequence(
+    rule: PositionRule, tokens: Arrays, real: Bools, adjacency: Bools | None = None, is_global: Bools | None = None
+) -> Sequence:
+    """One full row without its padding.
+
+    Args:
+        tokens: the row's inputs by name, `[L]` or `[L, F]`, but for position_ids.
+        real: `[L]`, True for at least one token.
+        adjacency: `[L, L]`, for models over graphs.
+        is_global: `[L]`, for models with global tokens.
+    """
+    start = first_column(rule, real)
     takes_part = real.copy()
-    takes_part[0] = True
-    columns = np.flatnonzero(takes_part)
+    takes_part[start] = True
+    kept = np.flatnonzero(takes_part)
+    row = tokens | {"position_ids": position_ids(rule, tokens, real)}
     return Sequence(
-        input_ids=input_ids[columns],
-        token_type_ids=token_type_ids[columns],
-        position_ids=position_ids(rule, input_ids)[columns],
-        real=real[columns],
-        columns=columns,
+        tokens={name: array[kept] for name, array in row.items()},
+        real=real[kept],
+        columns=kept - start,
+        start=start,
+        adjacency=None if adjacency is None else adjacency[np.ix_(kept, kept)],
+        is_global=None if is_global is None else is_global[kept],
     )
 
 
-def pack(group: Many[Sequence]) -> Arrays:
-    """The graph's inputs for a group: `[T]` arrays, and `slots` and `real` as `[B, L]` (see `model/layout.py`)."""
+def cut_into_patches(pixels_BCHW: Floats, patch: int) -> Floats:
+    """Images as features: patches row by row, each flattened as a convolution's kernel is (channel, row, column).
+
+    Returns `[B, 1 + patches, channels * patch * patch]`; the first vector, in the class token's place, is zeros.
+    """
+    batch, channels, height, width = pixels_BCHW.shape
+    tiles = pixels_BCHW.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    features = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+    return np.concatenate([np.zeros_like(features[:, :1]), features], axis=1)
+
+
+def pack(group: Many[Sequence], aligned: bool = False) -> Arrays:
+    """The graph's inputs for a group: `[T]` and `[T, F]` arrays, and where tokens lie (see `model/layout.py`).
+
+    `slots` and `real` are `[B, L]`, `rows` and `columns` `[T]`; and where members have them `adjacency` `[B, L, L]`,
+    `globals` and `globals_real` `[B, G]`.
+    """
     lengths = np.array([len(member) for member in group])
     starts = lengths.cumsum() - lengths
-    column_L = np.arange(lengths.max())
-    inside_BL = column_L < lengths[:, None]
-    real_BL = inside_BL.copy()
-    real_BL[inside_BL] = np.concatenate([member.real for member in group])
-    rows_T, columns_T = np.nonzero(inside_BL)
-    return {
-        "input_ids": np.concatenate([member.input_ids for member in group]),
-        "token_type_ids": np.concatenate([member.token_type_ids for member in group]),
-        "position_ids": np.concatenate([member.position_ids for member in group]),
-        # An empty slot repeats its own row's first token, never a neighbour's.
-        "slots": starts[:, None] + np.where(inside_BL, column_L, 0),
-        "rows": rows_T,
-        "columns": columns_T,
-        "real": real_BL,
-    }
+    slots_of = [member.slots(aligned) for member in group]
+    rows_T = np.repeat(np.arange(len(group)), lengths)
+    columns_T = np.concatenate(slots_of)
+    shape = len(group), max(member.span(aligned) for member in group)
+    # An empty slot repeats its own row's first token, never a neighbour's.
+    slots_BL = np.broadcast_to(starts[:, None], shape).copy()
+    slots_BL[rows_T, columns_T] = np.arange(len(rows_T))
+    real_BL = np.zeros(shape, np.bool_)
+    real_BL[rows_T, columns_T] = np.concatenate([member.real for member in group])
+    tokens = {name: np.concatenate([member.tokens[name] for member in group]) for name in group[0].tokens}
+    layout = {"slots": slots_BL, "rows": rows_T, "columns": columns_T, "real": real_BL}
+    return tokens | layout | _adjacency(group, slots_of, shape) | _globals(group, slots_of)
 
 
-def split(group: Many[Sequence], tokens_TD: Floats) -> list[Floats]:
+def _adjacency(group: Many[Sequence], slots_of: list[Ints], shape: tuple[int, int]) -> Arrays:
+    if group[0].adjacency is None:
+        return {}
+    batch, length = shape
+    adjacency_BLL = np.zeros((batch, length, length), np.bool_)
+    for matrix_LL, slots_t, member in zip(adjacency_BLL, slots_of, group, strict=True):
+        matrix_LL[np.ix_(slots_t, slots_t)] = member.adjacency
+    return {"adjacency": adjacency_BLL}
+
+
+def _globals(group: Many[Sequence], slots_of: list[Ints]) -> Arrays:
+    """The slots of each row's global tokens; a place without one holds slot 0, and False."""
+    if group[0].is_global is None:
+        return {}
+    found = [slots_t[member.is_global & member.real] for slots_t, member in zip(slots_of, group, strict=True)]
+    shape = len(group), max(LEAST_GLOBALS, *map(len, found))
+    globals_BG, holds_BG = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    for slots_G, holds_G, slots in zip(globals_BG, holds_BG, found, strict=True):
+        slots_G[: len(slots)] = slots
+        holds_G[: len(slots)] = True
+    return {"globals": globals_BG, "globals_real": holds_BG}
+
+
+def split(group: Many[Sequence], tokens_TD: np.ndarray) -> list[np.ndarray]:
     """The rows of a per-token output, one array `[t, D]` for each member of the group."""
     ends = np.cumsum([len(member) for member in group])
     return np.split(tokens_TD, ends[:-1])
 
 
-def unpack(members: Many[Sequence], tokens: Many[Floats], length: int) -> Floats:
-    """Per-token answers `[t, D]` back in the caller's columns: `[B, length, D]`, zeros at padding."""
-    rows = np.zeros((len(members), length, tokens[0].shape[-1]), tokens[0].dtype)
+def split_attentions(group: Many[Sequence], attentions: Floats, aligned: bool) -> list[Floats]:
+    """The attention weights `[B, layers, N, L, L]` of a group, one array `[layers, N, t, t]` for each member."""
+    slots_of = [member.slots(aligned) for member in group]
+    return [weights[:, :, slots[:, None], slots] for weights, slots in zip(attentions, slots_of, strict=True)]
+
+
+def unpack(members: Many[Sequence], tokens: Many[np.ndarray], length: int) -> np.ndarray:
+    """Per-token answers `[t, ...]` back in the caller's columns: `[B, length, ...]`, zeros (or "") at padding."""
+    rows = np.zeros((len(members), length, *tokens[0].shape[1:]), np.result_type(*tokens))
     for row, member, answers in zip(rows, members, tokens, strict=True):
-        row[member.columns[member.real]] = answers[member.real]
+        row[(member.start + member.columns)[member.real]] = answers[member.real]
+    return rows
+
+
+def unpack_attentions(members: Many[Sequence], weights: Many[Floats], length: int) -> Floats:
+    """Attention weights `[layers, N, t, t]` in the caller's columns: `[B, layers, N, length, length]`, zeros at
+    padding."""
+    rows = np.zeros((len(members), *weights[0].shape[:2], length, length), weights[0].dtype)
+    for row, member, answers in zip(rows, members, weights, strict=True):
+        columns = (member.start + member.columns)[member.real]
+        row[:, :, columns[:, None], columns] = answers[:, :, member.real][:, :, :, member.real]
     return rows

@@ -35,7 +35,7 @@ class Model:
         self.precision = precision
         self.digest = bundle_digest(folder) if (folder / DIGESTS).exists() else ""
         self.text = self._text_encoder()
-        graph = self.manifest.graph(precision)
+        graph = self.manifest.graphs_of(precision)[0]
         self.runtime = self._open(folder / graph.file, device)
         self._per_token = {spec.name for spec in self.manifest.outputs if len(spec.shape) == 3}
         if self.runtime.outputs != graph.outputs:
@@ -68,7 +68,7 @@ class Model:
 
     def run(self, group: Many[Sequence]) -> list[Answer]:
         """One run of the graph for a group of sequences, of one request or of many. Safe in several threads."""
-        outputs = self.runtime.run(pack(group))
+        outputs = self.runtime.run(pack(group, self.manifest.aligned))
         columns = {
             name: split(group, values) if name in self._per_token else list(values) for name, values in outputs.items()
         }
@@ -83,9 +83,9 @@ class Model:
             arrays[name] = unpack(request.sequences, values, request.length) if per_token else np.stack(values)
         return arrays
 
-    def answer(self, inputs: Arrays) -> Arrays:
+    def answer(self, inputs: Arrays, outputs: Iterable[str] = ()) -> Arrays:
         """Prepare, run as one group, assemble."""
-        request = self.prepare(inputs)
+        request = self.prepare(inputs, outputs)
         return self.assemble(request, self.run(request.sequences))
 
     def check_contract(self, everything: bool) -> Iterator[Finding]:

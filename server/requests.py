@@ -128,7 +128,10 @@ def _from_ids(manifest: Manifest, inputs: Arrays) -> tuple[list[Sequence], int]:
     _check_range("input_ids", ids, limits.vocabulary, "the vocabulary")
     _check_range("token_type_ids", types, limits.token_types, "the token types")
     real = mask.astype(bool)
-    rows = [sequence(manifest.position_rule, *row) for row in zip(ids, real, types, strict=True)]
+    rows = [
+        sequence(manifest.position_rule, {"input_ids": ids_L, "token_type_ids": types_L}, real_L)
+        for ids_L, types_L, real_L in zip(ids, types, real, strict=True)
+    ]
     return rows, ids.shape[1]
 
 
@@ -147,7 +150,8 @@ def _from_text(
         where = f"input text[{index}]"
         tokens = encoder.encode(_decoded(raw, where), truncate, where)
         real = np.ones(len(tokens.input_ids), np.bool_)
-        rows.append(sequence(manifest.position_rule, tokens.input_ids, real, tokens.token_type_ids))
+        row = {"input_ids": tokens.input_ids, "token_type_ids": tokens.token_type_ids}
+        rows.append(sequence(manifest.position_rule, row, real))
     return rows, max(len(row) for row in rows)
 
 

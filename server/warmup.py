@@ -29,9 +29,11 @@ class Warmup:
 
 def random_sequence(model: Model, length: int, random: np.random.Generator) -> Sequence:
     limits = model.manifest.limits
-    ids = random.integers(0, limits.vocabulary, length)
-    types = random.integers(0, limits.token_types, length)
-    return sequence(model.manifest.position_rule, ids, np.ones(length, np.bool_), types)
+    row = {
+        "input_ids": random.integers(0, limits.vocabulary, length),
+        "token_type_ids": random.integers(0, limits.token_types, length),
+    }
+    return sequence(model.manifest.position_rule, row, np.ones(length, np.bool_))
 
 
 def _difference(alone: Answer, grouped: Answer) -> float:

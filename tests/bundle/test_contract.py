@@ -29,8 +29,10 @@ def case_of(reference: np.ndarray, name: str = "a") -> Case:
     return Case(name, {"x": np.array([1])}, {"y": reference}, at_start=True)
 
 
-def finding_of(answer: Callable[[Arrays], Arrays] | np.ndarray, reference: np.ndarray = REFERENCE) -> Finding:
-    answered = answer if callable(answer) else lambda _: {"y": answer}
+def finding_of(
+    answer: Callable[[Arrays, list[str]], Arrays] | np.ndarray, reference: np.ndarray = REFERENCE
+) -> Finding:
+    answered = answer if callable(answer) else lambda *_: {"y": answer}
     (finding,) = check([case_of(reference)], answered, "fp32", CPU)
     return finding
 
@@ -92,12 +94,13 @@ def test_another_shape_is_infinitely_wrong_even_if_it_broadcasts(shape: tuple[in
 
 
 def test_a_missing_output_is_infinitely_wrong() -> None:
-    finding = finding_of(lambda _: {"z": REFERENCE})
+    finding = finding_of(lambda *_: {"z": REFERENCE})
     assert (finding.error, finding.reason) == (np.inf, "no y in the answer")
 
 
 def test_an_answer_that_raises_is_a_finding_and_the_next_case_is_checked() -> None:
-    def answer(inputs: Arrays) -> Arrays:
+    def answer(inputs: Arrays, outputs: list[str]) -> Arrays:
+        assert outputs == ["y"]
         if inputs["x"][0] == 1:
             raise RuntimeError("out of luck")
         return {"y": REFERENCE}
@@ -110,7 +113,7 @@ def test_an_answer_that_raises_is_a_finding_and_the_next_case_is_checked() -> No
 
 def test_every_output_is_compared() -> None:
     case = Case("a", {}, {"y": REFERENCE, "z": REFERENCE}, at_start=True)
-    findings = list(check([case], lambda _: {"y": REFERENCE, "z": REFERENCE + 1}, "fp32", CPU))
+    findings = list(check([case], lambda *_: {"y": REFERENCE, "z": REFERENCE + 1}, "fp32", CPU))
     assert [(finding.output, finding.holds) for finding in findings] == [("y", True), ("z", False)]
 
 
@@ -140,7 +143,7 @@ def test_a_finding_names_output_case_and_budget() -> None:
 
 def test_an_unknown_precision_has_no_budget() -> None:
     with pytest.raises(KeyError):
-        list(check([case_of(REFERENCE)], lambda _: {"y": REFERENCE}, "int4", CPU))
+        list(check([case_of(REFERENCE)], lambda *_: {"y": REFERENCE}, "int4", CPU))
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def attend_by_loops(attention: MultiHeadAttention, x_BLD: np.ndarray, real_BL: n
 def packed_layout(real_BL: np.ndarray) -> tuple[Packed, np.ndarray, np.ndarray]:
     """The layout without padding, and row and column of each of its tokens in the padded form."""
     types = np.zeros(real_BL.shape[1], np.int64)
-    members = [sequence(PositionRule(kind="column"), types, real, types) for real in real_BL]
+    members = [sequence(PositionRule(kind="column"), {"input_ids": types}, real) for real in real_BL]
     feeds = {name: torch.from_numpy(array) for name, array in pack(members).items()}
     rows = np.repeat(np.arange(len(members)), [len(member) for member in members])
     columns = np.concatenate([member.columns for member in members])

@@ -38,7 +38,7 @@ def packed_answer(encoder: Encoder, inputs: Arrays) -> Arrays:
     """The way of a request through a server, in torch: padding out, the packed form, padding in."""
     rule = PositionRule(kind=encoder.config.position_rule, padding_id=encoder.config.padding_id)
     rows = zip(inputs["input_ids"], inputs["attention_mask"].astype(bool), inputs["token_type_ids"], strict=True)
-    members = [sequence(rule, *row) for row in rows]
+    members = [sequence(rule, {"input_ids": ids, "token_type_ids": types}, real) for ids, real, types in rows]
     feeds = {name: torch.from_numpy(array) for name, array in pack(members).items()}
     layout = Packed(feeds["slots"], feeds["rows"], feeds["columns"], feeds["real"])
     outputs = encoder.encode(feeds["input_ids"], feeds["token_type_ids"], feeds["position_ids"], layout)

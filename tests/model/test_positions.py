@@ -30,7 +30,9 @@ BY_HAND: list[tuple[PositionRuleName, int, list[int], list[int]]] = [
 def test_positions_by_hand(rule: PositionRuleName, padding_id: int, ids: list[int], expected: list[int]) -> None:
     config = EncoderConfig(10, 30, 1, 4, 1, 1, 4, position_rule=rule, padding_id=padding_id)
     assert position_ids(config, torch.tensor([ids, ids])).tolist() == [expected, expected]
-    served = served_position_ids(PositionRule(kind=rule, padding_id=padding_id), np.array(ids))
+    served = served_position_ids(
+        PositionRule(kind=rule, padding_id=padding_id), {"input_ids": np.array(ids)}, np.ones(len(ids), bool)
+    )
     assert served.tolist() == expected
     assert served.dtype == np.int64
 
@@ -44,8 +46,8 @@ def test_rows_are_counted_one_by_one() -> None:
 def test_positions_are_those_of_the_full_row(rule: PositionRuleName, expected: list[int]) -> None:
     """A masked token leaves a gap; under the counted rule unless its id is the padding id."""
     ids, real = np.array([5, 1, 6, 7, 8]), np.array([True, False, True, False, True])
-    member = sequence(PositionRule(kind=rule, padding_id=1), ids, real, np.zeros(5, np.int64))
-    assert member.position_ids.tolist() == expected
+    member = sequence(PositionRule(kind=rule, padding_id=1), {"input_ids": ids}, real)
+    assert member.tokens["position_ids"].tolist() == expected
     assert member.columns.tolist() == [0, 2, 4]
 
 

@@ -13,7 +13,8 @@ COLUMN = PositionRule(kind="column")
 
 def row(*ids: int) -> Sequence:
     """A sequence of real tokens."""
-    return sequence(COLUMN, np.array(ids, np.int64), np.ones(len(ids), np.bool_), np.zeros(len(ids), np.int64))
+    tokens = {"input_ids": np.array(ids, np.int64), "token_type_ids": np.zeros(len(ids), np.int64)}
+    return sequence(COLUMN, tokens, np.ones(len(ids), np.bool_))
 
 
 def add_tensor(request: pb.ModelInferRequest, name: str, rows: list[list[int]]) -> None:

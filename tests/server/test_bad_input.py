@@ -415,7 +415,8 @@ def assert_answered_or_invalid(
         return None
     assert len(checked.sequences) == request.inputs[0].shape[0]
     assert all(1 <= len(sequence) <= checked.length <= 40 for sequence in checked.sequences)
-    assert all(0 <= sequence.input_ids.min() <= sequence.input_ids.max() < 100 for sequence in checked.sequences)
+    ids = [sequence.tokens["input_ids"] for sequence in checked.sequences]
+    assert all(0 <= ids_t.min() <= ids_t.max() < 100 for ids_t in ids)
     return checked
 
 

@@ -13,12 +13,27 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bundle.manifest import PositionRule
-from bundle.packing import GRAPH_INPUTS, Bools, Ints, Sequence, pack, position_ids, sequence, split, unpack
+from bundle.packing import (
+    GRAPH_INPUTS,
+    Arrays,
+    Bools,
+    Ints,
+    Sequence,
+    cut_into_patches,
+    pack,
+    position_ids,
+    sequence,
+    split,
+    split_attentions,
+    unpack,
+    unpack_attentions,
+)
 from model.positions import column_positions, counted_positions
 from tests.server.support import COLUMN
 
 COUNTED = PositionRule(kind="counted", padding_id=1)
-RULES = st.sampled_from([COLUMN, COUNTED, PositionRule(kind="counted", padding_id=0)])
+STRIPPED = PositionRule(kind="stripped")
+RULES = st.sampled_from([COLUMN, COUNTED, PositionRule(kind="counted", padding_id=0), STRIPPED])
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class Padded:
     types: Ints
 
     def packed(self, rule: PositionRule) -> Sequence:
-        return sequence(rule, self.ids, self.real, self.types)
+        return sequence(rule, {"input_ids": self.ids, "token_type_ids": self.types}, self.real)
 
 
 @st.composite
@@ -45,12 +60,17 @@ def rows(draw: st.DrawFn) -> Padded:
 GROUPS = st.lists(rows(), min_size=1, max_size=6)
 
 
-def positions_by_hand(rule: PositionRule, ids: Ints) -> list[int]:
+def first_by_hand(rule: PositionRule, row: Padded) -> int:
+    """The first column that takes part."""
+    return row.real.tolist().index(True) if rule.kind == "stripped" else 0
+
+
+def positions_by_hand(rule: PositionRule, row: Padded) -> list[int]:
     positions = []
     count = 0
-    for column, token in enumerate(ids.tolist()):
-        if rule.kind == "column":
-            positions.append(column)
+    for column, token in enumerate(row.ids.tolist()):
+        if rule.kind in ("column", "stripped"):
+            positions.append(column - first_by_hand(rule, row))
         elif token == rule.padding_id:
             positions.append(rule.padding_id)
         else:
@@ -59,60 +79,181 @@ def positions_by_hand(rule: PositionRule, ids: Ints) -> list[int]:
     return positions
 
 
+def packed_row(rule: PositionRule, ids: list[int], real: list[bool], types: list[int] | None = None) -> Sequence:
+    return Padded(np.array(ids), np.array(real), np.array(types or [0] * len(ids))).packed(rule)
+
+
+def plain(packed: Arrays) -> dict[str, object]:
+    return {name: array.tolist() for name, array in packed.items()}
+
+
+def values(row: Sequence) -> dict[str, object]:
+    return plain(row.tokens)
+
+
 def test_padding_is_left_out() -> None:
-    row = sequence(COLUMN, np.array([7, 8, 9, 5]), np.array([True, False, True, False]), np.array([0, 1, 1, 0]))
-    assert row.input_ids.tolist() == [7, 9]
-    assert row.token_type_ids.tolist() == [0, 1]
-    assert row.position_ids.tolist() == [0, 2]
+    row = packed_row(COLUMN, [7, 8, 9, 5], [True, False, True, False], [0, 1, 1, 0])
+    assert values(row) == {"input_ids": [7, 9], "token_type_ids": [0, 1], "position_ids": [0, 2]}
     assert row.columns.tolist() == [0, 2]
     assert row.real.tolist() == [True, True]
     assert len(row) == 2
 
 
 def test_a_masked_column_0_takes_part_but_is_not_real() -> None:
-    row = sequence(COLUMN, np.array([7, 8, 9]), np.array([False, False, True]), np.array([1, 0, 0]))
-    assert row.input_ids.tolist() == [7, 9]
-    assert row.token_type_ids.tolist() == [1, 0]
-    assert row.position_ids.tolist() == [0, 2]
+    row = packed_row(COLUMN, [7, 8, 9], [False, False, True], [1, 0, 0])
+    assert values(row) == {"input_ids": [7, 9], "token_type_ids": [1, 0], "position_ids": [0, 2]}
     assert row.real.tolist() == [False, True]
 
 
 def test_the_mask_that_came_in_is_left_as_it_was() -> None:
     real = np.array([False, True])
-    sequence(COLUMN, np.array([7, 8]), real, np.array([0, 0]))
+    sequence(COLUMN, {"input_ids": np.array([7, 8])}, real)
     assert real.tolist() == [False, True]
 
 
 def test_a_group_is_packed_as_written_by_hand() -> None:
-    first = sequence(COLUMN, np.array([7, 8, 9]), np.array([True, True, True]), np.array([0, 0, 1]))
-    second = sequence(COLUMN, np.array([5, 6, 4]), np.array([False, False, True]), np.array([1, 1, 0]))
-    packed = {name: array.tolist() for name, array in pack([first, second]).items()}
-    assert packed == {
+    first = packed_row(COLUMN, [7, 8, 9], [True, True, True], [0, 0, 1])
+    second = packed_row(COLUMN, [5, 6, 4], [False, False, True], [1, 1, 0])
+    tokens = {
         "input_ids": [7, 8, 9, 5, 4],
         "token_type_ids": [0, 0, 1, 1, 0],
         "position_ids": [0, 1, 2, 0, 2],
-        "slots": [[0, 1, 2], [3, 4, 3]],
         "rows": [0, 0, 0, 1, 1],
+    }
+    assert plain(pack([first, second])) == tokens | {
+        "slots": [[0, 1, 2], [3, 4, 3]],
         "columns": [0, 1, 2, 0, 1],
         "real": [[True, True, True], [False, True, False]],
     }
+    assert plain(pack([first, second], aligned=True)) == tokens | {
+        "slots": [[0, 1, 2], [3, 3, 4]],
+        "columns": [0, 1, 2, 0, 2],
+        "real": [[True, True, True], [False, False, True]],
+    }
 
 
-@given(rule=RULES, group=GROUPS)
-def test_packing_is_what_a_plain_loop_does(rule: PositionRule, group: list[Padded]) -> None:
-    packed = pack([row.packed(rule) for row in group])
-    assert tuple(packed) == GRAPH_INPUTS
+def test_a_stripped_row_is_counted_from_its_first_real_token() -> None:
+    row = packed_row(STRIPPED, [7, 8, 9, 5, 6], [False, True, False, True, False])
+    assert values(row) == {"input_ids": [8, 5], "token_type_ids": [0, 0], "position_ids": [0, 2]}
+    assert (row.columns.tolist(), row.start, row.real.tolist()) == ([0, 2], 1, [True, True])
+    assert (row.span(aligned=False), row.span(aligned=True)) == (2, 3)
+    answer = unpack([row], [np.array([[1.0], [2.0]])], 5)
+    assert answer[0, :, 0].tolist() == [0.0, 1.0, 0.0, 2.0, 0.0]
+
+
+def test_what_lies_under_the_mask_before_a_stripped_row_does_not_matter() -> None:
+    packed = plain(pack([packed_row(STRIPPED, [7, 8, 9], [False, True, True])], aligned=True))
+    assert packed == plain(pack([packed_row(STRIPPED, [8, 9], [True, True])], aligned=True))
+
+
+def test_vectors_are_packed_as_ids_are() -> None:
+    first = sequence(
+        COLUMN, {"features": np.array([[1, 2], [3, 4], [5, 6]], np.float32)}, np.array([True, False, True])
+    )
+    second = sequence(COLUMN, {"features": np.array([[7, 8]], np.float32)}, np.array([True]))
+    packed = pack([first, second])
+    assert packed["features"].tolist() == [[1, 2], [5, 6], [7, 8]]
+    assert packed["features"].dtype == np.float32
+    assert packed["position_ids"].tolist() == [0, 2, 0]
+
+
+ADJACENCY = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1]], bool)
+
+
+def test_edges_go_with_their_tokens() -> None:
+    """A token that is masked takes its edges with it, and an empty slot has none."""
+    ids = {"input_ids": np.array([7, 8, 9])}
+    holed = sequence(COLUMN, ids, np.array([True, False, True]), adjacency=ADJACENCY)
+    whole = sequence(COLUMN, ids, np.array([True, True, True]), adjacency=ADJACENCY)
+    off = [0, 0, 0]
+    assert pack([holed, whole])["adjacency"].astype(int).tolist() == [[[1, 1, 0], [0, 1, 0], off], ADJACENCY.tolist()]
+    assert pack([holed], aligned=True)["adjacency"].astype(int).tolist() == [[[1, 0, 1], off, [0, 0, 1]]]
+
+
+def test_global_tokens_are_named_by_their_slots() -> None:
+    ids = {"input_ids": np.array([7, 8, 9, 5])}
+    marks = np.array([True, False, True, True])
+    many = sequence(COLUMN, ids, np.array([True, True, True, True]), is_global=marks)
+    holed = sequence(COLUMN, ids, np.array([True, False, False, True]), is_global=marks)
+    none = sequence(COLUMN, ids, np.array([True, True, True, True]), is_global=np.zeros(4, bool))
+    packed = pack([many, holed, none])
+    assert packed["globals"].tolist() == [[0, 2, 3], [0, 1, 0], [0, 0, 0]]
+    assert packed["globals_real"].tolist() == [[True, True, True], [True, True, False], [False, False, False]]
+    assert pack([holed], aligned=True)["globals"].tolist() == [[0, 3]]
+    assert pack([none])["globals"].shape == (1, 2)
+
+
+def test_a_masked_token_is_not_global() -> None:
+    member = sequence(
+        COLUMN, {"input_ids": np.array([7, 8])}, np.array([False, True]), is_global=np.array([True, True])
+    )
+    packed = pack([member])
+    assert packed["globals"].tolist() == [[1, 0]]
+    assert packed["globals_real"].tolist() == [[True, False]]
+
+
+def test_images_are_cut_as_a_convolution_reads_them() -> None:
+    """Against torch: a convolution with a flattened kernel, over each patch."""
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(5, 3, 2, 2)).astype(np.float32)
+    features = cut_into_patches(pixels, 2)
+    assert features.shape == (2, 1 + 6, 12)
+    assert not features[:, 0].any()
+    expected = torch.nn.functional.conv2d(torch.from_numpy(pixels), torch.from_numpy(kernel), stride=2)
+    np.testing.assert_allclose(
+        features[:, 1:] @ kernel.reshape(5, -1).T, expected.flatten(2).transpose(1, 2).numpy(), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("rule", [COLUMN, STRIPPED])
+def test_attention_weights_come_back_to_their_columns(rule: PositionRule, aligned: bool) -> None:
+    """The weight between two columns is told by their numbers: query * 10 + key."""
+    members = [
+        packed_row(rule, [7, 8, 9, 5], [False, True, False, True]),
+        packed_row(rule, [7, 8, 9], [True, True, True]),
+    ]
+    length = max(member.span(aligned) for member in members)
+    attentions = np.full((2, 1, 1, length, length), np.nan)
+    for row, member in zip(attentions, members, strict=True):
+        slots, columns = member.slots(aligned), member.start + member.columns
+        row[0, 0, slots[:, None], slots] = columns[:, None] * 10 + columns
+    weights = split_attentions(members, attentions, aligned)
+    answer = unpack_attentions(members, weights, 4)
+    assert answer.shape == (2, 1, 1, 4, 4)
+    assert answer[0, 0, 0].tolist() == [[0, 0, 0, 0], [0, 11, 0, 13], [0, 0, 0, 0], [0, 31, 0, 33]]
+    assert answer[1, 0, 0].tolist() == [[0, 1, 2, 0], [10, 11, 12, 0], [20, 21, 22, 0], [0, 0, 0, 0]]
+
+
+def test_texts_come_back_with_nothing_at_padding() -> None:
+    member = packed_row(COLUMN, [7, 8, 9], [False, True, True])
+    other = packed_row(COLUMN, [7, 8], [True, True])
+    answer = unpack([member, other], [np.array(["?", "a", "bc"]), np.array(["long", "b"])], 3)
+    assert answer.tolist() == [["", "a", "bc"], ["long", "b", ""]]
+
+
+@given(rule=RULES, aligned=st.booleans(), group=GROUPS)
+def test_packing_is_what_a_plain_loop_does(rule: PositionRule, aligned: bool, group: list[Padded]) -> None:
+    packed = pack([row.packed(rule) for row in group], aligned)
+    assert set(packed) < set(GRAPH_INPUTS)
 
     tokens: list[tuple[int, int, int, int, int]] = []  # id, type, position, row, place in its row
     starts: list[int] = []
     reals: list[list[bool]] = []
+    slots: list[list[int]] = []
     for number, row in enumerate(group):
-        positions = positions_by_hand(rule, row.ids)
+        positions = positions_by_hand(rule, row)
+        first = first_by_hand(rule, row)
         starts.append(len(tokens))
         reals.append([])
-        for column in range(len(row.ids)):
-            if column == 0 or row.real[column]:
+        slots.append([])
+        for column in range(first, len(row.ids)):
+            if column == first or row.real[column]:
+                while aligned and len(reals[-1]) < column - first:
+                    reals[-1].append(False)
+                    slots[-1].append(starts[-1])
                 place = len(reals[-1])
+                slots[-1].append(len(tokens))
                 tokens.append((int(row.ids[column]), int(row.types[column]), positions[column], number, place))
                 reals[-1].append(bool(row.real[column]))
 
@@ -122,15 +263,17 @@ def test_packing_is_what_a_plain_loop_does(rule: PositionRule, group: list[Padde
         assert packed[name].dtype == np.int64
     longest = max(map(len, reals))
     assert packed["real"].tolist() == [real + [False] * (longest - len(real)) for real in reals]
-    for start, real, slots in zip(starts, reals, packed["slots"].tolist(), strict=True):
-        assert slots == [start + place if place < len(real) else start for place in range(longest)]
+    filled = [row + [start] * (longest - len(row)) for row, start in zip(slots, starts, strict=True)]
+    assert packed["slots"].tolist() == filled
 
 
 @given(rule=RULES, group=GROUPS)
 def test_every_answer_comes_back_to_its_column(rule: PositionRule, group: list[Padded]) -> None:
     """What came out for a token is told by its row and its column: row * 100 + column, in each of D = 2 values."""
     members = [row.packed(rule) for row in group]
-    marks = [number * 100.0 + column for number, member in enumerate(members) for column in member.columns]
+    marks = [
+        number * 100.0 + member.start + column for number, member in enumerate(members) for column in member.columns
+    ]
     parts = split(members, np.stack([marks, marks], axis=1))
     assert [part.shape for part in parts] == [(len(member), 2) for member in members]
 
@@ -143,19 +286,20 @@ def test_every_answer_comes_back_to_its_column(rule: PositionRule, group: list[P
 
 
 def test_answers_keep_their_precision() -> None:
-    member = sequence(COLUMN, np.array([7]), np.array([True]), np.array([0]))
+    member = packed_row(COLUMN, [7], [True])
     assert unpack([member], [np.ones((1, 3), np.float32)], 2).dtype == np.float32
 
 
 @pytest.mark.parametrize("padding_id", [0, 1, 4])
 @given(ids=arrays.arrays(np.int64, st.tuples(st.just(1), st.integers(1, 12)), elements=st.integers(0, 4)))
 def test_positions_are_the_reference_models(padding_id: int, ids: Ints) -> None:
-    columns = position_ids(PositionRule(kind="column", padding_id=padding_id), ids[0])
-    counted = position_ids(PositionRule(kind="counted", padding_id=padding_id), ids[0])
+    row, real = {"input_ids": ids[0]}, np.ones(ids.shape[1], bool)
+    columns = position_ids(PositionRule(kind="column", padding_id=padding_id), row, real)
+    counted = position_ids(PositionRule(kind="counted", padding_id=padding_id), row, real)
     assert columns.tolist() == column_positions(torch.from_numpy(ids))[0].tolist()
     assert counted.tolist() == counted_positions(torch.from_numpy(ids), padding_id)[0].tolist()
 
 
 def test_counted_positions_as_written_by_hand() -> None:
     ids = np.array([1, 0, 5, 1, 6, 1])
-    assert position_ids(COUNTED, ids).tolist() == [1, 2, 3, 1, 4, 1]
+    assert position_ids(COUNTED, {"input_ids": ids}, np.ones(6, bool)).tolist() == [1, 2, 3, 1, 4, 1]

@@ -37,13 +37,13 @@ class Doubling:
             self.gate.set()
 
     def __call__(self, group: Many[Sequence]) -> list[Answer]:
-        ids = [member.input_ids.tolist() for member in group]
+        ids = [member.tokens["input_ids"].tolist() for member in group]
         self.groups.append(ids)
         self.entered.release()
         assert self.gate.wait(PATIENCE)
         if any(BAD in member for member in ids):
             raise BadRow
-        return [{"double": member.input_ids * 2} for member in group]
+        return [{"double": member.tokens["input_ids"] * 2} for member in group]
 
     @property
     def computed(self) -> list[list[int]]:
@@ -475,7 +475,7 @@ async def test_random_traffic_is_answered_whole_and_never_mixed_up() -> None:
     for index, result in enumerate(results):
         number = index * 10
         if isinstance(result, Answered):
-            wanted = [(sequence.input_ids * 2).tolist() for sequence in kinds[index % 4](number)]
+            wanted = [(sequence.tokens["input_ids"] * 2).tolist() for sequence in kinds[index % 4](number)]
             assert doubles(result) == wanted
         elif isinstance(result, BadRow):
             assert index % 4 == 3
