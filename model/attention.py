@@ -104,10 +104,26 @@ class AttentionConfig:
         return self.approximation is None and any(has_cheap_form(pattern) for pattern in self.patterns)
 
     @property
+    def dense_up_to(self) -> int:
+        """Rows of so many columns and fewer must be computed from all pairs."""
+        return 0
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights between tokens to show."""
+        return getattr(self._mechanism, "has_weights", True)
+
+    @property
     def max_length(self) -> int | None:
         """The longest row that this attention takes; None if it does not care."""
-        limit = self.approximation if self.approximation is not None else self.score
-        return getattr(limit, "max_length", None) or getattr(limit, "keywords", {}).get("max_length")
+        options = getattr(self.approximation, "keywords", {})  # of a partial
+        return options.get("max_length", getattr(self._mechanism, "max_length", None))
+
+    @property
+    def _mechanism(self) -> object:
+        """The class that attends."""
+        mechanism = self.approximation or self.score
+        return getattr(mechanism, "func", mechanism)
 
     def build(self, width: int, max_length: int) -> "MultiHeadAttention":
         return MultiHeadAttention(self, width, max_length)

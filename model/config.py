@@ -59,6 +59,14 @@ class AnyAttentionConfig(Protocol):
         """Whether there is a cheaper form than all pairs for long inputs."""
 
     @property
+    def dense_up_to(self) -> int:
+        """Rows of so many columns and fewer must be computed from all pairs."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights between tokens to show."""
+
+    @property
     def needs(self) -> frozenset[str]:
         """Inputs beside the tokens, by their names in a request."""
 

@@ -107,6 +107,8 @@ def orthogonal_features(count: int, width: int, seed: int) -> Tensor:
 class Linformer(nn.Module):
     """Keys and values projected along the length, from L to P vectors (Wang et al., 2020). Up to `max_length` columns."""
 
+    has_weights = False
+
     def __init__(self, heads: int, head_width: int, rank: int, max_length: int) -> None:
         super().__init__()
         self.max_length = max_length

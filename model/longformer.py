@@ -25,6 +25,8 @@ class LongformerConfig:
 
     aligned = True
     cheap = True
+    dense_up_to = 0
+    has_weights = True
     max_length = None
     needs = frozenset({"global_attention_mask"})
 
