@@ -27,13 +27,13 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, loaded."""
+    """A model with what belongs to it: a published one, loaded, or one's own."""
 
     encoder: Encoder  # float32, in evaluation mode
-    family: str
-    tokenizer: Path | None  # tokenizer.json
-    max_text_length: int  # tokens of one text, special tokens included
-    files: tuple[Path, ...]  # all that was read
+    family: str = "own"
+    tokenizer: Path | None = None  # tokenizer.json
+    max_text_length: int = 0  # tokens of one text, special tokens included; 0: as many as the model takes
+    files: tuple[Path, ...] = ()  # all that was read
 
 
 def load_checkpoint(folder: Path | str) -> Checkpoint:
