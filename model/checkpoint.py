@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.config import EncoderConfig, PoolingConfig, PoolingMode
 from model.encoder import Encoder
-from model.families import FAMILIES, Family, encoder_config, parameter_name
+from model.families import FAMILIES, Family, Head
 
 _INDEX = "model.safetensors.index.json"
 _SETTINGS = ("config.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", _INDEX)
@@ -48,17 +48,15 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     inner, pooling = _sentence_modules(folder)
     raw = _read_json(inner / "config.json")
     family = _family(raw)
-    config = _checked_config(family, raw, pooling)
-    with torch.device("meta"):  # the weights are assigned, never initialised
-        encoder = Encoder(config)
+    encoder = _unweighted(family, raw, pooling)
     weights = _weight_files(inner)
-    _assign(encoder, family, weights)
+    _assign(encoder, family, family.head(raw.get("architectures")), weights)
     settings = [folder / "modules.json", *folder.glob("*_Pooling/config.json"), *(inner / name for name in _SETTINGS)]
     return Checkpoint(
         encoder=encoder.eval().requires_grad_(False),
         family=family.name,
         tokenizer=_tokenizer(inner),
-        max_text_length=_max_text_length(inner, config),
+        max_text_length=_max_text_length(inner, encoder.config),
         files=(*(path for path in settings if path.exists()), *weights),
     )
 
@@ -79,19 +77,14 @@ def _family(raw: dict[str, Any]) -> Family:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"config.json: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}")
-    family = FAMILIES[model_type]
-    architectures = raw.get("architectures") or []
-    for architecture in architectures if isinstance(architectures, list) else [architectures]:
-        if architecture not in family.architectures:
-            raise CheckpointError(
-                f"config.json: architecture {architecture} is not supported, only {', '.join(family.architectures)}"
-            )
-    return family
+    return FAMILIES[model_type]
 
 
-def _checked_config(family: Family, raw: dict[str, Any], pooling: PoolingConfig | None) -> EncoderConfig:
+def _unweighted(family: Family, raw: dict[str, Any], pooling: PoolingConfig | None) -> Encoder:
+    """The encoder that a config describes, with its constants but without storage for its weights."""
     try:
-        return encoder_config(family, raw, pooling)
+        with torch.device("meta"):
+            return Encoder(family.read(raw, pooling))
     except (TypeError, ValueError) as error:
         raise CheckpointError(str(error)) from None
 
@@ -175,29 +168,33 @@ def _published_weights(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
             raise CheckpointError(f"{file} is damaged or truncated: {error}") from None
 
 
-def _assign(encoder: Encoder, family: Family, files: list[Path]) -> None:
+def _assign(encoder: Encoder, family: Family, head: Head | None, files: list[Path]) -> None:
     """Gives the encoder its weights; every one of them must be there and have the shape that the config says."""
     expected = dict(encoder.named_parameters())
     state: dict[str, Tensor] = {}
     for published, tensor in _published_weights(files):
-        name = parameter_name(family, published)
-        if name is None:
-            continue
-        if name not in expected:
-            raise CheckpointError(f"weight {published} has no place in the model that config.json describes")
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"weight {published} has shape {list(tensor.shape)}, config.json says {list(expected[name].shape)}"
-            )
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"weight {published} has type {tensor.dtype}, expected a float type")
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"weight {published} holds NaN or infinity")
-        state[name] = tensor.float()
+        for name, part in family.translate(published, tensor, head):
+            if name not in expected:
+                raise CheckpointError(f"weight {published} has no place in the model that config.json describes")
+            if name in state:
+                raise CheckpointError(f"weight {published} is there twice, with and without the prefix {family.prefix}")
+            _check_weight(published, part, expected[name])
+            state[name] = part.float()
     missing = sorted(expected.keys() - state.keys())
     if missing:
         raise CheckpointError(f"the weights lack {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1)))
     encoder.load_state_dict(state, assign=True)
+
+
+def _check_weight(published: str, tensor: Tensor, expected: Tensor) -> None:
+    if tensor.shape != expected.shape:
+        raise CheckpointError(
+            f"weight {published} has shape {list(tensor.shape)}, config.json says {list(expected.shape)}"
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"weight {published} has type {tensor.dtype}, expected a float type")
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"weight {published} holds NaN or infinity")
 
 
 def _tokenizer(folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from transformers import AutoModel
 
 from bundle.contract import error_of
 from model import load_checkpoint
+from model.embeddings import TokensConfig
 from tests.support import save_bert, save_roberta
 
 BUDGET = 1e-9  # both sides in float64
@@ -29,8 +30,10 @@ def assert_equal_to_transformers(folder: Path, length: int) -> None:
     encoder = load_checkpoint(folder).encoder.double()
     oracle = AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
     generator = torch.Generator().manual_seed(length)
-    ids = torch.randint(0, encoder.config.vocabulary, (5, length), generator=generator)
-    types = torch.randint(0, encoder.config.token_types, (5, length), generator=generator)
+    inputs = encoder.config.inputs
+    assert isinstance(inputs, TokensConfig)
+    ids = torch.randint(0, inputs.vocabulary, (5, length), generator=generator)
+    types = torch.randint(0, inputs.token_types, (5, length), generator=generator)
     mask = masks(length)
     with torch.no_grad():
         ours = encoder(ids, mask, types)["last_hidden_state"]
