@@ -75,6 +75,7 @@ class AttentionConfig:
     head_width: int | None = None  # H of queries and keys; D / N when left out
     value_width: int | None = None  # H of values; that of the keys when left out
     bias: bool = True  # in the four projections
+    out_bias: bool | None = None  # in the last of them, where it differs
     rotary_base: float | None = None  # turn queries and keys by their positions (see positions.py)
 
     def __post_init__(self) -> None:
@@ -145,7 +146,8 @@ class MultiHeadAttention(nn.Module):
         self.query = nn.Linear(width, self.heads * head_width, bias=config.bias)
         self.key = nn.Linear(width, self.heads * head_width, bias=config.bias)
         self.value = nn.Linear(width, self.heads * value_width, bias=config.bias)
-        self.out = nn.Linear(self.heads * value_width, width, bias=config.bias)
+        out_bias = config.bias if config.out_bias is None else config.out_bias
+        self.out = nn.Linear(self.heads * value_width, width, bias=out_bias)
         self.rotary = None if config.rotary_base is None else Rotary(head_width, config.rotary_base, max_length)
         # Neighbouring heads with the same pattern attend together.
         self.runs = [len(list(run)) for _, run in groupby(config.patterns)]

@@ -47,7 +47,10 @@ class LongformerAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
         local = [layout.to_heads(project(x), self.heads) for project in (self.query, self.key, self.value)]
-        attended = self.ordinary(*local, layout, bias)
+        length = layout.real_BL.shape[1]
+        attended = self.ordinary(*local, layout, bias)[:, :, :length]
+        # A masked token takes nothing. Only a classifier that reads a masked first column can tell.
+        attended = attended * layout.real_BL[:, None, :, None].to(attended.dtype)
         tokens = layout.global_tokens
         if tokens is not None:
             everywhere = [

@@ -174,6 +174,12 @@ class BlockWindow(Pattern):
     def block(self) -> int:
         return self.size
 
+    def key_blocks(self, query_blocks: Tensor, size: int) -> Tensor:
+        if size % self.size:
+            return super().key_blocks(query_blocks, size)
+        neighbours = -(-self.radius * self.size // size)  # fewer than the reach asks for: blocks stand on blocks
+        return query_blocks[:, None] + torch.arange(-neighbours, neighbours + 1, device=query_blocks.device)
+
 
 @dataclass(frozen=True)
 class Causal(Pattern):
