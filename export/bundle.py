@@ -1,5 +1,6 @@
-"""A checkpoint folder to a bundle folder: written aside, proven, then renamed into place."""
+"""A model to a bundle folder: written aside, proven, then renamed into place."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,21 +12,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from bundle.contract import Report, write_contract
 from bundle.digests import file_digest, write_digests
-from bundle.manifest import (
-    TOKENIZER,
-    Graph,
-    Limits,
-    Manifest,
-    ModelName,
-    PositionRule,
-    Provenance,
-    TensorSpec,
-    write_manifest,
-)
+from bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Provenance, write_manifest
+from export import signature
 from export.graph import export_graph
 from export.reference import make_contract
-from model import Checkpoint, load_checkpoint
+from export.weights import share_weights
+from model import Checkpoint, Encoder, load_checkpoint
 
+WEIGHTS = "weights.fp32.data"
 TOOLS = ("torch", "onnx", "onnxscript", "tokenizers", "numpy")
 
 
@@ -33,67 +27,23 @@ class ExportError(ValueError):
     """Why no bundle was written."""
 
 
-def _inputs(text: bool) -> list[TensorSpec]:
-    specs = [
-        # Optional only because text can stand in its place.
-        TensorSpec(name="input_ids", datatype="INT64", shape=[-1, -1], optional=text, help="token ids"),
-        TensorSpec(
-            name="attention_mask", datatype="INT64", shape=[-1, -1], optional=True,
-            help="1 for a real token, 0 for padding; all real when left out",
-        ),
-        TensorSpec(
-            name="token_type_ids", datatype="INT64", shape=[-1, -1], optional=True, help="zeros when left out"
-        ),
-    ]  # fmt: skip
-    if text:
-        specs.append(
-            TensorSpec(
-                name="text", datatype="BYTES", shape=[-1], optional=True, help="UTF-8, instead of the other inputs"
-            )
-        )
-    return specs
-
-
-def _outputs(checkpoint: Checkpoint) -> list[TensorSpec]:
-    width = checkpoint.encoder.config.width
-    specs = [
-        TensorSpec(
-            name="last_hidden_state",
-            datatype="FP32",
-            shape=[-1, -1, width],
-            help="a vector per token, zeros at padding",
-        )
-    ]
-    if checkpoint.encoder.pooling:
-        config = checkpoint.encoder.pooling.config
-        unit = ", of length 1" if config.unit_length else ""
-        specs.append(
-            TensorSpec(
-                name="sentence_embedding", datatype="FP32", shape=[-1, width], help=f"{config.mode} of the tokens{unit}"
-            )
-        )
-    return specs
-
-
-def _manifest(checkpoint: Checkpoint, source: Path, name: str) -> Manifest:
+def _manifest(checkpoint: Checkpoint, name: str, digests: dict[str, str]) -> Manifest:
     config = checkpoint.encoder.config
-    outputs = _outputs(checkpoint)
     return Manifest(
         name=name,
-        task="embedding" if checkpoint.encoder.pooling else "encoder",
-        inputs=_inputs(text=checkpoint.tokenizer is not None),
-        outputs=outputs,
-        limits=Limits(
-            vocabulary=config.vocabulary,
-            token_types=config.token_types,
-            length=config.max_length,
-            text_length=checkpoint.max_text_length,
-        ),
-        position_rule=PositionRule(kind=config.position_rule, padding_id=config.padding_id),
-        graphs=[Graph(precision="fp32", file="model.fp32.onnx", outputs=[spec.name for spec in outputs])],
+        task=signature.task(config),
+        inputs=signature.inputs(checkpoint),
+        outputs=signature.outputs(checkpoint, signature.gives_attentions(config)),
+        limits=signature.limits(checkpoint),
+        position_rule=signature.position_rule(config),
+        aligned=config.aligned,
+        first_tokens_global=config.first_tokens_global,
+        labels=signature.labels(config),
+        image=signature.image(config),
+        graphs=signature.graphs(checkpoint),
         provenance=Provenance(
             family=checkpoint.family,
-            source={path.relative_to(source).as_posix(): file_digest(path) for path in checkpoint.files},
+            source=digests,
             tools={tool: version(tool) for tool in TOOLS},
             command=f"heed export SOURCE OUT --name {name}",
         ),
@@ -119,17 +69,36 @@ def _written_aside(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _source_digests(source: Path | Checkpoint, checkpoint: Checkpoint) -> dict[str, str]:
+    """What names the source: the digest of every file that was read, or of the weights."""
+    if isinstance(source, Path):
+        return {path.relative_to(source).as_posix(): file_digest(path) for path in checkpoint.files}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.encoder.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+    return {"weights": digest.hexdigest()}
+
+
+def _write_graphs(encoder: Encoder, graphs: list[Graph], folder: Path) -> None:
+    """Every graph, and one file of weights for all of them."""
+    for graph in graphs:
+        whole = graph.longest is not None or graph.kind == "attentions"
+        export_graph(encoder, folder / graph.file, dense=whole, attentions=graph.kind == "attentions")
+    share_weights([folder / graph.file for graph in graphs], folder / WEIGHTS)
+
+
 def write_bundle(
-    source: Path,
+    source: Path | Checkpoint,
     out: Path,
     prove: Callable[[Path], Report],
     name: str | None = None,
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Exports the checkpoint folder `source` to the bundle folder `out`.
+    """Exports a model to the bundle folder `out`.
 
     Args:
+        source: the folder of a published checkpoint, or a model of one's own: `Checkpoint(encoder)`.
         prove: compares the finished bundle with its contract. It is handed in because it is the server's own
             runtime that must be right, and this package does not know the server.
         name: the model's name; that of the folder `out` by default.
@@ -140,33 +109,38 @@ def write_bundle(
         The proof. If it does not hold, nothing was written.
 
     Raises:
-        CheckpointError: the source cannot be loaded.
+        CheckpointError: the source cannot be loaded, or its tokenizer is not the model's.
         ExportError: `out` exists, the name cannot be one, or the graph's answers are not the reference's.
     """
     out = out.resolve()
+    name = name or out.name
+    _check_target(out, name, force)
+    step("loading the weights")
+    checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
+    with _written_aside(out) as folder:
+        manifest = _manifest(checkpoint, name, _source_digests(source, checkpoint))
+        step("computing the reference's answers in float64")
+        write_contract(folder, make_contract(checkpoint))
+        step("writing the graphs")
+        _write_graphs(checkpoint.encoder, manifest.graphs, folder)
+        if checkpoint.tokenizer:
+            shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+        write_manifest(folder, manifest)
+        write_digests(folder)
+        step("comparing the graphs with the reference")
+        report = prove(folder)
+        if not report.holds:
+            raise ExportError(f"the graph does not answer as the reference: {report.worst}; nothing was written")
+    return report
+
+
+def _check_target(out: Path, name: str, force: bool) -> None:
+    """Raises ExportError if `out` must not be written, or the name cannot be a model's."""
     if out.exists() and not force:
         raise ExportError(f"{out} exists; --force replaces it")
-    name = name or out.name
     try:
         TypeAdapter(ModelName).validate_python(name)
     except ValidationError:
         raise ExportError(
             f"{name!r} cannot be a model's name: letters, digits, '.', '_' and '-' can; choose one with --name"
         ) from None
-    step("loading the weights")
-    checkpoint = load_checkpoint(source)
-    with _written_aside(out) as folder:
-        manifest = _manifest(checkpoint, source, name)
-        step("computing the reference's answers in float64")
-        write_contract(folder, make_contract(checkpoint))
-        step("writing the graph")
-        export_graph(checkpoint.encoder, folder / manifest.graphs[0].file)
-        if checkpoint.tokenizer:
-            shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
-        write_manifest(folder, manifest)
-        write_digests(folder)
-        step("comparing the graph with the reference")
-        report = prove(folder)
-        if not report.holds:
-            raise ExportError(f"the graph does not answer as the reference: {report.worst}; nothing was written")
-    return report

@@ -1,6 +1,6 @@
 """Inputs chosen to hurt: what the contract asks of every bundle.
 
-Letters: B batch, L length.
+Letters: B batch, L length, F features.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 
 from bundle.packing import Arrays, Ints
 from model import EncoderConfig
+from model.config import ImagesConfig, TokensConfig
+from model.layout import DENSE_COLUMNS
 
 SEED = 20240229
 
@@ -28,9 +30,19 @@ TEXTS = [
     "[CLS] special [SEP] tokens [MASK] in the text <s> </s> <pad>",
 ]
 
+# Asked for the attention weights, too. Short, for there are L² of them in each head.
+WITH_ATTENTIONS = ("one_token", "attentions")
+# Not among those that a server checks before it is ready: they take long and tell little more.
+NOT_AT_START = ("large_batch", "two_longest")
+
+
+def right_padded(lengths: list[int]) -> Ints:
+    """The mask `[B, max(lengths)]` of rows that start at column 0."""
+    return (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+
 
 class _Rows:
-    """Random rows that a model takes."""
+    """Random rows that a model takes, with everything that it needs beside the tokens."""
 
     def __init__(self, config: EncoderConfig) -> None:
         self._config = config
@@ -39,12 +51,32 @@ class _Rows:
     def ids(self, batch: int, length: int) -> Ints:
         return self._random.integers(0, self._config.vocabulary, (batch, length))
 
-    def types(self, batch: int, length: int) -> Ints:
-        return self._random.integers(0, self._config.token_types, (batch, length))
+    def rows(self, mask: Ints, types: bool = True) -> Arrays:
+        """Random tokens everywhere, under the mask too: they must not matter, or count as the family counts."""
+        inputs = self._config.inputs
+        if not isinstance(inputs, TokensConfig):
+            features = self._random.standard_normal((*mask.shape, inputs.features)).astype(np.float32)
+            return {"features": features} | self.beside(mask)
+        tokens = {"input_ids": self.ids(*mask.shape)}
+        if types and inputs.token_types:
+            tokens["token_type_ids"] = self._random.integers(0, inputs.token_types, mask.shape)
+        return tokens | self.beside(mask)
 
-    def tensors(self, mask: Ints) -> Arrays:
-        """Random ids everywhere, under the mask too: they must not matter, or count as the family counts."""
-        return {"input_ids": self.ids(*mask.shape), "attention_mask": mask, "token_type_ids": self.types(*mask.shape)}
+    def masked(self, mask: Ints) -> Arrays:
+        return self.rows(mask) | {"attention_mask": mask}
+
+    def beside(self, mask: Ints) -> Arrays:
+        """A random graph in which the last node of each row is alone; a global token here and there."""
+        batch, length = mask.shape
+        beside: Arrays = {}
+        if "adjacency" in self._config.needs:
+            edges = self._random.random((batch, length, length)) < 4 / length
+            edges[:, -1] = False
+            edges[:, :, -1] = False
+            beside["adjacency"] = edges
+        if "global_attention_mask" in self._config.needs:
+            beside["global_attention_mask"] = (self._random.random(mask.shape) < 0.1).astype(np.int64)
+        return beside
 
     def holes(self, batch: int, length: int, share: float) -> Ints:
         """A random mask in which every row has a real token."""
@@ -53,55 +85,94 @@ class _Rows:
         return mask
 
 
-def right_padded(lengths: list[int]) -> Ints:
-    """The mask `[B, max(lengths)]` of rows that start at column 0."""
-    return (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-
-
 def tensor_cases(config: EncoderConfig) -> Iterator[tuple[str, Arrays]]:
-    """Name and inputs of each case over ids, the ones that tell most first."""
+    """Name and inputs of each case over tensors, the ones that tell most first."""
+    if isinstance(config.inputs, ImagesConfig):
+        yield from _image_cases(config.inputs)
+        return
     rows = _Rows(config)
     longest = config.max_length
 
     def cut(length: int) -> int:  # small models have small tables
         return min(length, longest)
 
-    last_id = config.vocabulary - 1
-    yield "one_token", rows.tensors(np.ones((1, 1), np.int64))
-    yield "longest", rows.tensors(np.ones((1, longest), np.int64))
-    yield "odd_length", rows.tensors(np.ones((3, cut(33)), np.int64))
+    yield "one_token", rows.masked(np.ones((1, 1), np.int64))
+    yield "longest", rows.masked(np.ones((1, longest), np.int64))
+    if isinstance(config.inputs, TokensConfig):
+        yield (
+            "last_id",
+            rows.beside(np.ones((1, cut(40)), np.int64)) | {"input_ids": np.full((1, cut(40)), config.vocabulary - 1)},
+        )
+    yield "odd_length", rows.masked(np.ones((3, cut(33)), np.int64))
     mixed = right_padded([cut(length) for length in (1, 2, 3, 7, 16, 31, 47, 24)])
-    yield "pads_right", rows.tensors(mixed)
-    yield "pads_left", rows.tensors(mixed[:, ::-1].copy())
-    yield "pads_in_holes", rows.tensors(rows.holes(6, cut(29), share=0.4))
-    yield "pads_are_padding_ids", _with_padding_ids(rows.tensors(mixed), config.padding_id)
-    yield "ids_alone", {"input_ids": rows.ids(2, cut(19))}
-    yield "no_mask", {"input_ids": rows.ids(2, cut(9)), "token_type_ids": rows.types(2, cut(9))}
-    yield "no_types", {"input_ids": rows.ids(4, cut(21)), "attention_mask": rows.holes(4, cut(21), share=0.2)}
-    yield "one_id_repeated", {"input_ids": np.full((1, cut(40)), last_id)}
-    yield "padding_id_is_real", {"input_ids": np.full((2, cut(11)), config.padding_id)}
-    yield "one_real_token", rows.tensors(np.eye(cut(12), dtype=np.int64)[-3:])
-    yield "large_batch", rows.tensors(right_padded([cut(int(n)) for n in np.linspace(1, 64, 32)]))
-    yield "two_longest", rows.tensors(np.ones((2, longest), np.int64))
+    yield "pads_right", rows.masked(mixed)
+    yield "pads_left", rows.masked(mixed[:, ::-1].copy())
+    yield "pads_in_holes", rows.masked(rows.holes(6, cut(29), share=0.4))
+    yield "attentions", rows.masked(rows.holes(2, cut(17), share=0.2))
+    if config.cheap and longest > DENSE_COLUMNS:  # where blocks begin, and some blocks further
+        yield "in_blocks", rows.masked(np.ones((1, cut(DENSE_COLUMNS + 1)), np.int64))
+        long = rows.holes(3, cut(2 * DENSE_COLUMNS + 77), share=0.1)
+        long[0, :90] = 0
+        long[1, -201:] = 0
+        yield "in_blocks_with_pads", rows.masked(long)
+    yield "no_mask", rows.rows(np.ones((2, cut(9)), np.int64))
+    yield "no_types", rows.rows(rows.holes(4, cut(21), share=0.2), types=False)
+    yield "one_real_token", rows.masked(np.eye(cut(12), dtype=np.int64)[-3:])
+    if isinstance(config.inputs, TokensConfig):
+        yield from _id_cases(config, rows, mixed)
+    if "global_attention_mask" in config.needs:
+        yield "no_global_tokens_named", _without(rows.masked(mixed), "global_attention_mask")
+    yield "large_batch", rows.masked(right_padded([cut(int(n)) for n in np.linspace(1, 64, 32)]))
+    yield "two_longest", rows.masked(np.ones((2, longest), np.int64))
 
 
-def _with_padding_ids(inputs: Arrays, padding_id: int) -> Arrays:
-    return inputs | {"input_ids": np.where(inputs["attention_mask"] == 1, inputs["input_ids"], padding_id)}
+def _id_cases(config: EncoderConfig, rows: _Rows, mask: Ints) -> Iterator[tuple[str, Arrays]]:
+    """The id that a family pads with, under the mask and as a real token."""
+    padding_id = config.position_rule.padding_id
+    padded = rows.masked(mask)
+    yield "pads_are_padding_ids", padded | {"input_ids": np.where(mask == 1, padded["input_ids"], padding_id)}
+    some = np.ones((2, min(11, config.max_length)), np.int64)
+    yield "padding_id_is_real", rows.beside(some) | {"input_ids": np.full(some.shape, padding_id)}
+    yield "ids_alone", _without(rows.rows(some, types=False), "global_attention_mask")
+
+
+def _without(inputs: Arrays, name: str) -> Arrays:
+    return {key: array for key, array in inputs.items() if key != name}
+
+
+def _image_cases(size: ImagesConfig) -> Iterator[tuple[str, Arrays]]:
+    random = np.random.default_rng(SEED)
+
+    def images(batch: int) -> Arrays:
+        shape = batch, size.channels, size.height, size.image_width
+        return {"pixel_values": random.standard_normal(shape).astype(np.float32)}
+
+    yield "attentions", images(1)
+    yield "three_images", images(3)
+    yield "black", {"pixel_values": np.zeros_like(images(1)["pixel_values"])}
+    yield "bright", {"pixel_values": images(1)["pixel_values"] * 10}
+    yield "large_batch", images(9)
 
 
 def text_cases(tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """Name, text inputs, and the same as tensors for the reference: each text alone, and all in one batch."""
+    """Name, text inputs, and the same as tensors for the reference: each text alone, all in one batch, and pairs."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     texts = [text for text in TEXTS if 0 < len(tokenizer.encode(text).ids) <= max_tokens]
     for name, group in [(f"text_{number}", [text]) for number, text in enumerate(texts)] + [("texts", texts)]:
-        if not group:
-            continue
-        encodings = [tokenizer.encode(text) for text in group]
-        mask = right_padded([len(encoding.ids) for encoding in encodings])
-        ids, types = np.zeros_like(mask), np.zeros_like(mask)
-        for row, encoding in enumerate(encodings):
-            ids[row, : len(encoding.ids)] = encoding.ids
-            types[row, : len(encoding.ids)] = encoding.type_ids
-        tensors = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        yield name, {"text": np.array(group)}, tensors
+        if group:
+            yield name, {"text": np.array(group)}, _tokenized(tokenizer, group)
+    pairs = [pair for pair in zip(TEXTS, TEXTS[1:], strict=False) if 0 < len(tokenizer.encode(*pair).ids) <= max_tokens]
+    if pairs:
+        first, second = zip(*pairs, strict=True)
+        yield "text_pairs", {"text": np.array(first), "text_pair": np.array(second)}, _tokenized(tokenizer, pairs)
+
+
+def _tokenized(tokenizer: Tokenizer, texts: list[str] | list[tuple[str, str]]) -> Arrays:
+    encodings = [tokenizer.encode(text) if isinstance(text, str) else tokenizer.encode(*text) for text in texts]
+    mask = right_padded([len(encoding.ids) for encoding in encodings])
+    ids, types = np.zeros_like(mask), np.zeros_like(mask)
+    for row, encoding in enumerate(encodings):
+        ids[row, : len(encoding.ids)] = encoding.ids
+        types[row, : len(encoding.ids)] = encoding.type_ids
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}

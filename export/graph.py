@@ -1,6 +1,6 @@
 """The reference as an ONNX graph, in the form without padding.
 
-Letters: B batch, L length, T tokens. See `model/layout.py` for the two forms.
+Letters: B batch, L length, T tokens, G global tokens, F features. See `model/layout.py` for the two forms.
 """
 
 import io
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from model import Encoder
-from model.layout import Packed
+from model.config import TokensConfig
+from model.layout import GlobalTokens, Packed
 
 OPSET = 20
 
@@ -23,60 +24,89 @@ OPSET = 20
 class PackedEncoder(nn.Module):
     """The encoder over tokens that lie end to end: `[T]` in, `[T, D]` out."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, dense: bool, attentions: bool) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.dense = encoder, dense
+        self.encode = encoder.encode_with_attentions if attentions else encoder.encode
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        slots: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        real: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """`slots` and `real` are `[B, L]`, the others `[T]`; the outputs are the encoder's, in its order."""
-        outputs = self.encoder.encode(input_ids, token_type_ids, position_ids, Packed(slots, rows, columns, real))
-        return tuple(outputs.values())
-
-
-def _example() -> tuple[Tensor, ...]:
-    """Two rows of three and two tokens. Every input is a tensor of its own: equal ones would be merged."""
-    return (
-        torch.tensor([1, 2, 3, 1, 2]),
-        torch.tensor([0, 0, 1, 0, 1]),
-        torch.tensor([2, 3, 4, 3, 2]),
-        torch.tensor([[0, 1, 2], [3, 4, 3]]),
-        torch.tensor([0, 0, 0, 1, 1]),
-        torch.tensor([0, 1, 2, 0, 1]),
-        torch.tensor([[True, True, True], [True, True, False]]),
-    )
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Inputs by the names that `bundle/packing.py` gives them; the outputs are the encoder's, in its order."""
+        layout = Packed(
+            slots_BL=inputs["slots"],
+            rows_T=inputs["rows"],
+            columns_T=inputs["columns"],
+            real_BL=inputs["real"],
+            positions=inputs["position_ids"],
+            adjacency_BLL=inputs.get("adjacency"),
+            global_tokens=GlobalTokens(inputs["globals"], inputs["globals_real"]) if "globals" in inputs else None,
+            dense=self.dense,
+        )
+        return tuple(self.encode(inputs, layout).values())
 
 
-def export_graph(encoder: Encoder, path: Path) -> None:
-    """Writes `path` and its weights beside it as `<path>.data`."""
-    tokens, batch, length = Dim("tokens"), Dim("batch"), Dim("length")
+def _example(encoder: Encoder) -> dict[str, Tensor]:
+    """Two rows, one a token shorter than the other. Every input is a tensor of its own: equal ones would be merged."""
+    config = encoder.config
+    length = min(config.max_length, 1000)
+    lengths = torch.tensor([length, max(1, length - 1)])
+    tokens = int(lengths.sum())
+    columns_L = torch.arange(length)
+    real_BL = columns_L < lengths[:, None]
+    rows_T, columns_T = real_BL.nonzero(as_tuple=True)
+    inputs: dict[str, Tensor] = {}
+    if isinstance(config.inputs, TokensConfig):
+        inputs["input_ids"] = torch.arange(tokens) % config.inputs.vocabulary
+        inputs["token_type_ids"] = torch.arange(tokens) % max(1, config.inputs.token_types)
+    else:
+        inputs["features"] = torch.randn(tokens, config.inputs.features)
+    inputs |= {
+        "position_ids": columns_T + config.first_position,
+        "slots": torch.where(real_BL, columns_L + torch.tensor([[0], [length]]), 0),
+        "rows": rows_T.clone(),
+        "columns": columns_T.clone(),
+        "real": real_BL,
+    }
+    if "adjacency" in config.needs:
+        inputs["adjacency"] = torch.ones(2, length, length, dtype=torch.bool)
+    if "global_attention_mask" in config.needs:
+        inputs |= {
+            "globals": torch.tensor([[0, 1, 2], [0, 1, 0]]),
+            "globals_real": torch.tensor([[True, True, True], [True, True, False]]),
+        }
+    return inputs
+
+
+def _dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Dim]]:
+    tokens, batch, length, places = Dim("tokens"), Dim("batch"), Dim("length"), Dim("globals")
+    shapes: dict[str, dict[int, Dim]] = {name: {0: tokens} for name in inputs}
+    for name in ("slots", "real"):
+        shapes[name] = {0: batch, 1: length}
+    if "adjacency" in inputs:
+        shapes["adjacency"] = {0: batch, 1: length, 2: length}
+    if "globals" in inputs:
+        shapes["globals"] = shapes["globals_real"] = {0: batch, 1: places}
+    return shapes
+
+
+def export_graph(encoder: Encoder, path: Path, dense: bool = True, attentions: bool = False) -> None:
+    """Writes `path` and its weights beside it as `<path>.data`.
+
+    Args:
+        dense: attend to all pairs and mask them; otherwise in blocks, where a pattern has a cheaper form.
+        attentions: answer with the attention weights, too.
+    """
+    inputs = _example(encoder)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that nothing here needs
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            PackedEncoder(encoder).eval(),
-            _example(),
+            PackedEncoder(encoder, dense, attentions).eval(),
+            kwargs={"inputs": inputs},
             dynamo=True,
             opset_version=OPSET,
-            input_names=["input_ids", "token_type_ids", "position_ids", "slots", "rows", "columns", "real"],
-            output_names=["last_hidden_state"] + ["sentence_embedding"] * (encoder.pooling is not None),
-            dynamic_shapes=(
-                {0: tokens},
-                {0: tokens},
-                {0: tokens},
-                {0: batch, 1: length},
-                {0: tokens},
-                {0: tokens},
-                {0: batch, 1: length},
-            ),
+            input_names=list(inputs),
+            output_names=encoder.outputs + ["attentions"] * attentions,
+            dynamic_shapes={"inputs": _dynamic_shapes(inputs)},
         )
     assert program is not None  # it is, with dynamo=True
     program.save(path, external_data=True)

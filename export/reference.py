@@ -3,13 +3,16 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from bundle.contract import START_TOKENS, Case
-from bundle.packing import Arrays
-from export.cases import tensor_cases, text_cases
+from bundle.packing import Arrays, Ints
+from export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
+from export.signature import gives_attentions
 from model import Checkpoint, CheckpointError, Encoder
+from model.config import LabelsConfig
 
 
 class Reference:
@@ -18,16 +21,28 @@ class Reference:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = copy.deepcopy(encoder).double().eval()
 
-    def answer(self, inputs: Arrays) -> Arrays:
-        """What the reference says to padded rows: every output as float64."""
+    def answer(self, inputs: Arrays, attentions: bool = False) -> Arrays:
+        """What the reference says to padded rows: every output as float64, and labels as their names."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the last bits, and with them a bundle's digests, would depend on how many there are
         try:
             with torch.no_grad():
-                outputs = self._encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+                tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+                outputs = self._encoder(**tensors, attentions=attentions)
         finally:
             torch.set_num_threads(threads)
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+        answers = {name: tensor.numpy() for name, tensor in outputs.items()}
+        return answers | self._labels(answers, inputs)
+
+    def _labels(self, answers: Arrays, inputs: Arrays) -> Arrays:
+        """The names of the best labels, `[B]` or `[B, L]`; empty at padding."""
+        head = self._encoder.config.head
+        if not isinstance(head, LabelsConfig) or len(head.names) == 1:
+            return {}
+        labels = np.array(head.names)[answers["logits"].argmax(-1)]
+        if head.per == "token" and "attention_mask" in inputs:
+            labels = np.where(inputs["attention_mask"] == 1, labels, "")
+        return {"labels": labels}
 
 
 def _tokenizer(path: Path, vocabulary: int) -> Tokenizer:
@@ -41,6 +56,27 @@ def _tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
+def _asked(checkpoint: Checkpoint) -> list[tuple[str, Arrays, Arrays]]:
+    """Name, a caller's inputs and the same as tensors, of every case."""
+    config = checkpoint.encoder.config
+    asked = [(name, inputs, inputs) for name, inputs in tensor_cases(config)]
+    if checkpoint.tokenizer:
+        tokenizer = _tokenizer(checkpoint.tokenizer, config.vocabulary)
+        for name, texts, tensors in text_cases(tokenizer, checkpoint.max_text_length or config.max_length):
+            _check_types(checkpoint, tensors["token_type_ids"])
+            asked.append((name, texts, tensors))
+    return asked
+
+
+def _check_types(checkpoint: Checkpoint, types: Ints) -> None:
+    """A model without a table of token types ignores them, as the published ones do."""
+    size = checkpoint.encoder.config.token_types
+    if size and types.max() >= size:
+        raise CheckpointError(
+            f"{checkpoint.tokenizer} gives token types up to {types.max()}, the model's table ends at {size - 1}"
+        )
+
+
 def make_contract(checkpoint: Checkpoint) -> list[Case]:
     """Every case with the reference's answers, in the order of what tells most.
 
@@ -50,15 +86,14 @@ def make_contract(checkpoint: Checkpoint) -> list[Case]:
         CheckpointError: the tokenizer cannot be read, or is not this model's.
     """
     reference = Reference(checkpoint.encoder)
-    config = checkpoint.encoder.config
-    asked = [(name, inputs, inputs) for name, inputs in tensor_cases(config)]
-    if checkpoint.tokenizer:
-        asked += text_cases(_tokenizer(checkpoint.tokenizer, config.vocabulary), checkpoint.max_text_length)
+    has_weights = gives_attentions(checkpoint.encoder.config)
     left = START_TOKENS
-    cases = []
-    for name, inputs, tensors in asked:
-        tokens = int(tensors.get("attention_mask", torch.ones(tensors["input_ids"].shape)).sum())
-        at_start = tokens <= left and name not in ("large_batch", "two_longest")
+    cases: list[Case] = []
+    for name, inputs, tensors in _asked(checkpoint):
+        outputs = reference.answer(tensors, attentions=has_weights and name in WITH_ATTENTIONS)
+        batch, length = outputs["last_hidden_state"].shape[:2]
+        tokens = int(tensors["attention_mask"].sum()) if "attention_mask" in tensors else batch * length
+        at_start = not cases or (tokens <= left and name not in NOT_AT_START)
         left -= tokens if at_start else 0
-        cases.append(Case(name, inputs, reference.answer(tensors), at_start))
+        cases.append(Case(name, inputs, outputs, at_start))
     return cases

@@ -162,6 +162,15 @@ class EncoderConfig:
         object.__setattr__(self, "needs", frozenset().union(*(layer.attention.needs for layer in self.layers)))
 
     @property
+    def vocabulary(self) -> int:
+        """How many token ids there are; 0 for models over vectors and images."""
+        return self.inputs.vocabulary if isinstance(self.inputs, TokensConfig) else 0
+
+    @property
+    def token_types(self) -> int:
+        return self.inputs.token_types if isinstance(self.inputs, TokensConfig) else 0
+
+    @property
     def first_position(self) -> int:
         """The position of a row's first token."""
         return self.position_rule.padding_id + 1 if self.position_rule.kind == "counted" else 0

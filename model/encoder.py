@@ -133,7 +133,7 @@ class Encoder(nn.Module):
             assert isinstance(self.config.inputs, ImagesConfig)
             features = cut_into_patches(pixel_values, self.config.inputs.patch)
         if features is not None:
-            inputs["features"] = features.to(self.blocks[0].feed_forward.up.weight.dtype)
+            inputs["features"] = features.to(next(self.parameters()).dtype)
             real_BL = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         elif input_ids is not None:
             inputs["input_ids"] = input_ids
