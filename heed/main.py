@@ -5,6 +5,7 @@
 
 import typer
 
+from heed.commands.attend import attend
 from heed.commands.call import call
 from heed.commands.export import export
 from heed.commands.serve import serve
@@ -13,11 +14,11 @@ from heed.commands.verify import verify
 HELP = """Serve PyTorch self-attention encoders over gRPC, with answers proven equal to the PyTorch reference.
 
 [bold]export[/] a checkpoint to a bundle, [bold]verify[/] the bundle against the reference's own answers,
-[bold]serve[/] it, and [bold]call[/] it.
+[bold]serve[/] it, [bold]call[/] it, and see with [bold]attend[/] how its tokens look at each other.
 """
 
 app = typer.Typer(
     name="heed", help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False
 )
-for command in (export, verify, serve, call):
+for command in (export, verify, serve, call, attend):
     app.command()(command)

@@ -22,7 +22,8 @@ MAY_IMPORT = {
         "pydantic_settings", "tokenizers", "uvloop",
     },
     "heed": {
-        "bundle", "client", "export", "model", "protos", "server", "numpy", "pydantic", "rich", "typer", "uvloop",
+        "bundle", "client", "export", "model", "protos", "server", "matplotlib", "numpy", "pydantic", "rich", "typer",
+        "uvloop",
     },
 }  # fmt: skip
 
