@@ -111,6 +111,7 @@ def check_can_draw(path: Path) -> None:
     """
     if find_spec("matplotlib") is None:
         raise CannotDraw("matplotlib is not installed, which draws the picture: pip install 'heed[plots]'")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches are nobody's concern
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = sorted(FigureCanvasBase.get_supported_filetypes())
@@ -149,7 +150,6 @@ def attention_figure(
     weights_KNLL: np.ndarray, labels: Sequence[str], layers: Sequence[int], heads: Sequence[int], title: str
 ) -> "Figure":
     """What `draw_attention` draws. Words stand outside of the figure's bounds: save it with a tight box."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches are nobody's concern
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 

@@ -16,7 +16,7 @@ from client.wire import Answer
 from heed.console import err, fail, out
 from heed.tokens import readable_tokens
 
-CELL = 5  # characters: a blank and 0.00
+CELL, WIDEST_CELL = 5, 12  # characters: a blank and 0.00, or as much of a token as there is room for
 LABEL = 16  # characters of a token's row
 SHOWN_ROWS = 64
 PALE, DARK = (247, 251, 255), (8, 81, 156)  # the picture's colours for nothing and for the greatest weight
@@ -121,8 +121,11 @@ def _show(model: str, answer: Answer, weights: Weights) -> None:
     mean = "" if layers * heads == 1 else f"the mean of {layers * heads} heads: "
     out.print(f"[bold]{escape(model)}[/] {mean}{weights.name} [dim](row: query, column: key)[/]")
     mean_LL = weights.values_KNLL.mean((0, 1))
-    keys = _fitting(mean_LL, (out.width - LABEL - 4) // CELL)
-    out.print(_table(mean_LL[:SHOWN_ROWS], weights.labels, keys))
+    room = out.width - LABEL - 4  # beside a number of two digits and blanks
+    keys = _fitting(mean_LL, room // CELL)
+    wanted = 1 + max(cell_len(weights.labels[key]) for key in keys)
+    cell = max(CELL, min(wanted, room // len(keys), WIDEST_CELL))
+    out.print(_table(mean_LL[:SHOWN_ROWS], weights.labels, keys, cell))
     _say_what_is_left_out(weights, len(keys))
     milliseconds = f"queue {answer.queue_seconds * 1e3:.1f} ms, compute {answer.compute_seconds * 1e3:.1f} ms"
     err.print(f"[dim]{answer.provider}, {answer.precision}, bundle {answer.digest[:19]}; {milliseconds}[/]")
@@ -146,16 +149,16 @@ def _say_what_is_left_out(weights: Weights, columns: int) -> None:
         err.print("[dim]--layer and --head choose one or all, --out FILE.png draws each head[/]")
 
 
-def _table(weights_QL: np.ndarray, labels: Sequence[str], keys: Sequence[int]) -> Table:
-    """A row for each query; the columns are `keys`. Both carry the token's number, counted from 1."""
+def _table(weights_QL: np.ndarray, labels: Sequence[str], keys: Sequence[int], cell: int) -> Table:
+    """A row for each query; the columns are `keys`, `cell` characters wide. Both carry the token's number, from 1."""
     table = Table(box=None, pad_edge=False, padding=0, header_style="bold")
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for key in keys:
-        table.add_column(Text(f"{key + 1:>{CELL}}\n") + Text(_short(labels[key], CELL - 1).rjust(CELL)), no_wrap=True)
+        table.add_column(f"{key + 1}\n{escape(_short(labels[key], cell - 1))}", "", justify="right", min_width=cell)
     greatest = float(weights_QL.max()) or 1.0
     for query, weights_L in enumerate(weights_QL):
-        cells = [_cell(float(weights_L[key]), greatest) for key in keys]
+        cells = [_cell(float(weights_L[key]), greatest, cell) for key in keys]
         table.add_row(str(query + 1), Text(f" {_short(labels[query], LABEL)} "), *cells)
     return table
 
@@ -164,12 +167,12 @@ def _short(label: str, width: int) -> str:
     return label if cell_len(label) <= width else set_cell_size(label, width - 1).rstrip() + "…"
 
 
-def _cell(weight: float, greatest: float) -> Text:
+def _cell(weight: float, greatest: float, width: int) -> Text:
     """A number on its shade."""
     share = weight / greatest
     red, green, blue = (round(pale + share * (dark - pale)) for pale, dark in zip(PALE, DARK, strict=True))
     style = Style(color="white" if share > 0.5 else "black", bgcolor=f"rgb({red},{green},{blue})")
-    return Text(f"{weight:{CELL}.2f}", style)
+    return Text(f"{weight:{width}.2f}", style)
 
 
 def _draw(path: Path, model: str, weights: Weights) -> None:

@@ -1,5 +1,7 @@
 """Pictures of attention: what stands where, and letters of every script."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from heed.drawing import CannotDraw, attention_figure, check_can_draw, draw_attention
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def some_weights(layers: int, heads: int, tokens: int) -> np.ndarray:
@@ -219,3 +223,12 @@ def test_fonts_of_the_machine_are_not_needed(tmp_path: Path, monkeypatch: pytest
     here = [entry for entry in fontManager.ttflist if str(entry.fname).startswith(sys.prefix)]
     monkeypatch.setattr(fontManager, "ttflist", here)
     draw_attention(tmp_path / "a.png", some_weights(1, 1, 2), ["早上好", "مرحبا"], [1], [1], "a title")
+
+
+def test_it_is_quiet_where_matplotlib_can_keep_no_cache(tmp_path: Path) -> None:
+    program = "from pathlib import Path; import numpy as np; from heed.drawing import draw_attention\n"
+    program += f"draw_attention(Path({str(tmp_path / 'a.png')!r}), np.ones((1, 1, 1, 1)), ['a'], [1], [1], 'a title')"
+    env = os.environ | {"MPLCONFIGDIR": "/dev/null/none"}
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
