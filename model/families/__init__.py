@@ -5,7 +5,14 @@ Reading order: `base.py` (what a family is), `bert.py` (one of them), then any o
 
 from model.families.base import Family, Head
 from model.families.bert import BERT
+from model.families.big_bird import BIG_BIRD
+from model.families.distilbert import DISTILBERT
+from model.families.electra import ELECTRA
+from model.families.longformer import LONGFORMER
+from model.families.modernbert import MODERNBERT
+from model.families.mpnet import MPNET
 from model.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+from model.families.vit import VIT
 
 __all__ = ["FAMILIES", "Family", "Head"]
 
@@ -16,5 +23,12 @@ FAMILIES: dict[str, Family] = {
         ROBERTA,
         XLM_ROBERTA,
         CAMEMBERT,
+        DISTILBERT,
+        ELECTRA,
+        MPNET,
+        MODERNBERT,
+        LONGFORMER,
+        BIG_BIRD,
+        VIT,
     )
 }

@@ -22,30 +22,94 @@ Json = dict[str, Any]
 # The names that transformers has for what an `Activation` computes.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
+    "tanh": "tanh",
 }
 
-# Bookkeeping, in the config of every family: it cannot change an answer.
-BOOKKEEPING = frozenset(
+# In configs of any family: what cannot change the numbers at inference.
+NEUTRAL = frozenset(
     {
+        # Bookkeeping.
         "_name_or_path",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
+        "_num_labels",
         "finetuning_task",
+        "label2id",
+        "name_or_path",
+        "task_specific_params",
+        "tokenizer_class",
+        "transformers_version",
+        # What sentence-transformers applies to a cross-encoder's logits; here they stay as they are.
+        "sbert_ce_default_activation_function",
+        "sentence_transformers",
+        # Training, and the type of numbers in the files.
+        "dtype",
         "gradient_checkpointing",
         "initializer_range",
-        "label2id",
-        "output_past",
+        "problem_type",
+        "tie_encoder_decoder",
         "tie_word_embeddings",
         "torch_dtype",
-        "transformers_version",
+        # How the same numbers are computed or handed over.
+        "_attn_implementation_autoset",
+        "chunk_size_feed_forward",
+        "output_past",
+        "return_dict",
+        "torchscript",
+        "use_bfloat16",
         "use_cache",
+        "xla_device",
+        # Ids that only tokenizers and generation look at.
+        "bos_token_id",
+        "cls_token_id",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "eos_token_ids",
+        "mask_token_id",
+        "prefix",
+        "sep_token_id",
+        "unk_token_id",
+        # Generation.
+        "assistant_confidence_threshold",
+        "assistant_lookbehind",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "cross_attention_hidden_size",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "encoder_repetition_penalty",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_scores",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict_in_generate",
+        "suppress_tokens",
+        "target_lookbehind",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
     }
 )
 
@@ -68,8 +132,9 @@ class Keys:
     """
 
     required: frozenset[str]
-    optional: Mapping[str, Any]  # with what the family means when the config leaves them out
-    neutral: frozenset[str] = frozenset()  # beside `BOOKKEEPING`
+    # With what the family means when the config leaves them out.
+    optional: Mapping[str, Any] = field(default_factory=dict)
+    neutral: frozenset[str] = frozenset()  # beside `NEUTRAL`
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # beside `FIXED`
 
     def read(self, config: Json) -> Json:
@@ -85,7 +150,7 @@ class Keys:
         for key, value in config.items():
             if key in fixed and value not in fixed[key]:
                 raise ValueError(f"config.json: {key}={value!r} is not supported, only {fixed[key][0]!r}")
-            if key not in self.required | self.neutral | BOOKKEEPING | optional.keys() | fixed.keys():
+            if key not in self.required | self.neutral | NEUTRAL | optional.keys() | fixed.keys():
                 raise ValueError(
                     f"config.json: {key}={value!r} is not known to this version and might change the answers"
                 )
@@ -115,6 +180,18 @@ def count(config: Json, key: str) -> int:
     value = config[key]
     if type(value) is not int or value < 1:
         raise ValueError(f"config.json: {key}={value!r} is not a positive integer")
+    return value
+
+
+def flag(config: Json, key: str) -> bool:
+    """A setting that is on or off.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    value = config[key]
+    if type(value) is not bool:
+        raise ValueError(f"config.json: {key}={value!r} is neither true nor false")
     return value
 
 

@@ -47,7 +47,7 @@ def encoder(config: Json, head: PoolingConfig | LabelsConfig | None) -> EncoderC
         plain,
         layers=tuple(replace(layer, attention=sparse) for layer in plain.layers),
         max_length=longest(plain.max_length, sparse),
-        # Where the blocks of a row begin and end does not depend on the padding around it, so neither may its positions.
+        # Where the blocks of a row begin does not depend on the padding around it, so neither may its positions.
         position_rule=PositionRule("stripped"),
     )
 

@@ -1,0 +1,52 @@
+"""ELECTRA (Clark et al., 2020): BERT whose tables may be narrower than the encoder."""
+
+from dataclasses import replace
+
+from model.config import EncoderConfig
+from model.embeddings import TokensConfig
+from model.families import bert
+from model.families.base import Family, Head, Json, Keys, Weights, count
+from model.heads import LabelsConfig
+from model.pooling import PoolingConfig
+
+KEYS = Keys(
+    required=bert.REQUIRED | {"embedding_size"},
+    optional=bert.KEYS.optional,
+    # The summary is for multiple choice, which is not read here.
+    neutral=bert.NEUTRAL | {"summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj"},
+    fixed=bert.FIXED,
+)
+
+
+def encoder(config: Json, head: PoolingConfig | LabelsConfig | None) -> EncoderConfig:
+    inputs = TokensConfig(count(config, "vocab_size"), config["type_vocab_size"], count(config, "embedding_size"))
+    return replace(bert.encoder(config, head), inputs=inputs)
+
+
+WEIGHTS: Weights = {**bert.WEIGHTS, "embeddings_project": "embeddings.project"}
+
+SEQUENCE = Head(
+    lambda config, names: LabelsConfig(names, per="sequence", hidden="gelu"),
+    {"classifier.dense": "head.hidden", "classifier.out_proj": "head.out"},
+)
+
+ELECTRA = Family(
+    name="electra",
+    prefix="electra.",
+    keys=KEYS,
+    encoder=encoder,
+    weights=WEIGHTS,
+    heads={
+        "ElectraModel": None,
+        "ElectraForMaskedLM": None,
+        "ElectraForPreTraining": None,
+        "ElectraForSequenceClassification": SEQUENCE,
+        "ElectraForTokenClassification": bert.TOKEN,
+    },
+    beside=(
+        "discriminator_predictions.",
+        "generator_predictions.",
+        "generator_lm_head.",
+        "embeddings.position_ids",
+    ),
+)

@@ -1,0 +1,122 @@
+"""Small random checkpoints of the text families, saved by `transformers`, and its own answers to compare with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tests.support import make_noisy
+
+Task = Literal["encoder", "sequence", "token"]
+TASKS: tuple[Task, ...] = ("encoder", "sequence", "token")
+CLASS_OF_TASK: dict[Task, str] = {
+    "encoder": "Model",
+    "sequence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+}
+
+# Sizes that no two dimensions share, so that none can stand in for another.
+BERT_SIZES: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 30,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 37,
+    "max_position_embeddings": 40,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-5,
+}
+COUNTED = {"max_position_embeddings": 42, "pad_token_id": 1}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A family of `transformers` by the beginning of its classes' names."""
+
+    prefix: str
+    sizes: dict[str, Any]
+    types: bool = True  # whether it takes token types
+    max_length: int = 40
+    activation: str = "hidden_act"  # the key
+
+
+PUBLISHED = {
+    "bert": Published("Bert", BERT_SIZES),
+    "roberta": Published("Roberta", BERT_SIZES | COUNTED),
+    "xlm-roberta": Published("XLMRoberta", BERT_SIZES | COUNTED | {"type_vocab_size": 1}),
+    "camembert": Published("Camembert", BERT_SIZES | COUNTED | {"type_vocab_size": 1, "pad_token_id": 3,
+                                                               "max_position_embeddings": 44}),
+    "distilbert": Published(
+        "DistilBert",
+        {
+            "vocab_size": 101,
+            "dim": 30,
+            "n_layers": 3,
+            "n_heads": 3,
+            "hidden_dim": 37,
+            "max_position_embeddings": 40,
+        },
+        types=False,
+        activation="activation",
+    ),
+    "electra": Published("Electra", BERT_SIZES | {"embedding_size": 17}),
+    "mpnet": Published(
+        "MPNet",
+        {name: size for name, size in BERT_SIZES.items() if name != "type_vocab_size"} | COUNTED,
+        types=False,
+    ),
+}  # fmt: skip
+
+
+def save_family(folder: Path, family: str, task: Task = "encoder", *, seed: int = 0, **overrides: Any) -> Path:
+    """A small random checkpoint of a family; classifiers have three labels."""
+    import transformers
+
+    published = PUBLISHED[family]
+    labels = {} if task == "encoder" else {"id2label": {0: "red", 1: "green", 2: "blue"}}
+    config = getattr(transformers, f"{published.prefix}Config")(**(published.sizes | labels | overrides))
+    network = getattr(transformers, f"{published.prefix}{CLASS_OF_TASK[task]}")(config)
+    make_noisy(network, seed)
+    network.save_pretrained(folder)
+    return folder
+
+
+def oracle_answer(folder: Path, task: Task, inputs: dict[str, Tensor]) -> Tensor:
+    """What `transformers` answers in float64: `[B, L, D]`, or logits."""
+    import transformers
+
+    auto: Any = {
+        "encoder": transformers.AutoModel,
+        "sequence": transformers.AutoModelForSequenceClassification,
+        "token": transformers.AutoModelForTokenClassification,
+    }[task]
+    network = auto.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+    with torch.no_grad():
+        answer: Tensor = network(**inputs)[0]
+    return answer
+
+
+def masks(length: int) -> Tensor:
+    """Rows without padding, padded right, left, in holes (the first column too), and with one real token: `[5, L]`."""
+    mask = torch.ones(5, length, dtype=torch.long)
+    mask[1, length // 2 + 1 :] = 0
+    mask[2, : length // 2] = 0
+    mask[3, :-1:3] = 0
+    mask[4, :-1] = 0
+    return mask
+
+
+def random_inputs(family: str, length: int, seed: int = 0) -> dict[str, Tensor]:
+    """Ids (the padding id may be among them), token types where the family takes them, and masks."""
+    sizes = PUBLISHED[family].sizes
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    mask = masks(length)
+    inputs = {
+        "input_ids": torch.randint(0, sizes["vocab_size"], mask.shape, generator=generator),
+        "attention_mask": mask,
+    }
+    if PUBLISHED[family].types:
+        inputs["token_type_ids"] = torch.randint(0, sizes["type_vocab_size"], mask.shape, generator=generator)
+    return inputs
