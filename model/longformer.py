@@ -13,7 +13,7 @@ from model.layout import Layout
 from model.patterns import GlobalMask, Window
 from model.scores import ScaledDot
 from model.selection import soft
-from model.sparse import Bias, global_rows, local_rows, put_rows
+from model.sparse import Bias, global_rows, put_rows
 
 
 @dataclass(frozen=True)
