@@ -114,6 +114,7 @@ def test_labels_do_not_overlap(tokens: int, heads: int) -> None:
     assert len(corner.get_yticklabels()) == tokens or any(" is labelled" in text.get_text() for text in figure.texts)
 
 
+@pytest.mark.long
 def test_twelve_layers_of_twelve_heads_are_a_picture_of_a_sensible_size(tmp_path: Path) -> None:
     weights = some_weights(12, 12, 6)
     draw_attention(tmp_path / "a.png", weights, list("abcdef"), range(1, 13), range(1, 13), "a title")
