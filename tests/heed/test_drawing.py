@@ -182,7 +182,7 @@ def test_what_no_font_has_is_named_and_drawn_as_its_code_point(tmp_path: Path) -
 
 
 def test_dollars_and_backslashes_are_letters(tmp_path: Path) -> None:
-    labels = ["$x^2$", r"\frac", "_", "<s>"]
+    labels = ["$x^2$", r"$\frac$", "_", "<s>"]
     assert draw_attention(tmp_path / "a.png", some_weights(1, 1, 4), labels, [1], [1], r"$\nothing$") == []
 
 
