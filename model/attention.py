@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.layout import Layout
-from model.patterns import Full, Pairs, Pattern
+from model.patterns import Full, Pairs, Pattern, least
 from model.positions import Rotary
 from model.scores import ScaledDot
 from model.selection import Selection, soft
@@ -63,7 +63,7 @@ class AttentionConfig:
     """How the heads of a layer attend.
 
     Raises:
-        ValueError: heads and patterns do not fit together.
+        ValueError: a field is out of range, or two do not fit together; the message names them.
     """
 
     heads: int  # N
@@ -79,8 +79,12 @@ class AttentionConfig:
     rotary_base: float | None = None  # turn queries and keys by their positions (see positions.py)
 
     def __post_init__(self) -> None:
-        if type(self.heads) is not int or self.heads < 1:
-            raise ValueError(f"heads must be a positive integer, got {self.heads!r}")
+        for name in ("heads", "head_width", "value_width"):
+            value = getattr(self, name)
+            if (value is not None or name == "heads") and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.approximation and (self.pattern, self.score, self.select) != (Full(), ScaledDot, soft):
+            raise ValueError("an approximation stands in place of pattern, score and select; leave them out")
         if isinstance(self.pattern, tuple) and len(self.pattern) != self.heads:
             raise ValueError(f"{len(self.pattern)} patterns for {self.heads} heads; give one, or one for each head")
 
@@ -118,7 +122,8 @@ class AttentionConfig:
     def max_length(self) -> int | None:
         """The longest row that this attention takes; None if it does not care."""
         options = getattr(self.approximation, "keywords", {})  # of a partial
-        return options.get("max_length", getattr(self._mechanism, "max_length", None))
+        mechanism = options.get("max_length", getattr(self._mechanism, "max_length", None))
+        return least([mechanism, *(pattern.max_length for pattern in self.patterns)])
 
     @property
     def _mechanism(self) -> object:

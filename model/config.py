@@ -1,13 +1,13 @@
 """What an encoder is made of: small frozen objects, each checked when it is made.
 
-    EncoderConfig(
-        inputs=TokensConfig(vocabulary=1000),
-        width=64,
-        positions=SinusoidalConfig(),
-        max_length=512,
-        layers=(LayerConfig(AttentionConfig(heads=4, pattern=Window(16)), FeedForwardConfig(256)),) * 2,
-        head=LabelsConfig(("noun", "verb"), per="token"),
-    )
+EncoderConfig(
+    inputs=TokensConfig(vocabulary=1000),
+    width=64,
+    positions=SinusoidalConfig(),
+    max_length=512,
+    layers=(LayerConfig(AttentionConfig(heads=4, pattern=Window(16)), FeedForwardConfig(256)),) * 2,
+    head=LabelsConfig(("noun", "verb"), per="token"),
+)
 """
 
 from dataclasses import dataclass, field
@@ -146,17 +146,22 @@ class EncoderConfig:
             limit = layer.attention.max_length
             if limit is not None and self.max_length > limit:
                 raise ValueError(f"max_length {self.max_length} is more than the attention takes, {limit}")
-        if isinstance(self.positions, LearnedConfig) and self.positions.rows < self.max_length + self.first_position:
+        if isinstance(self.inputs, TokensConfig):
+            padding_id = self.position_rule.padding_id
+            if type(padding_id) is not int or not 0 <= padding_id < self.inputs.vocabulary:
+                raise ValueError(f"padding_id {padding_id!r} is outside the vocabulary of {self.inputs.vocabulary}")
+        elif self.position_rule.kind == "counted":
+            raise ValueError("position_rule counted goes by token ids, and the inputs are none")
+        if isinstance(self.positions, LearnedConfig) and self.positions.rows < self.position_rows:
             raise ValueError(
                 f"{self.positions.rows} positions are too few for {self.max_length} columns "
                 f"that are counted from {self.first_position}"
             )
-        if isinstance(self.inputs, TokensConfig) and not 0 <= self.position_rule.padding_id < self.inputs.vocabulary:
-            raise ValueError(
-                f"padding_id {self.position_rule.padding_id!r} is outside the vocabulary of {self.inputs.vocabulary}"
-            )
         if isinstance(self.inputs, ImagesConfig) and self.max_length != self.inputs.patches + 1:
             raise ValueError(f"max_length must be {self.inputs.patches + 1}: the patches and the class token")
+        approximated = any(getattr(layer.attention, "approximation", None) for layer in self.layers)
+        if self.relative_bias and approximated:
+            raise ValueError("relative_bias is added to scores, and an approximation has none")
         if self.relative_bias and len({layer.attention.heads for layer in self.layers}) > 1:
             raise ValueError("relative_bias is shared by all layers, so they must have the same number of heads")
         object.__setattr__(self, "needs", frozenset().union(*(layer.attention.needs for layer in self.layers)))
@@ -174,6 +179,11 @@ class EncoderConfig:
     def first_position(self) -> int:
         """The position of a row's first token."""
         return self.position_rule.padding_id + 1 if self.position_rule.kind == "counted" else 0
+
+    @property
+    def position_rows(self) -> int:
+        """One more than the last position of the longest row."""
+        return self.max_length + self.first_position
 
     @property
     def aligned(self) -> bool:

@@ -4,6 +4,7 @@ Letters: B batch, L length, T tokens, D width, F features. `...` is `[B, L]` or 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class TokensConfig:
 
     def __post_init__(self) -> None:
         _check_sizes(self, "vocabulary")
+        if self.width is not None:
+            _check_sizes(self, "width")
         if type(self.token_types) is not int or self.token_types < 0:
             raise ValueError(f"token_types must be a positive integer or 0, got {self.token_types!r}")
 
@@ -52,7 +55,7 @@ class VectorsConfig:
     """Vectors of F floats: audio frames, graph nodes, patches."""
 
     features: int  # F
-    width: int | None = None  # always D
+    width: ClassVar[None] = None  # always D
 
     def __post_init__(self) -> None:
         _check_sizes(self, "features")
@@ -81,7 +84,7 @@ class ImagesConfig:
     height: int
     image_width: int
     patch: int
-    width: int | None = None  # always D
+    width: ClassVar[None] = None  # always D
 
     def __post_init__(self) -> None:
         _check_sizes(self, "channels", "height", "image_width", "patch")

@@ -20,7 +20,7 @@ class Embeddings(nn.Module):
         super().__init__()
         width = config.inputs.width or config.width
         self.inputs = config.inputs.build(config.width)
-        self.positions = config.positions.build(width, config.max_length) if config.positions else None
+        self.positions = config.positions.build(width, config.position_rows) if config.positions else None
         self.norm = config.embedding_norm.build(width) if config.embedding_norm else None
         self.project = nn.Linear(width, config.width) if width != config.width else None
 
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         self.relative_bias = (
             RelativeBias(heads, config.relative_bias, config.max_length) if config.relative_bias else None
         )
-        self.blocks = nn.ModuleList(layer.build(config.width, config.max_length) for layer in config.layers)
+        self.blocks = nn.ModuleList(layer.build(config.width, config.position_rows) for layer in config.layers)
         self.norm = config.final_norm.build(config.width) if config.final_norm else None
         self.head = config.head.build(config.width) if config.head else None
 
@@ -147,6 +147,10 @@ class Encoder(nn.Module):
         if self.config.position_rule.kind == "stripped":
             inputs = {name: _rolled(tensor, first_real_B1) for name, tensor in inputs.items()}
             real_BL = _rolled(real_BL, first_real_B1)
+            if adjacency is not None:
+                adjacency = _rolled_pairs(adjacency, first_real_B1)
+            if global_attention_mask is not None:
+                global_attention_mask = _rolled(global_attention_mask, first_real_B1)
         inputs["position_ids"] = self._positions(inputs, real_BL)
         layout = Padded(
             real_BL,
@@ -159,6 +163,8 @@ class Encoder(nn.Module):
             outputs[name] = outputs[name].masked_fill(~real_BL[:, :, None], 0.0)
             if self.config.position_rule.kind == "stripped":
                 outputs[name] = _rolled(outputs[name], -first_real_B1)
+        if attentions and self.config.position_rule.kind == "stripped":
+            outputs["attentions"] = _rolled_pairs(outputs["attentions"], -first_real_B1)
         return outputs
 
     def _positions(self, inputs: dict[str, Tensor], real_BL: Tensor) -> Tensor:
@@ -189,3 +195,10 @@ def _rolled(x: Tensor, by_B1: Tensor) -> Tensor:
     length = x.shape[1]
     columns_BL = (torch.arange(length, device=x.device) + by_B1) % length
     return x[torch.arange(len(x), device=x.device)[:, None], columns_BL]
+
+
+def _rolled_pairs(x: Tensor, by_B1: Tensor) -> Tensor:
+    """`[B, ..., L, L]`, each row's queries and keys moved to the left by its own number of columns."""
+    for dimension in (-2, -1):
+        x = _rolled(x.movedim(dimension, 1), by_B1).movedim(1, dimension)
+    return x

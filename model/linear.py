@@ -98,7 +98,8 @@ def orthogonal_features(count: int, width: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     blocks = []
     for _ in range(-(-count // width)):
-        square, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+        square, upper = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+        square = square * upper.diagonal().sign()  # QR's own signs would prefer one half of the directions
         lengths = torch.randn(width, width, generator=generator, dtype=torch.float64).norm(dim=1, keepdim=True)
         blocks.append(square.T * lengths)
     return torch.cat(blocks)[:count].float()

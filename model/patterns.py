@@ -9,6 +9,7 @@ memory in the length, with nothing else to write: see `sparse.py`.
 Letters: B batch, L length. `i` is the column of a query, `j` that of a key.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from math import lcm
@@ -21,6 +22,11 @@ from torch import Tensor
 from model.layout import GlobalTokens, Layout
 
 SMALLEST_BLOCK = 16  # narrower blocks would make for slow matrix products
+
+
+def least(limits: Iterable[int | None]) -> int | None:
+    """The smallest of those that are limits; None if none is."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,11 @@ class Pattern:
     def needs(self) -> frozenset[str]:
         """The inputs that this pattern reads, by their names in a request."""
         return frozenset()
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest row whose pairs it knows; None if there is no such limit."""
+        return None
 
     def __or__(self, other: "Pattern") -> "Pattern":
         return Union((*self.parts, *other.parts))
@@ -258,7 +269,8 @@ class Random(Pattern):
         return torch.from_numpy(np.stack(rows)).to(device)
 
     def allows(self, pairs: Pairs) -> Tensor:
-        drawn = self._drawn(pairs.i.device)[pairs.i // self.size]  # [..., 1, count]
+        query_blocks = (pairs.i // self.size).clamp(max=self.blocks - 1)  # a block of slots may reach past the end
+        drawn = self._drawn(pairs.i.device)[query_blocks]  # [..., 1, count]
         return (drawn == (pairs.j // self.size)[..., None]).any(-1)
 
     @property
@@ -268,6 +280,10 @@ class Random(Pattern):
     @property
     def step(self) -> int:
         return self.size
+
+    @property
+    def max_length(self) -> int:
+        return self.blocks * self.size
 
     def key_blocks(self, query_blocks: Tensor, size: int) -> Tensor:
         fold = size // self.size  # our blocks in one of theirs
@@ -312,6 +328,10 @@ class Union(Pattern):
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(pattern.needs for pattern in self.patterns))
 
+    @property
+    def max_length(self) -> int | None:
+        return least(pattern.max_length for pattern in self.patterns)
+
 
 @dataclass(frozen=True)
 class Intersection(Pattern):
@@ -324,11 +344,15 @@ class Intersection(Pattern):
 
     @property
     def reach(self) -> int | None:
-        return min((pattern.reach for pattern in self.patterns if pattern.reach is not None), default=None)
+        return least(pattern.reach for pattern in self.patterns)
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(pattern.needs for pattern in self.patterns))
+
+    @property
+    def max_length(self) -> int | None:
+        return least(pattern.max_length for pattern in self.patterns)
 
 
 def big_bird(size: int, random: int, blocks: int, seed: int = 0) -> Pattern:

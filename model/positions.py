@@ -71,10 +71,10 @@ class Sinusoidal(nn.Module):
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        rates = torch.exp(torch.arange(0, width, 2, device="cpu") * (-math.log(10000.0) / width))
-        angles = torch.arange(rows, device="cpu")[:, None] * rates
+        rates = 10000.0 ** -(torch.arange(0, width, 2, device="cpu", dtype=torch.float64) / width)
+        angles = torch.arange(rows, device="cpu")[:, None] * rates  # in float32 an angle of 5000 is off by 0.0005
         table = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :width]
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", table.float(), persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
         """`[...]` to `[..., D]`."""

@@ -22,7 +22,7 @@ Bias = Callable[[Pairs], Tensor]  # added to the scores: [1, N, ..., Q, K]
 def has_cheap_form(pattern: Pattern) -> bool:
     """Whether all of the pattern is either global tokens or few blocks."""
     local = _local(pattern)
-    return local is not None and local.block is not None
+    return local is not None and local.block is not None and not local.needs  # blocks know columns, not requests
 
 
 def _local(pattern: Pattern) -> Pattern | None:
@@ -44,7 +44,7 @@ def union_of(tokens: list[GlobalTokens]) -> GlobalTokens:
     slots_BG = torch.cat([each.slots_BG for each in tokens], 1)
     counts_BG = torch.cat([each.counts_BG for each in tokens], 1)
     same_BGG = (slots_BG[:, :, None] == slots_BG[:, None, :]) & counts_BG[:, None, :]
-    earlier_GG = torch.ones(slots_BG.shape[1], slots_BG.shape[1], dtype=torch.bool).tril(-1)
+    earlier_GG = torch.ones(slots_BG.shape[1], slots_BG.shape[1], dtype=torch.bool, device=slots_BG.device).tril(-1)
     return GlobalTokens(slots_BG, counts_BG & ~(same_BGG & earlier_GG).any(-1))
 
 
