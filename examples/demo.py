@@ -1,11 +1,7 @@
 """The whole way in one go: export the real all-MiniLM-L6-v2, serve it, call it, compare with PyTorch."""
 
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from client import CallError, Client
+from examples.serving import free_port, heed, served
 from model import load_checkpoint
 
 SOURCE = Path(get_model_path())
@@ -31,49 +27,8 @@ TEXTS = [
 console = Console(highlight=False)
 
 
-def heed(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "heed", *arguments]
-
-
 def heading(number: int, text: str, command: str) -> None:
     console.print(f"\n[bold]{number}. {text}[/]   [dim]{command}[/]")
-
-
-def free_port() -> int:
-    """8001 if nobody listens there, else any other."""
-    for port in (8001, 0):
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(listener.getsockname()[1])
-    raise RuntimeError("no port is free")
-
-
-@contextmanager
-def served(address: str) -> Iterator[Client]:
-    """A server in a process of its own, until the block ends."""
-    port = address.rsplit(":", 1)[1]
-    process = subprocess.Popen(heed("serve", str(BUNDLE), "--port", port, "--linger-seconds", "0"))
-    try:
-        with Client(address, "minilm") as client:
-            while not _answers(client):
-                if process.poll() is not None:
-                    sys.exit("the server did not start; its message stands above")
-                time.sleep(0.1)
-            yield client
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(client: Client) -> bool:
-    try:
-        client.embed(["ready?"])
-    except CallError:
-        return False
-    return True
 
 
 def reference(texts: list[str]) -> np.ndarray:
@@ -105,7 +60,7 @@ def main() -> None:
     subprocess.run(heed("export", str(SOURCE), str(BUNDLE), "--force"), check=True)
     address = f"127.0.0.1:{free_port()}"
     heading(2, "Serve it", f"heed serve {BUNDLE}")
-    with served(address) as client:
+    with served(BUNDLE, address) as client:
         heading(3, "Call it", f'heed call {address} minilm --text "…"')
         subprocess.run(heed("call", address, "minilm", *(part for text in TEXTS for part in ("-t", text))), check=True)
         heading(4, "Is what was served what PyTorch says?", "examples/demo.py")
