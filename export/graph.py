@@ -55,8 +55,9 @@ def _example(encoder: Encoder) -> dict[str, Tensor]:
     rows_T, columns_T = real_BL.nonzero(as_tuple=True)
     inputs: dict[str, Tensor] = {}
     if isinstance(config.inputs, TokensConfig):
-        inputs["input_ids"] = torch.arange(tokens) % config.inputs.vocabulary
-        inputs["token_type_ids"] = torch.arange(tokens) % max(1, config.inputs.token_types)
+        inputs["input_ids"] = torch.arange(tokens) % config.vocabulary
+        if config.token_types:
+            inputs["token_type_ids"] = torch.arange(tokens) % config.token_types
     else:
         inputs["features"] = torch.randn(tokens, config.inputs.features)
     inputs |= {
