@@ -110,7 +110,7 @@ def _of_head(config: EncoderConfig) -> list[TensorSpec]:
     if isinstance(head, PoolingConfig):
         unit = ", scaled to length 1" if head.unit_length else ""
         text = f"{head.mode} of the tokens{unit}"
-        return [TensorSpec(name="sentence_embedding", datatype="FP32", shape=[B, config.width], help=text)]
+        return [TensorSpec(name="sentence_embedding", datatype="FP32", shape=[B, head.width(config.width)], help=text)]
     if not isinstance(head, LabelsConfig):
         return []
     rows = [B, L] if head.per == "token" else [B]

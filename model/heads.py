@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.blocks import ACTIVATIONS, Activation, NormConfig, check_activation
 from model.layout import Layout
-from model.pooling import PoolingConfig, Pooling
+from model.pooling import PoolingConfig
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Labels(nn.Module):
 
     def __init__(self, config: LabelsConfig, width: int) -> None:
         super().__init__()
-        self.pooling = Pooling(PoolingConfig(config.pooling, False)) if config.per == "sequence" else None
+        self.pooling = (
+            PoolingConfig(config.pooling, unit_length=False).build(width) if config.per == "sequence" else None
+        )
         self.hidden = nn.Linear(width, width, bias=config.hidden_bias) if config.hidden else None
         self.activation = ACTIVATIONS[config.hidden]() if config.hidden else None
         self.norm = config.hidden_norm.build(width) if config.hidden_norm else None

@@ -6,24 +6,45 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from model.blocks import ACTIVATIONS, Activation, check_activation
 from model.layout import Layout
 
 PoolingMode = Literal["cls", "mean", "max"]
 
 
 @dataclass(frozen=True)
+class DenseConfig:
+    """A linear layer behind the pooling (sentence-transformers' `Dense`)."""
+
+    width: int  # of what comes out
+    activation: Activation | None = "tanh"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if type(self.width) is not int or self.width < 1:
+            raise ValueError(f"width of a dense layer must be a positive integer, got {self.width!r}")
+        if self.activation is not None:
+            check_activation(self.activation)
+
+
+@dataclass(frozen=True)
 class PoolingConfig:
-    """How the hidden vectors of a sequence become one (sentence-transformers' `Pooling` and `Normalize`)."""
+    """How the hidden vectors of a sequence become one (sentence-transformers' `Pooling`, `Dense` and `Normalize`)."""
 
     mode: PoolingMode
     unit_length: bool  # scale the vector to length 1
+    dense: tuple[DenseConfig, ...] = ()  # one after the other, before that
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(PoolingMode):
             raise ValueError(f"pooling mode {self.mode!r} is none of {', '.join(get_args(PoolingMode))}")
 
     def build(self, width: int) -> "Pooling":
-        return Pooling(self)
+        return Pooling(self, width)
+
+    def width(self, width: int) -> int:
+        """The length of the one vector, for hidden vectors of a width."""
+        return self.dense[-1].width if self.dense else width
 
 
 def mean_of_rows(x_BLD: Tensor, real_BL: Tensor) -> Tensor:
@@ -38,12 +59,26 @@ def mean_of_rows(x_BLD: Tensor, real_BL: Tensor) -> Tensor:
     return (weights_BL[:, None, :].expand(-1, 2, -1) @ x_BLD)[:, 0]
 
 
+class Dense(nn.Module):
+    """A linear layer and its activation."""
+
+    def __init__(self, config: DenseConfig, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, config.width, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]() if config.activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.linear(x))
+
+
 class Pooling(nn.Module):
     """`cls` takes column 0 as it is, `mean` and `max` go over the real tokens. Returns `[B, D]`."""
 
-    def __init__(self, config: PoolingConfig) -> None:
+    def __init__(self, config: PoolingConfig, width: int) -> None:
         super().__init__()
         self.config = config
+        widths = [width, *(dense.width for dense in config.dense)]
+        self.dense = nn.Sequential(*(Dense(dense, before) for dense, before in zip(config.dense, widths, strict=False)))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         x_BLD, real_BL = layout.to_rows(x), layout.real_BL
@@ -53,6 +88,7 @@ class Pooling(nn.Module):
             pooled_BD = mean_of_rows(x_BLD, real_BL)
         else:
             pooled_BD = x_BLD.masked_fill(~real_BL[:, :, None], -torch.inf).amax(1)
+        pooled_BD = self.dense(pooled_BD)
         if self.config.unit_length:
             pooled_BD = nn.functional.normalize(pooled_BD, dim=-1)
         return pooled_BD

@@ -374,8 +374,13 @@ def module(kind: str, path: object = "") -> dict[str, object]:
     ("modules", "message"),
     [
         (
+            [module("Transformer"), module("Pooling", "1_Pooling"), module("Normalize"), module("Dense", "2_Dense")],
+            "modules Transformer → Pooling → Normalize → Dense are not supported, only Transformer → Pooling",
+        ),
+        ([module("Transformer"), module("Dense", "2_Dense")], "modules Transformer → Dense are not supported"),
+        (
             [module("Transformer"), module("Pooling", "1_Pooling"), module("Dense", "2_Dense")],
-            "modules Transformer → Pooling → Dense are not supported, only Transformer → Pooling",
+            "2_Dense/config.json is missing",
         ),
         ([module("Transformer"), module("Normalize")], "modules Transformer → Normalize are not supported"),
         ([module("CLIPModel")], "modules CLIPModel are not supported"),

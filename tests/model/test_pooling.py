@@ -6,10 +6,12 @@ import torch
 
 from model.config import PoolingConfig, PoolingMode
 from model.layout import Padded
-from model.pooling import Pooling
+from model.pooling import DenseConfig
+from model.positions import column_positions
 
 X = torch.tensor([[[3.0, 4.0], [1.0, -2.0], [-9.0, 9.0]], [[8.0, 8.0], [0.0, 5.0], [0.0, -1.0]]])
 REAL = torch.tensor([[True, True, False], [False, True, True]])
+LAYOUT = Padded(REAL, column_positions(REAL))
 
 
 @pytest.mark.parametrize(
@@ -21,15 +23,38 @@ REAL = torch.tensor([[True, True, False], [False, True, True]])
     ],
 )
 def test_pooling_by_hand(mode: PoolingMode, expected: list[list[float]]) -> None:
-    pooled = Pooling(PoolingConfig(mode, unit_length=False))(X, Padded(REAL))
+    pooled = PoolingConfig(mode, unit_length=False).build(2)(X, LAYOUT)
     np.testing.assert_allclose(pooled.numpy(), expected, rtol=0, atol=1e-6)
 
 
 def test_unit_length() -> None:
-    pooled = Pooling(PoolingConfig("cls", unit_length=True))(X, Padded(REAL))
+    pooled = PoolingConfig("cls", unit_length=True).build(2)(X, LAYOUT)
     np.testing.assert_allclose(pooled.numpy(), [[0.6, 0.8], [0.5**0.5, 0.5**0.5]], rtol=0, atol=1e-6)
 
 
 def test_a_vector_of_zeros_stays_one() -> None:
-    pooled = Pooling(PoolingConfig("mean", unit_length=True))(torch.zeros(1, 2, 3), Padded(REAL[:1, :2]))
-    assert pooled.tolist() == [[0.0, 0.0, 0.0]]
+    pooled = PoolingConfig("mean", unit_length=True).build(2)(torch.zeros(2, 3, 2), LAYOUT)
+    assert pooled.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_dense_layers_come_before_the_length() -> None:
+    config = PoolingConfig("cls", unit_length=True, dense=(DenseConfig(1, "relu"), DenseConfig(2, None, bias=False)))
+    pooling = config.build(2)
+    weights = {
+        "dense.0.linear.weight": torch.tensor([[1.0, -1.0]]),
+        "dense.0.linear.bias": torch.tensor([2.0]),
+        "dense.1.linear.weight": torch.tensor([[3.0], [-4.0]]),
+    }
+    pooling.load_state_dict(weights)
+    with torch.no_grad():
+        pooled = pooling(X, LAYOUT)
+    np.testing.assert_allclose(pooled.numpy(), [[0.6, -0.8], [0.6, -0.8]], rtol=0, atol=1e-6)
+    assert config.width(5) == 2
+    assert PoolingConfig("cls", unit_length=False).width(5) == 5
+
+
+def test_a_dense_layer_is_refused_by_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="width of a dense layer must be a positive integer, got 0"):
+        DenseConfig(0)
+    with pytest.raises(ValueError, match="activation 'mish' is none of"):
+        DenseConfig(1, "mish")  # type: ignore[arg-type]
