@@ -118,13 +118,22 @@ class Manifest(_Part):
             last = self.graphs_of(precision, kind)[-1]
             if last.longest is not None and last.longest < self.limits.length:
                 raise ValueError(f"no {precision} graph for sequences of {self.limits.length} columns")
-        if "labels" in {spec.name for spec in self.outputs} and not self.labels:
-            raise ValueError("labels are among the outputs, but have no names")
+        names = {spec.name for spec in self.outputs}
+        if "labels" in names and not ("logits" in names and self.labels):
+            raise ValueError("labels are among the outputs, but have no names or no logits")
+        if "attentions" in names and not self.gives_attentions:
+            raise ValueError("attentions are among the outputs, but no graph computes them")
+        if self.takes("pixel_values") and self.image is None:
+            raise ValueError("pixel_values are among the inputs, but the size of an image is not given")
         return self
+
+    def takes(self, name: str) -> bool:
+        """Whether a request may hold this input."""
+        return any(spec.name == name for spec in self.inputs)
 
     @property
     def takes_text(self) -> bool:
-        return any(spec.name == "text" for spec in self.inputs)
+        return self.takes("text")
 
     @property
     def gives_attentions(self) -> bool:

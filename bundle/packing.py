@@ -135,9 +135,13 @@ def _adjacency(group: Many[Sequence], slots_of: list[Ints], shape: tuple[int, in
 
 def _globals(group: Many[Sequence], slots_of: list[Ints]) -> Arrays:
     """The slots of each row's global tokens; a place without one holds slot 0, and False."""
-    if group[0].is_global is None:
+    found = [
+        slots_t[member.is_global & member.real]
+        for slots_t, member in zip(slots_of, group, strict=True)
+        if member.is_global is not None
+    ]
+    if not found:
         return {}
-    found = [slots_t[member.is_global & member.real] for slots_t, member in zip(slots_of, group, strict=True)]
     shape = len(group), max(LEAST_GLOBALS, *map(len, found))
     globals_BG, holds_BG = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     for slots_G, holds_G, slots in zip(globals_BG, holds_BG, found, strict=True):

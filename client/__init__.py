@@ -8,6 +8,6 @@ with Client("localhost:8001", "minilm") as client:
 
 from client.aio import AsyncClient
 from client.sync import Client
-from client.wire import Answer, CallError, ModelInfo
+from client.wire import Answer, CallError, Label, ModelInfo
 
-__all__ = ["Answer", "AsyncClient", "CallError", "Client", "ModelInfo"]
+__all__ = ["Answer", "AsyncClient", "CallError", "Client", "Label", "ModelInfo"]

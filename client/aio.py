@@ -10,11 +10,14 @@ from client.wire import (
     OPTIONS,
     Answer,
     Inputs,
+    Label,
     ModelInfo,
     call_error,
     infer_request,
     read_answer,
+    read_labels,
     read_model_info,
+    texts_and_pairs,
 )
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -40,6 +43,12 @@ class AsyncClient:
     async def embed(self, texts: Iterable[str], truncate: bool = False) -> np.ndarray:
         """See `Client.embed`."""
         return (await self.infer({"text": list(texts)}, ["sentence_embedding"], truncate))["sentence_embedding"]
+
+    async def classify(
+        self, texts: Iterable[str], pairs: Iterable[str] | None = None, truncate: bool = False
+    ) -> list[Label]:
+        """See `Client.classify`."""
+        return read_labels(await self.infer(texts_and_pairs(texts, pairs), ["logits", "labels"], truncate))
 
     async def info(self) -> ModelInfo:
         """See `Client.info`."""

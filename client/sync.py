@@ -10,11 +10,14 @@ from client.wire import (
     OPTIONS,
     Answer,
     Inputs,
+    Label,
     ModelInfo,
     call_error,
     infer_request,
     read_answer,
+    read_labels,
     read_model_info,
+    texts_and_pairs,
 )
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -39,6 +42,7 @@ class Client:
 
         Raises:
             CallError: the server refused, or did not answer in time.
+            TypeError, ValueError: an input cannot be sent.
         """
         request = infer_request(self._model, self._version, inputs, outputs, truncate)
         try:
@@ -49,6 +53,13 @@ class Client:
     def embed(self, texts: Iterable[str], truncate: bool = False) -> np.ndarray:
         """One vector for each text: `[B, D]`. Raises CallError."""
         return self.infer({"text": list(texts)}, ["sentence_embedding"], truncate)["sentence_embedding"]
+
+    def classify(self, texts: Iterable[str], pairs: Iterable[str] | None = None, truncate: bool = False) -> list[Label]:
+        """The label that each text, or pair of texts, most likely has; for models that label whole texts.
+
+        Raises CallError.
+        """
+        return read_labels(self.infer(texts_and_pairs(texts, pairs), ["logits", "labels"], truncate))
 
     def info(self) -> ModelInfo:
         """What the model takes and gives. Raises CallError."""

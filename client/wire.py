@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
@@ -43,6 +43,7 @@ DTYPES = {
     "FP32": np.dtype("<f4"),
     "BYTES": np.dtype(object),
 }
+LARGEST = 2**63 - 1  # that INT64 holds
 DATATYPES = {"b": "BOOL", "i": "INT64", "u": "INT64", "f": "FP32", "O": "BYTES", "U": "BYTES", "S": "BYTES"}
 
 Inputs = Mapping[str, np.ndarray | Iterable[str]]
@@ -59,7 +60,7 @@ class CallError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's outputs by name, and what produced them."""
+    """A model's outputs by name, and what produced them. Texts are str, in an object array."""
 
     outputs: dict[str, np.ndarray]
     digest: str  # of the bundle
@@ -80,6 +81,42 @@ class ModelInfo:
     versions: list[str]
     inputs: dict[str, tuple[str, list[int]]]
     outputs: dict[str, tuple[str, list[int]]]
+    task: str = ""
+    labels: list[str] = field(default_factory=list)  # in the order of the logits
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a text was found to be."""
+
+    name: str
+    probability: float
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """The softmax of the last axis."""
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(shares / shares.sum(-1, keepdims=True))
+
+
+def texts_and_pairs(texts: Iterable[str], pairs: Iterable[str] | None) -> Inputs:
+    """The inputs of a model over texts, or over pairs of them."""
+    inputs = {"text": list(texts)}
+    return inputs if pairs is None else inputs | {"text_pair": list(pairs)}
+
+
+def read_labels(answer: Answer) -> list[Label]:
+    """One for each text, from `labels` `[B]` and `logits` `[B, labels]`."""
+    best = probabilities(answer["logits"]).max(-1)
+    return [Label(str(name), float(share)) for name, share in zip(answer["labels"], best, strict=True)]
+
+
+def _encode(name: str, array: np.ndarray, datatype: str) -> bytes:
+    if datatype == "BYTES":
+        return _encode_bytes(array.flat)
+    if array.dtype.kind == "u" and array.size and int(array.max()) > LARGEST:
+        raise ValueError(f"input {name} holds {array.max()}, more than INT64 can: {LARGEST} is the largest")
+    return array.astype(DTYPES[datatype], copy=False).tobytes()
 
 
 def _encode_bytes(elements: Iterable[str | bytes]) -> bytes:
@@ -97,6 +134,7 @@ def infer_request(
 
     Raises:
         TypeError: an input is of another kind.
+        ValueError: an input holds an integer that INT64 cannot.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=version)
     for name, value in inputs.items():
@@ -105,9 +143,7 @@ def infer_request(
             raise TypeError(f"input {name} has dtype {array.dtype}; integers, floats, booleans or texts are expected")
         datatype = DATATYPES[array.dtype.kind]
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        texts = datatype == "BYTES"
-        raw = _encode_bytes(array.flat) if texts else array.astype(DTYPES[datatype], copy=False).tobytes()
-        request.raw_input_contents.append(raw)
+        request.raw_input_contents.append(_encode(name, array, datatype))
     for name in outputs:
         request.outputs.add(name=name)
     if truncate:
@@ -115,11 +151,25 @@ def infer_request(
     return request
 
 
+def _decode_bytes(raw: bytes) -> list[str]:
+    elements, position = [], 0
+    while position < len(raw):
+        (length,) = struct.unpack_from("<I", raw, position)
+        position += 4
+        elements.append(raw[position : position + length].decode())
+        position += length
+    return elements
+
+
+def _decode(datatype: str, raw: bytes) -> np.ndarray:
+    return np.array(_decode_bytes(raw), object) if datatype == "BYTES" else np.frombuffer(raw, DTYPES[datatype])
+
+
 def read_answer(response: pb.ModelInferResponse) -> Answer:
     parameters = response.parameters
     return Answer(
         outputs={
-            tensor.name: np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(tensor.shape)
+            tensor.name: _decode(tensor.datatype, raw).reshape(tensor.shape)
             for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
         },
         digest=parameters["digest"].string_param,
@@ -136,6 +186,8 @@ def read_model_info(response: pb.ModelMetadataResponse) -> ModelInfo:
         versions=list(response.versions),
         inputs={tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in response.inputs},
         outputs={tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in response.outputs},
+        task=response.properties.get("task", ""),
+        labels=json.loads(response.properties.get("labels", "[]")),
     )
 
 

@@ -1,7 +1,8 @@
 """Bundles to answers.
 
-`runtime.py` runs a graph, `text.py` tokenizes, `requests.py` checks what callers send, `model.py` puts the three
-together in one process. `scheduler.py` groups requests, `services/` speaks gRPC, `lifecycle.py` starts and stops.
+`runtime.py` runs a graph, `graphs.py` those of one kind; `text.py` tokenizes; `requests.py` and `rows.py` check what
+callers send; `model.py` puts these together in one process. `scheduler.py` groups requests, `attentions.py` keeps the
+attention weights apart, `services/` speaks gRPC, `lifecycle.py` starts and stops.
 """
 
 import os

@@ -27,6 +27,10 @@ class Unavailable(HeedError):
     """Still loading, or already draining. Another replica, or a later try, may answer."""
 
 
+class FailedPrecondition(HeedError):
+    """What is served cannot do this, though its signature says so. An operator must act."""
+
+
 class DeviceError(HeedError):
     """The execution provider that was asked for cannot be used."""
 
@@ -41,6 +45,7 @@ STATUS = {
     Exhausted: StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     Unavailable: StatusCode.UNAVAILABLE,
+    FailedPrecondition: StatusCode.FAILED_PRECONDITION,
 }
 
 

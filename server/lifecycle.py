@@ -16,10 +16,11 @@ from bundle.digests import check_digests
 from protos import POOL
 from protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
 from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from server.attentions import Attentions
 from server.errors import StartError
 from server.machine import usable_cpus
 from server.model import Model
-from server.registry import Registry, Served, State
+from server.registry import Registry, Served, Serving, State
 from server.scheduler import Scheduler
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
@@ -45,10 +46,12 @@ def verified(folder: Path, settings: Settings) -> tuple[Model, Report]:
 
     Raises:
         BundleError: a file is missing, additional or altered.
-        StartError: an answer is too far from the reference's.
+        StartError: an answer is too far from the reference's, or the bundle has not what the settings ask for.
         DeviceError: the device cannot be used.
     """
     check_digests(folder)
+    if settings.attentions and not read_manifest(folder).gives_attentions:
+        raise StartError(f"{folder} has no attention weights to serve; leave out --attentions")
     model = Model(folder, settings.device, settings.precision)
     report = Report(list(model.check_contract(everything=False)))
     if not report.holds:
@@ -96,10 +99,13 @@ class Server:
         address = await self._listen()
         model, report = await asyncio.to_thread(verified, self._settings.bundle, self._settings)
         warmup = await asyncio.to_thread(warm_up, model)
-        self._served.model = model
-        self._served.scheduler = Scheduler(
-            model.run, warmup.strategy, workers=self._threads, max_tokens=self._settings.max_queue_tokens
-        )
+        tokens = self._settings.max_queue_tokens
+        scheduler = Scheduler(model.run, warmup.strategy, workers=self._threads, max_tokens=tokens)
+        attentions = Attentions(model, max_tokens=tokens)
+        self._served.serving = Serving(model, scheduler, attentions)
+        if self._settings.attentions:
+            _, proof = await attentions.loaded()
+            report = Report(report.findings + proof.findings)
         self._served.state = State.READY
         await self._health.report(SERVING)
         self._on_ready(Ready(address, model, report, warmup, self._threads))
@@ -114,8 +120,8 @@ class Server:
         self._served.state = State.DRAINING
         self._health.end_watches()
         await self._grpc.stop(self._settings.grace_seconds)
-        if self._served.scheduler:
-            await self._served.scheduler.close()
+        if self._served.serving:
+            await self._served.serving.close()
 
     async def _listen(self) -> str:
         """Opens the port and returns the address."""
@@ -127,7 +133,7 @@ class Server:
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a server to share it with
             ]
         )
-        add_GRPCInferenceServiceServicer_to_server(InferenceService(self._registry), self._grpc)
+        add_GRPCInferenceServiceServicer_to_server(InferenceService(self._registry, limit), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         _enable_reflection(self._grpc)
         wanted = f"{self._settings.host}:{self._settings.port}"

@@ -2,23 +2,23 @@
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from bundle import BundleError, read_manifest
-from bundle.contract import Finding, check, check_complete, read_contract
+from bundle.contract import Case, Finding, check, check_complete, read_contract
 from bundle.digests import DIGESTS, bundle_digest
 from bundle.manifest import TOKENIZER
-from bundle.packing import Arrays, Sequence, pack, split, unpack
-from server.errors import DeviceError
+from bundle.packing import Arrays, Sequence, unpack, unpack_attentions
+from server.graphs import Answer, Graphs
 from server.requests import Request, check_request
-from server.runtime import Runtime
+from server.runtime import CUDA, Runtime
 from server.settings import Device
 from server.text import TextEncoder
-
-# One sequence's answers by output: [t, D] for what every token has, [D] for what the sequence has.
-Answer = dict[str, np.ndarray]
 
 
 class Model:
@@ -35,21 +35,23 @@ class Model:
         self.precision = precision
         self.digest = bundle_digest(folder) if (folder / DIGESTS).exists() else ""
         self.text = self._text_encoder()
-        graph = self.manifest.graphs_of(precision)[0]
-        self.runtime = self._open(folder / graph.file, device)
-        self._per_token = {spec.name for spec in self.manifest.outputs if len(spec.shape) == 3}
-        if self.runtime.outputs != graph.outputs:
-            raise BundleError(f"{graph.file} computes {self.runtime.outputs}, the manifest says {graph.outputs}")
+        self.graphs = Graphs(folder, self.manifest, precision, "answers", device)
+        self._per_token = {spec.name for spec in self.manifest.outputs if spec.shape[:2] == [-1, -1]}
 
-    def _open(self, graph: Path, device: Device) -> Runtime:
-        if not graph.is_file():
-            raise BundleError(f"{graph} is missing")
-        try:
-            return Runtime(graph, device)
-        except DeviceError:
-            raise
-        except Exception as error:  # onnxruntime's errors have no other class in common
-            raise BundleError(f"{graph} cannot be loaded: {error}") from None
+    @property
+    def runtime(self) -> Runtime:
+        """What runs the plain answers: it knows the provider."""
+        return self.graphs.runtime
+
+    @cached_property
+    def attention_graphs(self) -> Graphs:
+        """Loaded when first asked for; the provider is that of the plain answers.
+
+        Raises:
+            BundleError, DeviceError: as above.
+        """
+        device: Device = "cuda" if self.runtime.provider == CUDA else "cpu"
+        return Graphs(self.folder, self.manifest, self.precision, "attentions", device)
 
     def _text_encoder(self) -> TextEncoder | None:
         if not self.manifest.takes_text:
@@ -67,34 +69,69 @@ class Model:
         return check_request(self.manifest, self.text, inputs, outputs, truncate)
 
     def run(self, group: Many[Sequence]) -> list[Answer]:
-        """One run of the graph for a group of sequences, of one request or of many. Safe in several threads."""
-        outputs = self.runtime.run(pack(group, self.manifest.aligned))
-        columns = {
-            name: split(group, values) if name in self._per_token else list(values) for name, values in outputs.items()
-        }
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        """The plain answers. Safe in several threads."""
+        return self.graphs.run(group)
+
+    def run_attentions(self, group: Many[Sequence]) -> list[Answer]:
+        """The plain answers and `attentions`."""
+        return self.attention_graphs.run(group)
 
     def assemble(self, request: Request, answers: list[Answer]) -> Arrays:
-        """The answers to a request's rows as the caller sees them: `[B, L, D]` and `[B, D]`, zeros at padding."""
-        arrays: Arrays = {}
-        for name in request.outputs:
-            values = [answer[name] for answer in answers]
-            per_token = name in self._per_token
-            arrays[name] = unpack(request.sequences, values, request.length) if per_token else np.stack(values)
-        return arrays
+        """The answers to a request's rows as the caller sees them, zeros (or "") at padding."""
+        return {name: self._output(name, request, answers) for name in request.outputs}
+
+    def _output(self, name: str, request: Request, answers: list[Answer]) -> np.ndarray:
+        if name == "attentions":
+            return unpack_attentions(request.sequences, [answer[name] for answer in answers], request.length)
+        values = self._values(name, request, answers)
+        return unpack(request.sequences, values, request.length) if name in self._per_token else np.stack(values)
+
+    def _values(self, name: str, request: Request, answers: list[Answer]) -> list[np.ndarray]:
+        """One for each row."""
+        if name == "tokens":
+            return [text.words for text in request.texts]
+        if name == "offsets":
+            return [text.offsets for text in request.texts]
+        if name == "labels":
+            labels = np.array(self.manifest.labels)
+            return [labels[answer["logits"].argmax(-1)] for answer in answers]
+        return [answer[name] for answer in answers]
 
     def answer(self, inputs: Arrays, outputs: Iterable[str] = ()) -> Arrays:
         """Prepare, run as one group, assemble."""
         request = self.prepare(inputs, outputs)
-        return self.assemble(request, self.run(request.sequences))
+        run = self.run_attentions if request.kind == "attentions" else self.run
+        return self.assemble(request, run(request.sequences))
 
     def check_contract(self, everything: bool) -> Iterator[Finding]:
-        """Compares the answers of this very session with the reference's: the cases for a start, or all.
+        """Compares the answers of this very session with the reference's: the cases for a start, or all, and then
+        the attention weights too.
 
         Raises:
             BundleError: the contract cannot be read, or proves less than the manifest declares.
         """
         cases = read_contract(self.folder)
         check_complete(self.manifest, cases)
-        chosen = [case for case in cases if everything or case.at_start]
-        return check(chosen, self.answer, self.precision, self.runtime.provider)
+        plain = [_without_attentions(case) for case in cases if everything or case.at_start]
+        findings = check(plain, self.answer, self.precision, self.runtime.provider)
+        return chain(findings, self.check_attentions()) if everything else findings
+
+    def check_attentions(self) -> Iterator[Finding]:
+        """Compares the attention weights, and the plain answers of the graph that computes them.
+
+        Raises:
+            BundleError, DeviceError: that graph cannot be used.
+        """
+        if not self.manifest.gives_attentions:
+            return iter(())
+        provider = self.attention_graphs.runtime.provider
+        cases = [
+            replace(case, name=f"{case.name} with attentions")
+            for case in read_contract(self.folder)
+            if "attentions" in case.outputs
+        ]
+        return check(cases, self.answer, self.precision, provider)
+
+
+def _without_attentions(case: Case) -> Case:
+    return replace(case, outputs={name: array for name, array in case.outputs.items() if name != "attentions"})

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from bundle import Manifest
+from server.attentions import Attentions
 from server.errors import NotFound, Unavailable
 from server.model import Model
 from server.scheduler import Scheduler
@@ -15,14 +16,27 @@ class State(Enum):
     DRAINING = "draining"
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What answers: the model, the queue of its plain answers, and the attention weights with theirs."""
+
+    model: Model
+    scheduler: Scheduler
+    attentions: Attentions
+
+    async def close(self) -> None:
+        """Returns when everything that was taken is answered."""
+        await self.scheduler.close()
+        await self.attentions.close()
+
+
 @dataclass
 class Served:
-    """One model. It has a model and a scheduler from the moment it is ready."""
+    """One model's place. Something serves there from the moment it is ready."""
 
     manifest: Manifest
     state: State = State.LOADING
-    model: Model | None = None
-    scheduler: Scheduler | None = None
+    serving: Serving | None = None
 
     @property
     def name(self) -> str:
@@ -58,13 +72,13 @@ class Registry:
         known = ", ".join(one.version for one in named)
         raise NotFound(f"version {version!r} of model {name!r} is not served here, only {known}")
 
-    def find_ready(self, name: str, version: str) -> tuple[Model, Scheduler]:
+    def find_ready(self, name: str, version: str) -> Serving:
         """
         Raises:
             NotFound: see `find`.
             Unavailable: it is not ready yet, or no longer.
         """
         one = self.find(name, version)
-        if one.state is not State.READY or one.model is None or one.scheduler is None:
+        if one.state is not State.READY or one.serving is None:
             raise Unavailable(f"model {name!r} is {one.state.value}; try again, or another server")
-        return one.model, one.scheduler
+        return one.serving

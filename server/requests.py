@@ -1,20 +1,27 @@
-"""Checks what a caller sends against the bundle's signature, and leaves its padding out.
-
-Letters: B batch, L length, t tokens of one row.
-"""
+"""Checks what a caller sends against the bundle's signature. `rows.py` makes rows of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from bundle import Manifest
-from bundle.manifest import TensorSpec
-from bundle.packing import Arrays, Ints, Sequence, sequence
+from bundle.manifest import GraphKind, TensorSpec
+from bundle.packing import Arrays, Sequence
 from server.errors import InvalidArgument
-from server.text import TextEncoder
+from server.rows import Rows, from_images, from_tensors, from_texts, shape_text
+from server.text import TextEncoder, Tokens
 
 DATATYPES = {"BOOL": np.bool_, "INT64": np.int64, "FP32": np.float32, "BYTES": np.object_}
+
+# What a request is about, and what may come beside it. A request has one of these.
+BESIDE = {
+    "text": ("text_pair",),
+    "input_ids": ("attention_mask", "token_type_ids", "adjacency", "global_attention_mask"),
+    "features": ("attention_mask", "adjacency", "global_attention_mask"),
+    "pixel_values": (),
+}
+TEXT_OUTPUTS = ("tokens", "offsets")
 
 
 @dataclass(frozen=True)
@@ -24,14 +31,16 @@ class Request:
     sequences: list[Sequence]
     length: int  # L of the answers
     outputs: list[str]
+    texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
 
     @property
     def tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
 
-
-def _shape(shape: Iterable[int]) -> str:
-    return "[" + ", ".join("any" if size == -1 else str(size) for size in shape) + "]"
+    @property
+    def kind(self) -> GraphKind:
+        """The kind of graph that it takes."""
+        return "attentions" if "attentions" in self.outputs else "answers"
 
 
 def spec_of(manifest: Manifest, name: str) -> TensorSpec:
@@ -43,42 +52,61 @@ def spec_of(manifest: Manifest, name: str) -> TensorSpec:
     raise InvalidArgument(f"input {name} is unknown; {manifest.name} takes {known}")
 
 
-def _check_names(manifest: Manifest, inputs: Arrays) -> None:
+def _check_names(manifest: Manifest, inputs: Arrays) -> str:
+    """What the request is about: one of `BESIDE`."""
     for name in inputs:
         spec_of(manifest, name)
-    if manifest.takes_text and "text" in inputs and len(inputs) > 1:
-        others = ", ".join(sorted(inputs.keys() - {"text"}))
-        raise InvalidArgument(f"input text came together with {others}; send either text or tensors")
-    if "input_ids" not in inputs and "text" not in inputs:
-        raise InvalidArgument("input input_ids is missing" + (" (or send text)" if manifest.takes_text else ""))
+    choices = [spec.name for spec in manifest.inputs if spec.name in BESIDE]
+    given = [name for name in choices if name in inputs]
+    if not given:
+        first, *others = choices
+        raise InvalidArgument(f"input {first} is missing" + f" (or send {' or '.join(others)})" * bool(others))
+    if "text" in given and (others := sorted(inputs.keys() - {"text", "text_pair"})):
+        raise InvalidArgument(f"input text came together with {', '.join(others)}; send either text or tensors")
+    if len(given) > 1:
+        raise InvalidArgument(f"inputs {' and '.join(given)} came together; send one of them")
+    _check_beside(manifest, inputs, given[0])
+    return given[0]
 
 
-def _check_shapes(manifest: Manifest, inputs: Arrays) -> None:
+def _check_beside(manifest: Manifest, inputs: Arrays, main: str) -> None:
+    for name in inputs:
+        if name != main and name not in BESIDE[main]:
+            homes = [home for home, beside in BESIDE.items() if name in beside and manifest.takes(home)]
+            raise InvalidArgument(f"input {name} came with {main}; it goes with {' or '.join(homes) or 'nothing else'}")
     for spec in manifest.inputs:
-        if spec.name not in inputs:
-            continue
-        array = inputs[spec.name]
-        if array.dtype != DATATYPES[spec.datatype]:
-            raise InvalidArgument(f"input {spec.name} must be {spec.datatype}, got {array.dtype}")
-        if array.ndim != len(spec.shape):
-            raise InvalidArgument(
-                f"input {spec.name} must have shape {_shape(spec.shape)} ({len(spec.shape)} dimensions), "
-                f"got {_shape(array.shape)}"
-            )
-        if 0 in array.shape:
-            raise InvalidArgument(f"input {spec.name} is empty: its shape is {_shape(array.shape)}")
-        if spec.datatype == "FP32" and not np.isfinite(array).all():
-            index = np.argwhere(~np.isfinite(array))[0]
-            raise InvalidArgument(
-                f"input {spec.name}{index.tolist()} is {array[tuple(index)]}, expected a finite number"
-            )
+        if not spec.optional and spec.name not in BESIDE and spec.name not in inputs:
+            raise InvalidArgument(f"input {spec.name} is missing; {manifest.name} needs it beside {main}")
 
 
-def check_outputs(manifest: Manifest, wanted: Iterable[str]) -> list[str]:
-    """The outputs to answer with, in the caller's order; all of them if the caller names none.
+def _check_tensor(spec: TensorSpec, array: np.ndarray) -> None:
+    if array.dtype != DATATYPES[spec.datatype]:
+        raise InvalidArgument(f"input {spec.name} must be {spec.datatype}, got {array.dtype}")
+    fits = array.ndim == len(spec.shape)
+    if not fits or any(size not in (-1, came) for size, came in zip(spec.shape, array.shape, strict=True)):
+        raise InvalidArgument(
+            f"input {spec.name} must have shape {shape_text(spec.shape)} ({len(spec.shape)} dimensions), "
+            f"got {shape_text(array.shape)}"
+        )
+    if 0 in array.shape:
+        raise InvalidArgument(f"input {spec.name} is empty: its shape is {shape_text(array.shape)}")
+    if spec.datatype == "FP32" and not np.isfinite(array).all():
+        index = np.argwhere(~np.isfinite(array))[0]
+        raise InvalidArgument(f"input {spec.name}{index.tolist()} is {array[tuple(index)]}, expected a finite number")
+
+
+def _by_default(manifest: Manifest, main: str) -> list[str]:
+    """What a caller gets who names no outputs: what costs little, and words where words are what is asked for."""
+    words = main == "text" and manifest.task == "token_classification"
+    left_out = {"attentions"} if words else {"attentions", *TEXT_OUTPUTS}
+    return [spec.name for spec in manifest.outputs if spec.name not in left_out]
+
+
+def check_outputs(manifest: Manifest, wanted: Iterable[str], main: str) -> list[str]:
+    """The outputs to answer with, in the caller's order; the default ones if the caller names none.
 
     Raises:
-        InvalidArgument: one is unknown or named twice.
+        InvalidArgument: one is unknown, named twice, or not to be had for such a request.
     """
     known = [spec.name for spec in manifest.outputs]
     names: list[str] = []
@@ -87,72 +115,19 @@ def check_outputs(manifest: Manifest, wanted: Iterable[str]) -> list[str]:
             raise InvalidArgument(f"output {name} is unknown; {manifest.name} gives {', '.join(known)}")
         if name in names:
             raise InvalidArgument(f"output {name} is requested twice")
+        if name in TEXT_OUTPUTS and main != "text":
+            raise InvalidArgument(f"output {name} needs text, but {main} came")
         names.append(name)
-    return names or known
+    return names or _by_default(manifest, main)
 
 
-def _check_range(name: str, array: Ints, size: int, what: str) -> None:
-    outside = (array < 0) | (array >= size)
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise InvalidArgument(
-            f"input {name}[{row}, {column}] is {array[row, column]}, outside {what} of 0 to {size - 1}"
-        )
-
-
-def _check_mask(mask: Ints) -> None:
-    odd = (mask != 0) & (mask != 1)
-    if odd.any():
-        row, column = np.argwhere(odd)[0]
-        raise InvalidArgument(f"input attention_mask[{row}, {column}] is {mask[row, column]}, expected 0 or 1")
-    empty = ~mask.any(axis=1)
-    if empty.any():
-        raise InvalidArgument(f"input attention_mask: row {np.argmax(empty)} has no real token (all 0)")
-
-
-def _from_ids(manifest: Manifest, inputs: Arrays) -> tuple[list[Sequence], int]:
-    ids = inputs["input_ids"]
-    limits = manifest.limits
-    if ids.shape[1] > limits.length:
-        raise InvalidArgument(
-            f"input input_ids has {ids.shape[1]} columns, {manifest.name} takes at most {limits.length}"
-        )
-    for name in ("attention_mask", "token_type_ids"):
-        if name in inputs and inputs[name].shape != ids.shape:
-            raise InvalidArgument(
-                f"input {name} has shape {_shape(inputs[name].shape)}, input_ids has {_shape(ids.shape)}; they differ"
-            )
-    mask = inputs.get("attention_mask", np.ones_like(ids))
-    types = inputs.get("token_type_ids", np.zeros_like(ids))
-    _check_mask(mask)
-    _check_range("input_ids", ids, limits.vocabulary, "the vocabulary")
-    _check_range("token_type_ids", types, limits.token_types, "the token types")
-    real = mask.astype(bool)
-    rows = [
-        sequence(manifest.position_rule, {"input_ids": ids_L, "token_type_ids": types_L}, real_L)
-        for ids_L, types_L, real_L in zip(ids, types, real, strict=True)
-    ]
-    return rows, ids.shape[1]
-
-
-def _decoded(raw: str | bytes, where: str) -> str:
-    try:
-        return raw if isinstance(raw, str) else raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from None
-
-
-def _from_text(
-    manifest: Manifest, encoder: TextEncoder, texts: np.ndarray, truncate: bool
-) -> tuple[list[Sequence], int]:
-    rows = []
-    for index, raw in enumerate(texts):
-        where = f"input text[{index}]"
-        tokens = encoder.encode(_decoded(raw, where), truncate, where)
-        real = np.ones(len(tokens.input_ids), np.bool_)
-        row = {"input_ids": tokens.input_ids, "token_type_ids": tokens.token_type_ids}
-        rows.append(sequence(manifest.position_rule, row, real))
-    return rows, max(len(row) for row in rows)
+def _rows(manifest: Manifest, encoder: TextEncoder | None, inputs: Arrays, main: str, truncate: bool) -> Rows:
+    if main == "text":
+        assert encoder  # as the manifest takes text
+        return from_texts(manifest, encoder, inputs, truncate)
+    if main == "pixel_values":
+        return from_images(manifest, inputs)
+    return from_tensors(manifest, inputs, main)
 
 
 def check_request(
@@ -161,17 +136,16 @@ def check_request(
     """
     Args:
         inputs: what came, by name. Texts are an object array of bytes or strings.
-        outputs: the names the caller wants; all when empty.
+        outputs: the names the caller wants; the cheap ones when empty.
         truncate: cut texts that are too long instead of refusing them.
 
     Raises:
         InvalidArgument: anything is wrong; the message names the tensor, what was expected and what came.
     """
-    _check_names(manifest, inputs)
-    _check_shapes(manifest, inputs)
-    names = check_outputs(manifest, outputs)
-    if "text" in inputs and encoder:
-        rows, length = _from_text(manifest, encoder, inputs["text"], truncate)
-    else:
-        rows, length = _from_ids(manifest, inputs)
-    return Request(rows, length, names)
+    main = _check_names(manifest, inputs)
+    for spec in manifest.inputs:
+        if spec.name in inputs:
+            _check_tensor(spec, inputs[spec.name])
+    names = check_outputs(manifest, outputs, main)
+    rows = _rows(manifest, encoder, inputs, main, truncate)
+    return Request(rows.sequences, rows.length, names, rows.texts)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from bundle.packing import Sequence
 from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
-from server.model import Answer
+from server.graphs import Answer
 
 WINDOW = 32  # how many of the oldest entries a group is chosen from
 

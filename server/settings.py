@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one.")
     device: Device = Field("auto", description="cpu, cuda, or auto: CUDA if it works, and said if it does not.")
     precision: Precision = Field("fp32", description="Which of the bundle's precisions to serve.")
+    attentions: bool = Field(
+        False, description="Load and verify the attention weights at the start, not when somebody first asks for them."
+    )
     threads: int = Field(0, ge=0, description="Requests computed at once; 0: the CPUs this process may use.")
     max_queue_tokens: int = Field(
         65536, ge=1, description="Tokens that may wait; more is refused with RESOURCE_EXHAUSTED."

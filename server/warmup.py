@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bundle.packing import Sequence, sequence
-from server.model import Answer, Model
+from bundle import Manifest
+from bundle.packing import Arrays, Sequence, cut_into_patches
+from server.graphs import Answer
+from server.model import Model
+from server.rows import row_of
 from server.runtime import CPU
 from server.scheduler import Alone, Neighbours, Strategy
 
@@ -16,6 +19,7 @@ GROUP_TOKENS = {CPU: (64, 128, 256)}
 GPU_GROUP_TOKENS = (512, 2048, 8192)
 WORTHWHILE = 0.97  # a group must cost less than this share of its sequences one by one
 ROUNDS = 3
+LENGTHS = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]  # tokens of what groups are tried with
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,46 @@ class Warmup:
     difference: float  # the largest absolute difference that a group made
 
 
-def random_sequence(model: Model, length: int, random: np.random.Generator) -> Sequence:
-    limits = model.manifest.limits
-    row = {
-        "input_ids": random.integers(0, limits.vocabulary, length),
-        "token_type_ids": random.integers(0, limits.token_types, length),
-    }
-    return sequence(model.manifest.position_rule, row, np.ones(length, np.bool_))
+def random_tokens(manifest: Manifest, length: int, random: np.random.Generator) -> Arrays:
+    """What goes into the first layer of any model: `[length]` ids or `[length, F]` floats."""
+    if manifest.image:
+        size = manifest.image
+        pixels = random.normal(size=(1, size.channels, size.height, size.width)).astype(np.float32)
+        return {"features": cut_into_patches(pixels, size.patch)[0]}
+    for spec in manifest.inputs:
+        if spec.name == "features":
+            return {"features": random.normal(size=(length, spec.shape[-1])).astype(np.float32)}
+    tables = {"input_ids": manifest.limits.vocabulary, "token_type_ids": manifest.limits.token_types}
+    return {name: random.integers(0, rows, length) for name, rows in tables.items() if rows}
+
+
+def random_sequence(
+    manifest: Manifest, length: int, random: np.random.Generator, columns: int | None = None
+) -> Sequence:
+    """A sequence of `length` tokens, all edges and marks at random.
+
+    Args:
+        columns: where it ends in its full row, with holes before; where `length` ends if left out.
+    """
+    tokens = random_tokens(manifest, columns or length, random)
+    columns = len(next(iter(tokens.values())))  # an image has its own number
+    real = np.ones(columns, np.bool_)
+    if columns > length and not manifest.image:
+        real[random.permutation(columns - 1)[: columns - length]] = False
+    edges = random.random((columns, columns)) < 0.5 if manifest.takes("adjacency") else None
+    marks = random.random(columns) < 0.1 if manifest.takes("global_attention_mask") else None
+    return row_of(manifest, tokens, real, edges, marks)
+
+
+def _samples(model: Model, random: np.random.Generator) -> list[Sequence]:
+    """Sequences of many lengths, and a few tokens far apart for each graph that serves longer spans."""
+    manifest = model.manifest
+    longest = manifest.limits.length
+    samples = [random_sequence(manifest, min(length, longest), random) for length in LENGTHS]
+    if manifest.aligned:
+        spans = [min(step + more, longest) for step in model.graphs.steps for more in (1, 40)]
+        samples += [random_sequence(manifest, min(16, span), random, span) for span in spans]
+    return samples
 
 
 def _difference(alone: Answer, grouped: Answer) -> float:
@@ -42,9 +79,7 @@ def _difference(alone: Answer, grouped: Answer) -> float:
 
 def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, float]:
     """Whether groups change bits, over lengths from 1 up in groups of 2 and more."""
-    longest = min(model.manifest.limits.length, 80)
-    lengths = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]
-    sequences = [random_sequence(model, min(length, longest), random) for length in lengths]
+    sequences = _samples(model, random)
     alone = [model.run([member])[0] for member in sequences]
     equal, difference = True, 0.0
     for size in (2, 3, 8, len(sequences)):
@@ -65,8 +100,11 @@ def _choose(model: Model, random: np.random.Generator) -> Strategy:
     """The group size whose tokens cost least; one by one unless a group is clearly cheaper."""
     length = min(model.manifest.limits.length, TYPICAL_LENGTH)
     sizes = GROUP_TOKENS.get(model.runtime.provider, GPU_GROUP_TOKENS)
-    groups = {size: [random_sequence(model, length, random) for _ in range(max(2, size // length))] for size in sizes}
-    lone = [random_sequence(model, length, random)]
+    lone = [random_sequence(model.manifest, length, random)]
+    length = len(lone[0])
+    groups = {
+        size: [random_sequence(model.manifest, length, random) for _ in range(max(2, size // length))] for size in sizes
+    }
     model.run(lone)
     best: dict[int, float] = {}
     alone = np.inf

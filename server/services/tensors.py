@@ -1,4 +1,7 @@
-"""Tensors on the wire: the Open Inference Protocol's messages to numpy and back."""
+"""Tensors on the wire: the Open Inference Protocol's messages to numpy and back.
+
+Letters: B batch, L length.
+"""
 
 import math
 import struct
@@ -11,7 +14,7 @@ from bundle.manifest import TensorSpec
 from bundle.packing import Arrays
 from protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 from server.errors import InvalidArgument
-from server.requests import spec_of
+from server.requests import Request, spec_of
 
 # Datatype: its bytes on the wire (always little-endian), and its field in InferTensorContents.
 WIRE = {
@@ -20,6 +23,8 @@ WIRE = {
     "FP32": (np.dtype("<f4"), "fp32_contents"),
     "BYTES": (np.dtype(object), "bytes_contents"),
 }
+KINDS = {"f": "FP32", "i": "INT64", "U": "BYTES"}  # of numpy's dtypes, in an answer
+OVERHEAD = 4096  # bytes of a message for names, shapes and parameters
 _LENGTH = struct.Struct("<I")
 
 
@@ -52,6 +57,8 @@ def _from_raw(spec: TensorSpec, raw: bytes) -> np.ndarray:
     dtype, _ = WIRE[spec.datatype]
     if spec.datatype == "BYTES":
         return _objects(_decode_bytes(spec.name, raw))
+    if spec.datatype == "BOOL":  # any byte may come; to numpy a bool that is neither 0 nor 1 is not what it seems
+        return np.asarray(np.frombuffer(raw, np.uint8) != 0)
     if len(raw) % dtype.itemsize:
         raise InvalidArgument(f"input {spec.name} has {len(raw)} bytes, no multiple of {dtype.itemsize}")
     return np.frombuffer(raw, dtype)
@@ -104,8 +111,37 @@ def decode_inputs(manifest: Manifest, request: ModelInferRequest) -> Arrays:
     return arrays
 
 
+def response_bytes(manifest: Manifest, request: Request) -> int:
+    """How large the numbers in an answer will be; texts are not counted."""
+    total = 0
+    for spec in manifest.outputs:
+        if spec.name in request.outputs and spec.datatype != "BYTES":
+            dtype, _ = WIRE[spec.datatype]
+            sizes = [request.length if size == -1 else size for size in spec.shape[1:]]
+            total += len(request.sequences) * math.prod(sizes) * dtype.itemsize
+    return total
+
+
+def check_response_size(manifest: Manifest, request: Request, limit: int) -> None:
+    """Raises InvalidArgument if the answer would be larger than the largest message, before anything is computed."""
+    size = response_bytes(manifest, request)
+    if size + OVERHEAD > limit:
+        raise InvalidArgument(
+            f"the answer would have {size} bytes, more than a message holds here ({limit}); "
+            f"send fewer or shorter rows, or name fewer outputs than {', '.join(request.outputs)}"
+        )
+
+
+def _encode_bytes(texts: Iterable[str]) -> bytes:
+    raws = [text.encode() for text in texts]
+    return b"".join(part for raw in raws for part in (_LENGTH.pack(len(raw)), raw))
+
+
 def encode_outputs(response: ModelInferResponse, arrays: Arrays) -> None:
-    """Adds float outputs, always raw: some clients read nothing else."""
+    """Adds outputs, always raw: some clients read nothing else."""
     for name, array in arrays.items():
-        response.outputs.add(name=name, datatype="FP32", shape=array.shape)
-        response.raw_output_contents.append(array.astype("<f4", copy=False).tobytes())
+        datatype = KINDS[array.dtype.kind]
+        texts = datatype == "BYTES"
+        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        raw = _encode_bytes(array.flat) if texts else array.astype(WIRE[datatype][0], copy=False).tobytes()
+        response.raw_output_contents.append(raw)

@@ -1,9 +1,12 @@
 """What several tests of the server need: requests built by hand, and calls that answer with their status."""
 
+from typing import Any
+
 import grpc
 import numpy as np
 
-from bundle.manifest import PositionRule
+from bundle import Manifest
+from bundle.manifest import Graph, Limits, PositionRule, Provenance, TensorSpec
 from bundle.packing import Sequence, sequence
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -45,3 +48,59 @@ def refusal(stub: GRPCInferenceServiceStub, request: pb.ModelInferRequest) -> tu
     except grpc.RpcError as error:
         return error.code(), error.details() or ""
     raise AssertionError("the request was answered")
+
+
+# Every input and output that a model may have.
+SPECS = {
+    spec.name: spec
+    for spec in [
+        TensorSpec(name="input_ids", datatype="INT64", shape=[-1, -1]),
+        TensorSpec(name="attention_mask", datatype="INT64", shape=[-1, -1], optional=True),
+        TensorSpec(name="token_type_ids", datatype="INT64", shape=[-1, -1], optional=True),
+        TensorSpec(name="features", datatype="FP32", shape=[-1, -1, 2]),
+        TensorSpec(name="pixel_values", datatype="FP32", shape=[-1, 3, 4, 6]),
+        TensorSpec(name="adjacency", datatype="BOOL", shape=[-1, -1, -1]),
+        TensorSpec(name="global_attention_mask", datatype="INT64", shape=[-1, -1], optional=True),
+        TensorSpec(name="text", datatype="BYTES", shape=[-1], optional=True),
+        TensorSpec(name="text_pair", datatype="BYTES", shape=[-1], optional=True),
+        TensorSpec(name="last_hidden_state", datatype="FP32", shape=[-1, -1, 4]),
+        TensorSpec(name="sentence_embedding", datatype="FP32", shape=[-1, 4]),
+        TensorSpec(name="logits", datatype="FP32", shape=[-1, -1, 3]),
+        TensorSpec(name="labels", datatype="BYTES", shape=[-1, -1]),
+        TensorSpec(name="tokens", datatype="BYTES", shape=[-1, -1]),
+        TensorSpec(name="offsets", datatype="INT64", shape=[-1, -1, 2]),
+        TensorSpec(name="attentions", datatype="FP32", shape=[-1, 2, 3, -1, -1]),
+    ]
+}
+LABELS = ["noun", "verb", "other"]
+
+
+def manifest_of(
+    *inputs: str, outputs: list[str] | None = None, rule: PositionRule = COLUMN, length: int = 40, **fields: Any
+) -> Manifest:
+    """A manifest with these inputs and outputs, and a graph of each kind that computes them."""
+    names = outputs or ["last_hidden_state"]
+    computed = [name for name in names if name not in ("labels", "tokens", "offsets", "attentions")]
+    graphs = [Graph(precision="fp32", file="model.onnx", outputs=computed)]
+    if "attentions" in names:
+        outputs_of = [*computed, "attentions"]
+        graphs.append(Graph(precision="fp32", file="attentions.onnx", outputs=outputs_of, kind="attentions"))
+    values: dict[str, Any] = {
+        "task": "encoder",
+        "limits": Limits(
+            vocabulary=100 * ("input_ids" in inputs),
+            token_types=2 * ("token_type_ids" in inputs),
+            length=length,
+            text_length=length * ("text" in inputs),
+        ),
+        "labels": LABELS if "labels" in names else [],
+        "graphs": graphs,
+    }
+    return Manifest(
+        name="made",
+        inputs=[SPECS[name] for name in inputs],
+        outputs=[SPECS[name] for name in names],
+        position_rule=rule,
+        provenance=Provenance(family="bert", source={}, tools={}, command=""),
+        **(values | fields),
+    )

@@ -18,9 +18,7 @@ from grpc import StatusCode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle import Manifest, read_manifest
-from bundle.manifest import Graph, Limits, PositionRule, Provenance, TensorSpec
-from bundle.packing import Arrays
+from bundle import read_manifest
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server.errors import InvalidArgument
@@ -281,41 +279,6 @@ def test_good_requests_beside_bad_ones_get_the_same_bits(stub: GRPCInferenceServ
         caller.join(20)
     assert len(rounds) > 10
     assert all(rounds)
-
-
-FLOATS = Manifest(
-    name="floats",
-    task="encoder",
-    inputs=[
-        TensorSpec(name="input_ids", datatype="INT64", shape=[-1, -1]),
-        TensorSpec(name="weights", datatype="FP32", shape=[-1, 2], optional=True),
-    ],
-    outputs=[TensorSpec(name="last_hidden_state", datatype="FP32", shape=[-1, -1, 4])],
-    limits=Limits(vocabulary=10, token_types=1, length=5, text_length=5),
-    position_rule=PositionRule(kind="column"),
-    graphs=[Graph(precision="fp32", file="model.onnx", outputs=["last_hidden_state"])],
-    provenance=Provenance(family="bert", source={}, tools={}, command=""),
-)
-
-
-def with_weights(*weights: float) -> Arrays:
-    return {"input_ids": np.array([[1, 2]]), "weights": np.array([weights], np.float32)}
-
-
-@pytest.mark.parametrize(("value", "text"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
-def test_floats_must_be_finite(value: float, text: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
-        check_request(FLOATS, None, with_weights(0.5, value))
-    assert str(refused.value) == f"input weights[0, 1] is {text}, expected a finite number"
-
-
-def test_finite_floats_are_taken() -> None:
-    assert len(check_request(FLOATS, None, with_weights(-3.4e38, 1e-45)).sequences) == 1
-
-
-def test_a_bundle_without_a_tokenizer_takes_no_text() -> None:
-    with pytest.raises(InvalidArgument, match="input text is unknown; floats takes input_ids, weights"):
-        check_request(FLOATS, None, {"text": np.array(["a"], object)})
 
 
 @pytest.fixture(scope="module")

@@ -311,12 +311,12 @@ def test_a_folder_that_is_no_bundle_stops_it_with_the_next_step(tiny: Path, tmp_
 
 def test_an_altered_bundle_stops_it_before_it_serves(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = copytree(tiny_bundle, tmp_path / "tiny")
-    weights = bytearray((bundle / "model.fp32.onnx.data").read_bytes())
+    weights = bytearray((bundle / "weights.fp32.data").read_bytes())
     weights[1000] ^= 1
-    (bundle / "model.fp32.onnx.data").write_bytes(weights)
+    (bundle / "weights.fp32.data").write_bytes(weights)
     code, said = exit_of(bundle, tmp_path / "log")
     assert code == 2
-    assert f"error: {bundle}/model.fp32.onnx.data is altered" in said
+    assert f"error: {bundle}/weights.fp32.data is altered" in said
     assert "READY" not in said
 
 

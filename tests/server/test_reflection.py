@@ -78,9 +78,17 @@ def test_metadata_can_be_asked(channel: grpc.Channel) -> None:
         "attention_mask": ("INT64", [-1, -1]),
         "token_type_ids": ("INT64", [-1, -1]),
         "text": ("BYTES", [-1]),
+        "text_pair": ("BYTES", [-1]),
     }
     gives = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in answer.outputs}
-    assert gives == {"last_hidden_state": ("FP32", [-1, -1, 32]), "sentence_embedding": ("FP32", [-1, 32])}
+    assert gives == {
+        "last_hidden_state": ("FP32", [-1, -1, 32]),
+        "sentence_embedding": ("FP32", [-1, 32]),
+        "tokens": ("BYTES", [-1, -1]),
+        "offsets": ("INT64", [-1, -1, 2]),
+        "attentions": ("FP32", [-1, 2, 4, -1, -1]),
+    }
+    assert dict(answer.properties) == {"task": "embedding"}
 
 
 def test_inference_can_be_asked_and_gives_the_bits_of_the_generated_client(channel: grpc.Channel) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from bundle.packing import Sequence
 from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
-from server.model import Answer
+from server.graphs import Answer
 from server.scheduler import WINDOW, Alone, Answered, Entry, Neighbours, Scheduler, Strategy
 from tests.server.support import row
 

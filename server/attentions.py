@@ -1,0 +1,68 @@
+"""The attention weights of one model: a graph and a queue of their own, so that they never hold up anybody else."""
+
+import asyncio
+import logging
+
+from bundle import BundleError
+from bundle.contract import Report
+from server.errors import DeviceError, FailedPrecondition
+from server.model import Model
+from server.scheduler import Alone, Scheduler
+
+log = logging.getLogger("heed.attentions")
+
+
+def _proven(model: Model) -> Report:
+    """Loads the graph and compares it with the reference.
+
+    Raises:
+        FailedPrecondition: it cannot be used, or its answers are too far from the reference's.
+    """
+    try:
+        report = Report(list(model.check_attentions()))
+    except (BundleError, DeviceError) as error:
+        raise FailedPrecondition(f"the attention weights of {model.manifest.name} cannot be served: {error}") from None
+    if not report.holds:
+        raise FailedPrecondition(
+            f"the attention weights of {model.manifest.name} are not its reference's: {report.worst}; "
+            "`heed verify` on the bundle shows every case"
+        )
+    return report
+
+
+class Attentions:
+    """Loaded and proven when somebody first asks, while everybody else is served."""
+
+    def __init__(self, model: Model, max_tokens: int) -> None:
+        """`max_tokens` may wait."""
+        self._model = model
+        self._max_tokens = max_tokens
+        self._loading: asyncio.Task[tuple[Scheduler, Report]] | None = None
+
+    async def loaded(self) -> tuple[Scheduler, Report]:
+        """The queue, and how well the weights were proven. Whoever asks first starts it, and all wait for the same.
+
+        Raises:
+            FailedPrecondition: see `_proven`; the same to everyone who asks.
+        """
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load())
+        return await asyncio.shield(self._loading)  # it goes on for the others if this caller leaves
+
+    async def _load(self) -> tuple[Scheduler, Report]:
+        try:
+            report = await asyncio.to_thread(_proven, self._model)
+        except FailedPrecondition as error:
+            log.error("%s", error)
+            raise
+        log.info("attention weights of %s: equal to the reference", self._model.manifest.name)
+        return Scheduler(self._model.run_attentions, Alone(), workers=1, max_tokens=self._max_tokens), report
+
+    async def close(self) -> None:
+        """Returns when everything that was taken is answered."""
+        if self._loading is None:
+            return
+        await asyncio.wait({self._loading})
+        if self._loading.exception() is None:
+            scheduler, _ = self._loading.result()
+            await scheduler.close()

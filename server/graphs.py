@@ -1,0 +1,85 @@
+"""The graphs of one kind, as one function from sequences to answers."""
+
+import math
+from collections.abc import Sequence as Many
+from pathlib import Path
+
+import numpy as np
+
+from bundle import BundleError, Manifest
+from bundle.manifest import Graph, GraphKind
+from bundle.packing import Sequence, pack, split, split_attentions
+from server.errors import DeviceError
+from server.runtime import CUDA, Runtime
+from server.settings import Device
+
+# One sequence's answers by output: [t, D] for what every token has, [D] for what the sequence has, and attentions
+# [layers, N, t, t].
+Answer = dict[str, np.ndarray]
+
+
+def _open(folder: Path, graph: Graph, device: Device) -> Runtime:
+    path = folder / graph.file
+    if not path.is_file():
+        raise BundleError(f"{path} is missing")
+    try:
+        runtime = Runtime(path, device)
+    except DeviceError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no other class in common
+        raise BundleError(f"{path} cannot be loaded: {error}") from None
+    if runtime.outputs != graph.outputs:
+        raise BundleError(f"{graph.file} computes {runtime.outputs}, the manifest says {graph.outputs}")
+    return runtime
+
+
+class Graphs:
+    """A sequence's own span decides which of them computes it, so that its bits never depend on its neighbours."""
+
+    def __init__(self, folder: Path, manifest: Manifest, precision: str, kind: GraphKind, device: Device) -> None:
+        """
+        Raises:
+            BundleError: a graph is not usable, or there is none.
+            DeviceError: the device is not usable.
+        """
+        self._aligned = manifest.aligned
+        self._per_token = {spec.name for spec in manifest.outputs if spec.shape[:2] == [-1, -1]}
+        graphs = manifest.graphs_of(precision, kind)
+        self._longest = [math.inf if graph.longest is None else graph.longest for graph in graphs]
+        first = _open(folder, graphs[0], device)
+        settled: Device = "cuda" if first.provider == CUDA else "cpu"  # all on the same one
+        self._runtimes = [first, *(_open(folder, graph, settled) for graph in graphs[1:])]
+
+    @property
+    def runtime(self) -> Runtime:
+        """The first one; all have the same provider."""
+        return self._runtimes[0]
+
+    @property
+    def steps(self) -> list[int]:
+        """The spans up to which each graph but the last is used."""
+        return [int(longest) for longest in self._longest[:-1]]
+
+    def run(self, group: Many[Sequence]) -> list[Answer]:
+        """The answers to a group of sequences, of one request or of many. Safe in several threads."""
+        chosen = [self._choose(member) for member in group]
+        answers: list[Answer] = [{} for _ in group]
+        for number in sorted(set(chosen)):
+            places = [place for place, choice in enumerate(chosen) if choice == number]
+            for place, answer in zip(places, self._run(number, [group[place] for place in places]), strict=True):
+                answers[place] = answer
+        return answers
+
+    def _choose(self, member: Sequence) -> int:
+        span = member.span(self._aligned)
+        return next(number for number, longest in enumerate(self._longest) if span <= longest)
+
+    def _run(self, number: int, group: list[Sequence]) -> list[Answer]:
+        outputs = self._runtimes[number].run(pack(group, self._aligned))
+        columns = {name: self._of_members(name, values, group) for name, values in outputs.items()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def _of_members(self, name: str, values: np.ndarray, group: list[Sequence]) -> list[np.ndarray]:
+        if name == "attentions":
+            return list(split_attentions(group, values, self._aligned))
+        return split(group, values) if name in self._per_token else list(values)

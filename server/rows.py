@@ -1,0 +1,171 @@
+"""A request's inputs as rows without padding, once their names and shapes are known to be right.
+
+Letters: B batch, L length, F features, t tokens of one row.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bundle import Manifest
+from bundle.packing import Arrays, Bools, Ints, Sequence, cut_into_patches, first_column, sequence
+from server.errors import InvalidArgument
+from server.text import TextEncoder, Tokens
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a request asks about."""
+
+    sequences: list[Sequence]
+    length: int  # L: columns of the answers
+    texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    return "[" + ", ".join("any" if size == -1 else str(size) for size in shape) + "]"
+
+
+def _check_range(name: str, array: Ints, size: int, what: str) -> None:
+    outside = (array < 0) | (array >= size)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise InvalidArgument(
+            f"input {name}[{row}, {column}] is {array[row, column]}, outside {what} of 0 to {size - 1}"
+        )
+
+
+def _check_binary(name: str, mask: Ints) -> None:
+    odd = (mask != 0) & (mask != 1)
+    if odd.any():
+        row, column = np.argwhere(odd)[0]
+        raise InvalidArgument(f"input {name}[{row}, {column}] is {mask[row, column]}, expected 0 or 1")
+
+
+def _check_sizes(manifest: Manifest, inputs: Arrays, main: str) -> None:
+    """What comes beside the tokens must be as long as they are."""
+    batch, length = inputs[main].shape[:2]
+    if length > manifest.limits.length:
+        raise InvalidArgument(
+            f"input {main} has {length} columns, {manifest.name} takes at most {manifest.limits.length}"
+        )
+    for name, array in inputs.items():
+        expected = (batch, length, length) if name == "adjacency" else (batch, length)
+        if name != main and array.shape != expected:
+            raise InvalidArgument(
+                f"input {name} has shape {shape_text(array.shape)}, {main} has {shape_text(inputs[main].shape)}; "
+                f"they differ, {shape_text(expected)} is expected"
+            )
+
+
+def _real(inputs: Arrays, main: str) -> Bools:
+    """`[B, L]`, True for real tokens."""
+    if "attention_mask" not in inputs:
+        return np.ones(inputs[main].shape[:2], np.bool_)
+    mask = inputs["attention_mask"]
+    _check_binary("attention_mask", mask)
+    empty = ~mask.any(axis=1)
+    if empty.any():
+        raise InvalidArgument(f"input attention_mask: row {np.argmax(empty)} has no real token (all 0)")
+    return mask.astype(np.bool_)
+
+
+def _tokens(manifest: Manifest, inputs: Arrays) -> Arrays:
+    """What goes into the first layer, `[B, L]` or `[B, L, F]`."""
+    if "features" in inputs:
+        return {"features": inputs["features"]}
+    limits = manifest.limits
+    ids = inputs["input_ids"]
+    _check_range("input_ids", ids, limits.vocabulary, "the vocabulary")
+    if not limits.token_types:
+        return {"input_ids": ids}
+    types = inputs.get("token_type_ids", np.zeros_like(ids))
+    _check_range("token_type_ids", types, limits.token_types, "the token types")
+    return {"input_ids": ids, "token_type_ids": types}
+
+
+def row_of(
+    manifest: Manifest, tokens: Arrays, real: Bools, adjacency: Bools | None = None, is_global: Bools | None = None
+) -> Sequence:
+    """One row, with what the model needs beside its tokens: all edges, and the model's own global tokens, unless they
+    are given."""
+    length = len(real)
+    if manifest.takes("adjacency") and adjacency is None:
+        adjacency = np.ones((length, length), np.bool_)
+    if manifest.takes("global_attention_mask") and is_global is None:
+        columns = np.arange(length) - first_column(manifest.position_rule, real)
+        is_global = (columns >= 0) & (columns < manifest.first_tokens_global)
+    return sequence(manifest.position_rule, tokens, real, adjacency, is_global)
+
+
+def from_tensors(manifest: Manifest, inputs: Arrays, main: str) -> Rows:
+    """`main` is input_ids or features."""
+    _check_sizes(manifest, inputs, main)
+    real_BL = _real(inputs, main)
+    tokens = _tokens(manifest, inputs)
+    beside: Arrays = {}
+    if "adjacency" in inputs:
+        beside["adjacency"] = inputs["adjacency"]
+    if "global_attention_mask" in inputs:
+        _check_binary("global_attention_mask", inputs["global_attention_mask"])
+        beside["is_global"] = inputs["global_attention_mask"].astype(np.bool_)
+    sequences = [
+        row_of(
+            manifest,
+            {name: array[row] for name, array in tokens.items()},
+            real_L,
+            **{name: array[row] for name, array in beside.items()},
+        )
+        for row, real_L in enumerate(real_BL)
+    ]
+    return Rows(sequences, real_BL.shape[1])
+
+
+def from_images(manifest: Manifest, inputs: Arrays) -> Rows:
+    assert manifest.image
+    features_BLF = cut_into_patches(inputs["pixel_values"], manifest.image.patch)
+    real = np.ones(features_BLF.shape[1], np.bool_)
+    return Rows(
+        [
+            row_of(
+                manifest,
+                {
+                    "features": row,
+                },
+                real,
+            )
+            for row in features_BLF
+        ],
+        len(real),
+    )
+
+
+def _decoded(inputs: Arrays, name: str) -> list[str]:
+    texts = []
+    for index, raw in enumerate(inputs[name]):
+        try:
+            texts.append(raw if isinstance(raw, str) else raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(f"input {name}[{index}] is not UTF-8: {error.reason} at byte {error.start}") from None
+    return texts
+
+
+def from_texts(manifest: Manifest, encoder: TextEncoder, inputs: Arrays, truncate: bool) -> Rows:
+    texts = _decoded(inputs, "text")
+    pairs: list[str] | list[None] = [None] * len(texts)
+    if "text_pair" in inputs:
+        pairs = _decoded(inputs, "text_pair")
+        if len(pairs) != len(texts):
+            raise InvalidArgument(f"input text_pair has {len(pairs)} texts, text has {len(texts)}; they differ")
+    encoded = [
+        encoder.encode(text, pair, truncate, f"input text[{index}]" + " with its pair" * (pair is not None))
+        for index, (text, pair) in enumerate(zip(texts, pairs, strict=True))
+    ]
+    rows = []
+    for tokens in encoded:
+        arrays: Arrays = {"input_ids": tokens.input_ids}
+        if manifest.limits.token_types:
+            arrays["token_type_ids"] = tokens.token_type_ids
+        rows.append(row_of(manifest, arrays, np.ones(len(tokens), np.bool_)))
+    return Rows(rows, max(map(len, encoded)), encoded)
