@@ -269,7 +269,9 @@ class Family:
         if head is None:
             return self.encoder(settings, pooling)
         if pooling is not None:
-            raise ValueError(f"config.json: {config['architectures']} has a head of its own, but modules.json pools")
+            names = settings["architectures"]
+            name = names[0] if isinstance(names, list) else names
+            raise ValueError(f"config.json: architecture {name} has a head of its own, but modules.json pools")
         return self.encoder(settings, head.labels(settings, label_names(settings)))
 
     def translate(self, published: str, tensor: Tensor, head: Head | None) -> Iterator[tuple[str, Tensor]]:
@@ -320,12 +322,15 @@ def label_names(config: Json) -> tuple[str, ...]:
     if names is None:
         number_of_labels = 2 if config["num_labels"] is None else count(config, "num_labels")
         return tuple(f"LABEL_{number}" for number in range(number_of_labels))
-    if not isinstance(names, dict) or set(names) != {str(number) for number in range(len(names))}:
+    if not isinstance(names, dict) or not names or set(names) != {str(number) for number in range(len(names))}:
         raise ValueError(f"config.json: id2label={names!r} does not name the labels 0, 1, ...")
+    for name in names.values():
+        if not isinstance(name, str | int):
+            raise ValueError(f"config.json: id2label={names!r} names a label {name!r}")
     if config["num_labels"] not in (None, len(names)):
         raise ValueError(f"config.json: num_labels={config['num_labels']!r}, but id2label has {len(names)} names")
-    in_order = tuple(names[str(number)] for number in range(len(names)))
-    twice = sorted({str(name) for name in in_order if in_order.count(name) > 1})
+    in_order = tuple(str(names[str(number)]) for number in range(len(names)))
+    twice = sorted({name for name in in_order if in_order.count(name) > 1})
     if twice:
         raise ValueError(f"config.json: id2label has {', '.join(twice)} more than once; labels need names of their own")
-    return tuple(str(name) for name in in_order)
+    return in_order

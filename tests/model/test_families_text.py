@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bundle.contract import error_of
-from model import load_checkpoint
+from model import CheckpointError, load_checkpoint
 from model.families.base import ACTIVATIONS
+from model.heads import LabelsConfig
 from model.positions import LogBuckets
 from tests.checkpoints import PUBLISHED, TASKS, Task, oracle_answer, random_inputs, save_family
+from tests.support import add_pooling
 
 BUDGET = 1e-9  # both sides in float64
 FAMILIES = list(PUBLISHED)
@@ -48,6 +50,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Task], 
 
 
 Folders = dict[tuple[str, Task], Path]
+
+
+def edited(source: Path, folder: Path, **changes: object) -> Path:
+    """A copy with other values in its config."""
+    config = json.loads((source / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(load_file(source / "model.safetensors"), folder / "model.safetensors")
+    return folder
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -107,15 +117,161 @@ def test_far_columns_share_their_biases_as_in_transformers(tmp_path: Path, lengt
     assert_equal_to_transformers(tmp_path, "encoder", random_inputs("mpnet", length))
 
 
+# Configs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_setting_that_transformers_knows_is_known(folders: Folders, tmp_path: Path, family: str) -> None:
+    """Those that `save_pretrained` writes where they differ from a default, too, and those of generation."""
+    import transformers
+
+    source = folders[family, "encoder"]
+    every = transformers.AutoConfig.from_pretrained(source).to_dict()
+    generation: Any = transformers.GenerationConfig
+    settings = generation._get_default_generation_params() | every
+    assert len(settings) > 50
+    encoder = load_checkpoint(edited(source, tmp_path, **settings)).encoder
+    assert encoder.config == load_checkpoint(source).encoder.config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_setting_that_is_not_known_is_refused(folders: Folders, tmp_path: Path, family: str) -> None:
+    edited(folders[family, "encoder"], tmp_path, rotary_theta=10_000)
+    with pytest.raises(CheckpointError, match="rotary_theta=10000 is not known to this version"):
+        load_checkpoint(tmp_path)
+
+
+def test_mpnet_has_as_many_buckets_as_its_code(folders: Folders, tmp_path: Path) -> None:
+    edited(folders["mpnet", "encoder"], tmp_path, relative_attention_num_buckets=64)
+    with pytest.raises(CheckpointError, match="relative_attention_num_buckets=64 is not supported, only 32"):
+        load_checkpoint(tmp_path)
+
+
 # Labels
+
+
+@pytest.mark.parametrize("task", ["sequence", "token"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_without_a_weight_of_its_head_is_refused(
+    folders: Folders, tmp_path: Path, family: str, task: Task
+) -> None:
+    edited(folders[family, task], tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["classifier.bias" if "classifier.bias" in tensors else "classifier.out_proj.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"the weights lack head\.out\.bias"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["sequence", "token"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_is_not_taken_for_an_encoder(folders: Folders, tmp_path: Path, family: str, task: Task) -> None:
+    edited(folders[family, task], tmp_path, architectures=None)
+    with pytest.raises(CheckpointError, match=r"weight (pre_)?classifier\S+ has no place in the model"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"problem_type": "multi_label_classification"},
+        {"classifier_dropout": 0.5},
+        {"num_labels": 3},
+        {"label2id": {"red": 2}},
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid", "version": "4.1.0"}},
+        {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+    ],
+)
+def test_what_does_not_change_logits_is_passed_over(folders: Folders, tmp_path: Path, config: dict[str, Any]) -> None:
+    source = folders["bert", "sequence"]
+    inputs = random_inputs("bert", 9)
+    assert torch.equal(
+        answer(edited(source, tmp_path, **config), "sequence", inputs), answer(source, "sequence", inputs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"id2label": None, "num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"id2label": {"1": "b", "2": "c", "0": "a"}}, ("a", "b", "c")),
+        ({"id2label": {"0": 1, "1": 2, "2": 3}}, ("1", "2", "3")),
+    ],
+)
+def test_names_of_labels_come_in_order(
+    folders: Folders, tmp_path: Path, config: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    head = load_checkpoint(edited(folders["bert", "token"], tmp_path, **config)).encoder.config.head
+    assert isinstance(head, LabelsConfig)
+    assert head.names == names
+
+
+def test_two_labels_need_no_names(tmp_path: Path) -> None:
+    """`transformers` writes nothing for two labels, which is its default."""
+    save_family(tmp_path, "bert", "sequence", id2label=None)
+    assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
+    head = load_checkpoint(tmp_path).encoder.config.head
+    assert isinstance(head, LabelsConfig)
+    assert head.names == ("LABEL_0", "LABEL_1")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id2label": {"0": "a", "1": "b"}}, r"weight classifier\.\w+ has shape \[3.*, config\.json says \[2"),
+        ({"id2label": None}, r"weight classifier\.\w+ has shape \[3.*, config\.json says \[2"),
+        ({"id2label": None, "num_labels": 0}, "num_labels=0 is not a positive integer"),
+        ({"id2label": {}}, "id2label={} does not name the labels 0, 1, ..."),
+        ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "id2label=.* does not name the labels 0, 1, ..."),
+        ({"id2label": ["a", "b", "c"]}, "id2label=.* does not name the labels 0, 1, ..."),
+        ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "id2label has a more than once; labels need names of their own"),
+        ({"id2label": {"0": 1, "1": "1", "2": "a"}}, "id2label has 1 more than once"),
+        ({"id2label": {"0": None, "1": "b", "2": "c"}}, "id2label=.* names a label None"),
+        ({"num_labels": 2}, "num_labels=2, but id2label has 3 names"),
+        (
+            {"architectures": ["BertForTokenClassification", "BertForSequenceClassification"]},
+            "architectures BertForTokenClassification, BertForSequenceClassification have different heads",
+        ),
+        ({"architectures": ["BertForQuestionAnswering"]}, "architecture BertForQuestionAnswering is not supported"),
+        ({"architectures": [["BertModel"]]}, "architecture .* is not supported"),
+    ],
+)
+def test_labels_are_refused_by_what_is_wrong(
+    folders: Folders, tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(edited(folders["bert", "token"], tmp_path, **config))
+
+
+def test_a_classifier_is_not_pooled(folders: Folders, tmp_path: Path) -> None:
+    add_pooling(edited(folders["bert", "sequence"], tmp_path), "mean")
+    with pytest.raises(CheckpointError, match="BertForSequenceClassification has a head of its own, but modules"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_cross_encoder_may_be_a_folder_of_sentence_transformers(folders: Folders, tmp_path: Path) -> None:
+    """As it saves them today: a single module, and the activation beside it."""
+    source = folders["bert", "sequence"]
+    edited(source, tmp_path)
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    (tmp_path / "modules.json").write_text(json.dumps([module]))
+    settings: dict[str, Any] = {
+        "activation_fn": "torch.nn.modules.linear.Identity",
+        "default_prompt_name": None,
+        "prompts": {},
+    }
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(settings | {"model_type": "CrossEncoder"}))
+    inputs = random_inputs("bert", 9)
+    assert torch.equal(answer(tmp_path, "sequence", inputs), answer(source, "sequence", inputs))
 
 
 @pytest.mark.parametrize("task", ["sequence", "token"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_labels_have_the_names_of_the_config(folders: Folders, family: str, task: Task) -> None:
     head = load_checkpoint(folders[family, task]).encoder.config.head
-    assert head.names == ("red", "green", "blue")  # type: ignore[union-attr]
-    assert head.per == task  # type: ignore[union-attr]
+    assert isinstance(head, LabelsConfig)
+    assert head.names == ("red", "green", "blue")
+    assert head.per == task
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,14 +283,6 @@ def test_a_single_label_is_a_score(tmp_path: Path, family: str) -> None:
 
 
 # Controls: each of these differences would be found
-
-
-def edited(source: Path, folder: Path, **changes: object) -> Path:
-    """A copy with other values in its config."""
-    config = json.loads((source / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(load_file(source / "model.safetensors"), folder / "model.safetensors")
-    return folder
 
 
 def difference(source: Path, other: Path, family: str) -> float:

@@ -201,6 +201,47 @@ def test_a_counted_family_s_texts_leave_room_for_the_padding_id(tmp_path: Path) 
     assert load_checkpoint(save_roberta(tmp_path)).max_text_length == 40
 
 
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_the_limit_on_texts_may_have_an_old_name(folder: Path, name: str) -> None:
+    settings = folder / f"sentence_{name}_config.json"
+    edit_json(settings, max_seq_length=17)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.max_text_length == 17
+    assert settings in checkpoint.files
+    edit_json(folder / "sentence_bert_config.json", max_seq_length=25)
+    assert load_checkpoint(folder).max_text_length == 25
+
+
+def add_dense(folder: Path, number: int, width: int, out: int, **config: object) -> Path:
+    """A dense layer behind what is there, as sentence-transformers saves it."""
+    path = folder / f"{number}_Dense"
+    path.mkdir()
+    tanh = "torch.nn.modules.activation.Tanh"
+    edit_json(path / "config.json", **({"in_features": width, "out_features": out, "bias": True} | config))
+    edit_json(path / "config.json", **({"activation_function": tanh} | config))
+    generator = torch.Generator().manual_seed(number)
+    weights = {"linear.weight": torch.randn(out, width, generator=generator)}
+    if config.get("bias", True):
+        weights["linear.bias"] = torch.randn(out, generator=generator)
+    save_file(weights, path / WEIGHTS)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.insert(number, {"path": path.name, "type": "sentence_transformers.models.Dense.Dense"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return path
+
+
+def test_dense_layers_follow_the_pooling(whole: Path, folder: Path) -> None:
+    identity = "torch.nn.modules.linear.Identity"
+    layers = [add_dense(folder, 2, 32, 12), add_dense(folder, 3, 12, 5, bias=False, activation_function=identity)]
+    first, second = (load_file(path / WEIGHTS) for path in layers)
+    with torch.no_grad():
+        hidden = load_checkpoint(whole).encoder(IDS)["last_hidden_state"].mean(1)
+        expected = (hidden @ first["linear.weight"].T + first["linear.bias"]).tanh() @ second["linear.weight"].T
+    torch.testing.assert_close(answer(folder), torch.nn.functional.normalize(expected, dim=-1))
+    read = {path.relative_to(folder).as_posix() for path in load_checkpoint(folder).files}
+    assert {"2_Dense/config.json", f"2_Dense/{WEIGHTS}", "3_Dense/config.json", f"3_Dense/{WEIGHTS}"} <= read
+
+
 def test_keys_that_cannot_matter_are_passed_over(whole: Path, folder: Path) -> None:
     edit_json(folder / "config.json", hidden_dropout_prob=0.5, id2label={"0": "a"}, pooler_type="first_token_transform")
     assert torch.equal(answer(folder), answer(whole))
@@ -423,3 +464,36 @@ def test_a_prompt_before_every_text_is_refused(folder: Path) -> None:
 def test_lower_casing_outside_the_tokenizer_is_refused(folder: Path) -> None:
     edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
     assert_refused(folder, "do_lower_case=true is not supported, let tokenizer.json do it")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"activation_function": "torch.nn.modules.activation.ELU"},
+            "activation_function='torch.*ELU' is not supported",
+        ),
+        ({"activation_function": "mine.Own"}, "activation_function='mine.Own' is not supported, only torch.nn"),
+        ({"use_residual": True}, "use_residual=True is not supported, only False"),
+        ({"module_input_name": "token_embeddings"}, "module_input_name='token_embeddings' is not supported"),
+        ({"module_output_name": "other"}, "module_output_name='other' is not supported"),
+        ({"bias": "yes"}, "bias='yes' is not supported, only True, False"),
+        ({"out_features": "12"}, "width of a dense layer must be a positive integer, got '12'"),
+        ({"out_features": 13}, r"weight 2_Dense/linear.\w+ has shape \[12.*, config.json says \[13"),
+        ({"bias": False}, "weight 2_Dense/linear.bias has no place"),
+    ],
+)
+def test_a_dense_layer_is_refused_by_what_is_wrong(folder: Path, changes: dict[str, object], message: str) -> None:
+    edit_json(add_dense(folder, 2, 32, 12) / "config.json", **changes)
+    assert_refused(folder, message)
+
+
+def test_a_dense_layer_as_a_pickle_is_refused(folder: Path) -> None:
+    path = add_dense(folder, 2, 32, 12)
+    (path / WEIGHTS).rename(path / "pytorch_model.bin")
+    assert_refused(folder, r"2_Dense has its weights as a pickle \(pytorch_model.bin\)")
+
+
+def test_a_weight_under_two_names_is_refused(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors | {f"bert.{KEY}": tensors[KEY] + 1})
+    assert_refused(folder, "key.weight is there twice, under two names")
