@@ -3,173 +3,346 @@
 Letters: B batch, L length, D width, N heads, H head width.
 """
 
-import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from bundle.manifest import PositionRule
-from bundle.packing import pack, sequence
-from model.attention import MultiHeadAttention
-from model.layout import Layout, Packed, Padded
-from tests.support import make_noisy
+from model.attention import AttentionConfig, MultiHeadAttention
+from model.layout import Layout
+from model.linear import LinearTransformer
+from model.patterns import (
+    Adjacency,
+    Causal,
+    Chunk,
+    FirstTokens,
+    Full,
+    GlobalMask,
+    Pattern,
+    Random,
+    Strided,
+    Window,
+)
+from model.positions import LogBuckets, RelativeBias
+from model.scores import Additive, Dot, ScaledDot
+from model.selection import hard, soft
+from tests.model import loops
+from tests.model.support import (
+    allowed_by,
+    allowed_where,
+    assert_close,
+    in_blocks,
+    make_attention,
+    masks,
+    noise,
+    packed,
+    padded,
+    random_edges,
+    random_mask,
+    with_random_weights,
+)
 
 SHAPES = [(1, 1, 4, 1), (1, 1, 4, 4), (2, 3, 6, 2), (3, 7, 8, 4), (4, 12, 10, 5), (2, 33, 12, 3)]  # B, L, D, N
 
-
-def make_attention(width: int, heads: int, seed: int = 0) -> MultiHeadAttention:
-    torch.manual_seed(seed)
-    attention = MultiHeadAttention(width, heads).double()
-    make_noisy(attention, seed)
-    return attention.requires_grad_(False)
-
-
-def random_mask(batch: int, length: int, seed: int) -> np.ndarray:
-    """Holes anywhere, and a real token in every row."""
-    generator = np.random.default_rng(seed)
-    real_BL = generator.random((batch, length)) < 0.6
-    real_BL[np.arange(batch), generator.integers(0, length, batch)] = True
-    return real_BL
-
-
-def attend_by_loops(attention: MultiHeadAttention, x_BLD: np.ndarray, real_BL: np.ndarray) -> np.ndarray:
-    """What attention is: for each head and each query, exponentials of dot products over the keys that are real."""
-
-    def project(layer: torch.nn.Linear, vector: np.ndarray) -> np.ndarray:
-        projected: np.ndarray = layer.weight.numpy() @ vector + layer.bias.numpy()
-        return projected
-
-    batch, length, width = x_BLD.shape
-    size = width // attention.heads
-    answers = np.empty_like(x_BLD)
-    for row in range(batch):
-        keys = [column for column in range(length) if real_BL[row, column]]
-        for column in range(length):
-            query = project(attention.query, x_BLD[row, column])
-            joined = np.zeros(width)
-            for head in range(attention.heads):
-                part = slice(head * size, (head + 1) * size)
-                weights = [
-                    math.exp(float(query[part] @ project(attention.key, x_BLD[row, key])[part]) / math.sqrt(size))
-                    for key in keys
-                ]
-                for weight, key in zip(weights, keys, strict=True):
-                    joined[part] += weight / sum(weights) * project(attention.value, x_BLD[row, key])[part]
-            answers[row, column] = project(attention.out, joined)
-    return answers
+# Heads of every kind: patterns, scores, selections, widths.
+CONFIGS = {
+    "one head": AttentionConfig(1),
+    "no bias": AttentionConfig(2, bias=False),
+    "no bias but the last": AttentionConfig(2, bias=False, out_bias=True),
+    "narrow queries, wide values": AttentionConfig(3, head_width=2, value_width=5),
+    "wide queries, narrow values": AttentionConfig(2, head_width=7, value_width=1),
+    "unscaled": AttentionConfig(2, score=Dot),
+    "additive": AttentionConfig(2, score=Additive, head_width=5),
+    "hard": AttentionConfig(2, select=hard),
+    "hard additive": AttentionConfig(2, score=Additive, select=hard),
+    "window": AttentionConfig(2, Window(3)),
+    "graph": AttentionConfig(2, Adjacency()),
+    "global tokens": AttentionConfig(2, Window(1) | GlobalMask()),
+    "intersection": AttentionConfig(2, (Window(4) & Causal()) | FirstTokens(1)),
+    "a pattern for each head": AttentionConfig(4, (Window(1), Causal(), Window(1) | GlobalMask(), Strided(3))),
+    "neighbouring heads alike": AttentionConfig(4, (Chunk(4), Chunk(4), Full(), Adjacency()), value_width=3),
+    "a score for each of unlike heads": AttentionConfig(3, (Full(), Random(1, 4, 10), Full()), Additive, head_width=2),
+}
 
 
-def packed_layout(real_BL: np.ndarray) -> tuple[Packed, np.ndarray, np.ndarray]:
-    """The layout without padding, and row and column of each of its tokens in the padded form."""
-    types = np.zeros(real_BL.shape[1], np.int64)
-    members = [sequence(PositionRule(kind="column"), {"input_ids": types}, real) for real in real_BL]
-    feeds = {name: torch.from_numpy(array) for name, array in pack(members).items()}
-    rows = np.repeat(np.arange(len(members)), [len(member) for member in members])
-    columns = np.concatenate([member.columns for member in members])
-    return Packed(feeds["slots"], feeds["rows"], feeds["columns"], feeds["real"]), rows, columns
+def oracle_of(attention: MultiHeadAttention, config: AttentionConfig) -> tuple[loops.Score, loops.Selection]:
+    if config.score is Additive:
+        weight_NH = torch.cat([mechanism.score.weight for mechanism in attention.mechanisms]).numpy()  # type: ignore[union-attr,misc]
+        score = loops.additive(weight_NH)
+    else:
+        score = {Dot: loops.dot, ScaledDot: loops.scaled_dot}[config.score]  # type: ignore[index]
+    return score, loops.soft if config.select is soft else loops.hard
 
 
 @pytest.mark.parametrize(("batch", "length", "width", "heads"), SHAPES)
-def test_padded_attention_is_what_loops_compute(batch: int, length: int, width: int, heads: int) -> None:
-    attention = make_attention(width, heads)
-    x_BLD = np.random.default_rng(length).normal(size=(batch, length, width))
-    real_BL = random_mask(batch, length, seed=length)
-    ours = attention(torch.from_numpy(x_BLD), Padded(torch.from_numpy(real_BL))).numpy()
-    np.testing.assert_allclose(ours, attend_by_loops(attention, x_BLD, real_BL), rtol=0, atol=1e-12)
+def test_attention_is_what_loops_compute(batch: int, length: int, width: int, heads: int) -> None:
+    attention = make_attention(AttentionConfig(heads), width)
+    x = noise(batch, length, width, seed=length)
+    real = random_mask(batch, length, seed=length)
+    expected, _ = loops.multi_head(attention, x.numpy(), allowed_where(lambda i, j: True, heads, real))
+    assert_close(attention(x, padded(real)), expected)
+    for aligned in (False, True):
+        layout = packed(real, aligned=aligned)
+        kept = layout.rows_T, layout.positions
+        assert_close(attention(x[kept], layout), torch.from_numpy(expected)[kept])
 
 
-@pytest.mark.parametrize(("batch", "length", "width", "heads"), SHAPES)
-def test_packed_attention_is_what_loops_compute(batch: int, length: int, width: int, heads: int) -> None:
-    attention = make_attention(width, heads)
-    x_BLD = np.random.default_rng(length).normal(size=(batch, length, width))
-    real_BL = random_mask(batch, length, seed=length)
-    layout, rows, columns = packed_layout(real_BL)
-    ours = attention(torch.from_numpy(x_BLD[rows, columns]), layout).numpy()
-    expected = attend_by_loops(attention, x_BLD, real_BL)[rows, columns]
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("length", [1, 2, 11, 18])
+def test_heads_of_every_kind_are_what_loops_compute(name: str, length: int) -> None:
+    config = CONFIGS[name]
+    attention = make_attention(config, 8)
+    real = masks(length)
+    marked = np.random.default_rng(length).random(real.shape) < 0.2
+    layout = padded(real, marked & real, random_edges(len(real), length, seed=length))
+    x = noise(*real.shape, 8, seed=length)
+    expected, weights = loops.multi_head(
+        attention, x.numpy(), allowed_by(config.patterns, layout), *oracle_of(attention, config)
+    )
+    assert_close(attention(x, layout), expected)
+    assert_close(attention.weights(x, layout), weights)
+    tokens = packed(real, marked & real, random_edges(len(real), length, seed=length))
+    kept = tokens.rows_T, tokens.positions
+    assert_close(attention(x[kept], tokens), torch.from_numpy(expected)[kept])
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 40])
+@pytest.mark.parametrize("patterns", [(Full(), Full(), Full()), (Window(2), Window(2), Window(20) | FirstTokens(1))])
+def test_a_bias_is_added_to_the_scores_of_its_head(patterns: tuple[Pattern, ...], length: int) -> None:
+    config = AttentionConfig(3, patterns)
+    attention = make_attention(config, 6)
+    bias = with_random_weights(RelativeBias(3, LogBuckets(8, 20), 40), seed=1)
+    bucket = LogBuckets(8, 20)
+    columns = range(length)
+    bias_NLL = np.array(
+        [[[float(bias.table.weight[int(bucket(torch.tensor(j - i))), n]) for j in columns] for i in columns]
+         for n in range(3)]
+    )  # fmt: skip
+    real = masks(length)
+    layout = padded(real)
+    x = noise(*real.shape, 6, seed=2)
+    expected, weights = loops.multi_head(attention, x.numpy(), allowed_by(config.patterns, layout), bias_NLL=bias_NLL)
+    assert_close(attention(x, layout, bias), expected)
+    assert_close(attention(x, in_blocks(layout), bias), expected)
+    assert_close(attention.weights(x, layout, bias), weights)
+
+
+def identity_attention(width: int, **options: Any) -> MultiHeadAttention:
+    """One head whose queries, keys and values are the input itself."""
+    attention = make_attention(AttentionConfig(1, bias=False, **options), width)
+    for layer in (attention.query, attention.key, attention.value, attention.out):
+        layer.weight.copy_(torch.eye(width))
+    return attention
 
 
 def test_two_tokens_by_hand() -> None:
     """Q = K = x, V = (2x₁, 4x₂), two orthogonal tokens: each gives itself e^(1/√2) to 1, that is 0.6698 to 0.3302."""
-    attention = MultiHeadAttention(2, 1).double().requires_grad_(False)
-    for layer in (attention.query, attention.key, attention.value, attention.out):
-        layer.weight.copy_(torch.eye(2))
-        layer.bias.zero_()
+    attention = identity_attention(2)
     attention.value.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
-    attention.out.bias.copy_(torch.tensor([10.0, 0.0]))
     x = torch.eye(2, dtype=torch.float64)[None]
-    answer = attention(x, Padded(torch.ones(1, 2, dtype=torch.bool)))
-    by_hand = [
-        [10 + 2 * 0.6697615493266569, 4 * 0.3302384506733431],
-        [10 + 2 * 0.3302384506733431, 4 * 0.6697615493266569],
-    ]
-    np.testing.assert_allclose(answer[0].numpy(), by_hand, rtol=0, atol=1e-14)
+    answer = attention(x, padded(np.ones((1, 2), bool)))[0]
+    by_hand = [[2 * 0.6697615493266569, 4 * 0.3302384506733431], [2 * 0.3302384506733431, 4 * 0.6697615493266569]]
+    assert_close(answer, np.array(by_hand), 1e-14)
 
 
-def test_softmax_of_a_textbook_row() -> None:
-    scores = torch.tensor([2.0, 1.0, 0.1]).expand(1, 1, 3, 3)
-    real = torch.ones(1, 3, dtype=torch.bool)
-    slots = torch.tensor([[0, 1, 2]])
-    layouts: list[Layout] = [Padded(real), Packed(slots, torch.zeros(3, dtype=torch.long), slots[0], real)]
-    for layout in layouts:
-        weights = layout.softmax(scores)[0, 0]
-        np.testing.assert_allclose(weights.numpy(), [[0.659, 0.242, 0.099]] * 3, rtol=0, atol=5e-4)
-        assert torch.allclose(weights.sum(-1), torch.ones(3))
+def test_weights_of_known_scores_by_hand() -> None:
+    """Keys are one-hot, so that a query's values are its scores: ln 1, ln 2 and ln 5 share 1 : 2 : 5."""
+    attention = identity_attention(3, score=Dot)
+    attention.query.weight.copy_(
+        torch.tensor([[1.0, 2.0, 5.0], [2.0, 2.0, 2.0], [1.0, 1.0, 8.0]], dtype=torch.float64).log().T
+    )
+    x = torch.eye(3, dtype=torch.float64)[None]
+    layout = padded(np.ones((1, 3), bool))
+    by_hand = [[1 / 8, 2 / 8, 5 / 8], [1 / 3, 1 / 3, 1 / 3], [1 / 10, 1 / 10, 8 / 10]]
+    assert_close(attention.weights(x, layout)[0, 0], np.array(by_hand), 1e-14)
+    assert_close(attention(x, layout)[0], np.array(by_hand), 1e-14)  # values are one-hot, too
+    masked = padded(np.array([[True, False, True]]))
+    by_hand = [[1 / 6, 0, 5 / 6], [1 / 2, 0, 1 / 2], [1 / 9, 0, 8 / 9]]
+    assert_close(attention(x, masked)[0], np.array(by_hand), 1e-14)
+
+
+def test_the_textbook_row_as_scores() -> None:
+    attention = identity_attention(3, score=Dot)
+    attention.query.weight.copy_(torch.tensor([[2.0, 1.0, 0.1]] * 3).T)
+    weights = attention.weights(torch.eye(3, dtype=torch.float64)[None], padded(np.ones((1, 3), bool)))
+    np.testing.assert_allclose(weights[0, 0], [[0.659, 0.242, 0.099]] * 3, rtol=0, atol=5e-4)
 
 
 def test_a_width_of_512_divides_into_8_heads_of_64() -> None:
-    attention = MultiHeadAttention(512, 8)
+    attention = AttentionConfig(8).build(512, 16)
+    for layer in (attention.query, attention.key, attention.value):
+        assert layer.weight.unflatten(0, (8, 64)).shape == (8, 64, 512)  # type: ignore[no-untyped-call]
     x = torch.arange(2 * 3 * 512.0).reshape(2, 3, 512)
-    layout = Padded(torch.ones(2, 3, dtype=torch.bool))
+    layout = padded(np.ones((2, 3), bool))
     by_head = layout.to_heads(x, attention.heads)
     assert by_head.shape == (2, 8, 3, 64)
     assert torch.equal(by_head[1, 2, 0], x[1, 0, 128:192])
     assert torch.equal(layout.from_heads(by_head), x)
-    assert attention.scale == 1 / 8
 
 
-def both_layouts(real: list[bool]) -> list[Layout]:
-    """One row of so many tokens, of which some take no part as keys."""
-    real_BL, columns = torch.tensor([real]), torch.arange(len(real))
-    return [Padded(real_BL), Packed(columns[None], torch.zeros_like(columns), columns, real_BL)]
+def test_queries_keys_and_values_have_matrices_of_their_own() -> None:
+    """A change of one of them changes the answer, and no two of them are one."""
+    attention = make_attention(AttentionConfig(2), 8)
+    layout = padded(np.ones((1, 5), bool))
+    x = noise(1, 5, 8)
+    before = attention(x, layout)
+    for layer in (attention.query, attention.key, attention.value, attention.out):
+        kept = layer.weight.clone()
+        layer.weight.add_(0.1 * noise(*layer.weight.shape, seed=1))
+        assert not torch.allclose(attention(x, layout), before)
+        layer.weight.copy_(kept)
+        assert torch.equal(attention(x, layout), before)
+
+
+def layouts(real: list[bool]) -> list[Layout]:
+    """One row in every form, whose slots are its columns."""
+    real_BL = np.array([real])
+    return [padded(real_BL), in_blocks(padded(real_BL))]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_padded_token_holds_does_not_matter(name: str) -> None:
+    attention = make_attention(CONFIGS[name], 8)
+    x, other = noise(6, 20, 8, seed=1), noise(6, 20, 8, seed=1)
+    real = masks(20)
+    other[torch.from_numpy(~real)] = 1e6 * noise(int((~real).sum()), 8, seed=2)
+    marked = np.zeros_like(real)
+    marked[:, [0, 7]] = real[:, [0, 7]]
+    layout = padded(real, marked, random_edges(6, 20, seed=3))
+    for each in (layout, in_blocks(layout)):
+        assert torch.equal(attention(x, each)[real], attention(other, each)[real])
+    changed = x.clone()
+    changed[0, 2] += 1  # a control: a real token does matter
+    assert not torch.allclose(attention(x, layout)[0], attention(changed, layout)[0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_row_without_a_real_key_attends_to_nothing(name: str) -> None:
+    """Not NaN, and not the mean of all values: zeros, which the output layer turns into its bias."""
+    attention = make_attention(CONFIGS[name], 8)
+    real = np.array([[False] * 3, [True, True, False]])
+    layout = padded(real, np.zeros_like(real), np.ones((2, 3, 3), bool))
+    nothing = torch.zeros(8) if attention.out.bias is None else attention.out.bias
+    x = noise(2, 3, 8, seed=2)
+    for each in (layout, in_blocks(layout)):
+        answer = attention(x, each)
+        assert torch.equal(answer[0], nothing.double().expand(3, 8))
+        assert torch.isfinite(answer).all()
+    assert not attention.weights(x, layout)[0].any()
+    alone = padded(real[1:], np.zeros((1, 3), bool), np.ones((1, 3, 3), bool))
+    assert_close(attention(x, layout)[1], attention(x[1:], alone)[0], 1e-14)  # its neighbour is none the worse
+
+
+def test_a_query_without_an_edge_takes_nothing() -> None:
+    attention = make_attention(AttentionConfig(2, Adjacency()), 8)
+    edges = np.array([[[True, True, False], [False, False, False], [False, True, True]]])
+    real = np.array([[True, True, False]])
+    answer = attention(noise(1, 3, 8), padded(real, None, edges))
+    assert torch.equal(answer[0, 1], attention.out.bias)
+    assert not torch.allclose(answer[0, 0], attention.out.bias)
+
+
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.select is soft])
+def test_weights_sum_to_1_over_the_real_keys_and_make_the_answer(name: str) -> None:
+    config = CONFIGS[name]
+    attention = make_attention(config, 8)
+    real = masks(15)[:5]
+    marked = np.zeros_like(real)
+    marked[:, 4] = real[:, 4]
+    layout = padded(real, marked, random_edges(5, 15, seed=3))
+    x = noise(5, 15, 8)
+    weights = attention.weights(x, layout)
+    assert weights.shape == (5, config.heads, 15, 15)
+    some_key = torch.from_numpy(allowed_by(config.patterns, layout)).any(-1)
+    assert_close(weights.sum(-1), some_key.double())
+    assert not weights.masked_select(torch.from_numpy(~real)[:, None, None, :]).any()
+    values = layout.to_heads(attention.value(x), config.heads)
+    assert_close(attention.out(layout.from_heads(weights @ values)), attention(x, layout))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_padded_key_gets_exactly_no_weight(dtype: torch.dtype) -> None:
-    scores = 50 * torch.randn(1, 2, 4, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    scores[..., 2] = 1e4  # the largest by far
-    for layout in both_layouts([True, False, False, True]):
-        weights = layout.softmax(scores)
-        assert not weights[..., 1:3].any()
-        expected = scores[..., [0, 3]].softmax(-1)
-        assert torch.allclose(weights[..., [0, 3]], expected)
+def test_large_unscaled_products_stay_finite(dtype: torch.dtype) -> None:
+    attention = make_attention(AttentionConfig(2, score=Dot), 64)
+    x = (30 * noise(2, 40, 64)).to(dtype)
+    attention = attention.to(dtype)
+    layout = padded(random_mask(2, 40, seed=0))
+    weights = attention.weights(x, layout)
+    query = layout.to_heads(attention.query(x), 2)
+    assert float((query @ layout.to_heads(attention.key(x), 2).mT).abs().max()) > 1e4  # large indeed
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=0, atol=1e-6)
+    assert torch.isfinite(attention(x, layout)).all()
 
 
-def test_what_a_padded_token_holds_does_not_matter() -> None:
-    attention = make_attention(8, 2)
-    x = torch.randn(1, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    other = x.clone()
-    other[0, 1] = 1e6
-    other[0, 4] = -1e6
-    real = [True, False, True, True, False]
-    padded, packed = both_layouts(real)
-    kept = torch.tensor([0, 2, 3])
-    assert torch.equal(attention(x, padded)[0, kept], attention(other, padded)[0, kept])
-    assert torch.equal(attention(x[0], packed)[kept], attention(other[0], packed)[kept])
-    changed = x.clone()
-    changed[0, 2] += 1  # a control: a real token does matter
-    assert not torch.allclose(attention(x, padded)[0, kept], attention(changed, padded)[0, kept])
+def test_scaling_makes_a_difference_of_the_root_of_the_head_width() -> None:
+    """Queries twice as large without 1/√4 are the same as queries with it, four times as large."""
+    scaled, unscaled = (make_attention(AttentionConfig(1, score=score), 4) for score in (ScaledDot, Dot))
+    x, layout = noise(1, 6, 4), padded(np.ones((1, 6), bool))
+    assert not torch.allclose(scaled(x, layout), unscaled(x, layout))
+    scaled.query.weight.mul_(2)
+    scaled.query.bias.mul_(2)
+    assert_close(scaled(x, layout), unscaled(x, layout), 1e-14)
 
 
-def test_a_row_without_a_real_key_attends_to_nothing() -> None:
-    """Not NaN, and not the mean of all values: zeros, which the output layer turns into its bias."""
-    attention = make_attention(8, 2)
-    x = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    layout = Padded(torch.tensor([[False, False, False], [True, True, False]]))
-    answer = attention(x, layout)
-    assert torch.equal(answer[0], attention.out.bias.expand(3, 8))
-    assert not layout.softmax(torch.randn(2, 2, 3, 3))[0].any()
-    alone: Tensor = attention(x[1:], Padded(torch.tensor([[True, True, False]])))
-    assert torch.allclose(answer[1], alone[0], rtol=0, atol=1e-14)  # its neighbour is none the worse
+@pytest.mark.parametrize("pattern", [Full(), Window(1) | FirstTokens(1)])
+def test_hard_attention_picks_the_first_of_equal_keys(pattern: Pattern) -> None:
+    """Scores are exact integers: tokens 1, 2 and 4 are the same, and best for all; values are the columns."""
+    attention = identity_attention(2, pattern=pattern, score=Dot, select=hard)
+    attention.query.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))  # only the second value scores, 1 for all
+    attention.key.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    attention.value.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    for scores, expected in [
+        ([3.0, 5.0, 5.0, 0.0, 5.0], {"full": [1, 1, 1, 1, 1], "local": [1, 1, 1, 2, 4]}),
+        ([5.0, 3.0, 5.0, 5.0, 4.0], {"full": [0, 0, 0, 0, 0], "local": [0, 0, 0, 0, 0]}),
+    ]:
+        x = torch.tensor([[[score, 1.0] for score in scores]], dtype=torch.float64)
+        for layout in layouts([True] * 5):
+            best = attention.weights(x, layout)[0, 0].argmax(-1).tolist()
+            assert best == expected["full" if pattern == Full() else "local"]
+            taken = attention(x, layout)[0, :, 1].tolist()  # the value of the best key, its own score
+            assert taken == [scores[key] for key in best]
+
+
+def test_heads_need_not_divide_the_width_if_theirs_is_given() -> None:
+    with pytest.raises(ValueError, match=r"^width 8 does not divide into 3 heads; give head_width$"):
+        AttentionConfig(3).build(8, 16)
+    attention = AttentionConfig(3, head_width=5).build(8, 16)
+    assert attention.out.weight.shape == (8, 15)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 0}, "heads must be a positive integer, got 0"),
+        ({"heads": True}, "heads must be a positive integer, got True"),
+        ({"heads": 2.0}, "heads must be a positive integer, got 2.0"),
+        ({"heads": None}, "heads must be a positive integer, got None"),
+        ({"head_width": 0}, "head_width must be a positive integer, got 0"),
+        ({"value_width": -1}, "value_width must be a positive integer, got -1"),
+        ({"pattern": (Full(),)}, "1 patterns for 2 heads; give one, or one for each head"),
+        ({"pattern": (Full(),) * 3}, "3 patterns for 2 heads; give one, or one for each head"),
+        *(
+            ({"approximation": LinearTransformer} | extra, "an approximation stands in place of pattern, score and .*")
+            for extra in ({"pattern": Window(3)}, {"score": Dot}, {"select": hard})
+        ),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        AttentionConfig(**({"heads": 2} | fields))
+
+
+@pytest.mark.parametrize(
+    ("config", "aligned", "cheap"),
+    [
+        (AttentionConfig(2), False, False),
+        (AttentionConfig(2, score=Additive, select=hard), False, False),
+        (AttentionConfig(2, Window(3)), True, True),
+        (AttentionConfig(2, Causal()), True, False),
+        (AttentionConfig(2, (Full(), Window(3))), True, True),
+        (AttentionConfig(2, approximation=LinearTransformer), True, False),
+    ],
+)
+def test_what_attention_says_of_itself(config: AttentionConfig, aligned: bool, cheap: bool) -> None:
+    assert (config.aligned, config.cheap) == (aligned, cheap)
+    assert config.has_weights

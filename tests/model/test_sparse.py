@@ -267,7 +267,8 @@ def largest_tensor(attention: MultiHeadAttention, layout: Layout, width: int) ->
     x = noise(batch, length, width)
     with LargestTensor() as largest, torch.no_grad():
         attention(x, layout)
-    return largest.size
+    size: int = largest.size
+    return size
 
 
 @pytest.mark.parametrize(
