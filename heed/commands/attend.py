@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from client.wire import Answer
+from client.wire import Answer, texts_and_pairs
 from heed.console import err, fail, out
 from heed.tokens import readable_tokens
 
@@ -64,7 +64,7 @@ def attend(
         if picture:
             check_can_draw(picture)
         with Client(address, model, timeout=timeout) as client:
-            inputs = {name: [value] for name, value in zip(("text", "text_pair"), texts, strict=False)}
+            inputs = texts_and_pairs([text], None if pair is None else [pair])
             answer = client.infer(inputs, ["attentions", "tokens", "offsets"])
     except (CallError, CannotDraw) as error:
         fail(error)
@@ -87,7 +87,7 @@ def _chosen(answer: Answer, texts: Sequence[str], layer: str | None, head: str) 
 
 def _tokens(answer: Answer) -> list[str]:
     """As the tokenizer writes them."""
-    return [token.decode() if isinstance(token, bytes) else str(token) for token in answer["tokens"][0]]
+    return [str(token) for token in answer["tokens"][0]]
 
 
 def _numbers(what: str, given: str, count: int) -> list[int]:

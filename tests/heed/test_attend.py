@@ -14,17 +14,19 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from rich.cells import cell_len
 from rich.console import Console
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
 from heed.main import app
 from heed.tokens import readable_tokens
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
-from tests.support import free_port
+from tests.support import Running, free_port
 
 LAYERS, HEADS = 2, 3
 ROOT = Path(__file__).parent.parent.parent
@@ -282,6 +284,33 @@ def test_nobody_there_is_told_within_the_timeout() -> None:
     done = attend(f"127.0.0.1:{free_port()}", "fake", "a", "--timeout", "2")
     assert done.code == 2
     assert re.search("error: (UNAVAILABLE|DEADLINE_EXCEEDED)", done.said)
+
+
+# The real thing.
+
+
+@pytest.mark.parametrize("pair", [None, "Money back is what I want."])
+def test_the_weights_of_a_real_model_are_those_of_transformers(
+    minilm: Path, minilm_server: Running, tmp_path: Path, pair: str | None
+) -> None:
+    text = "Unbelievably, how do I get my money back? 世上"
+    chosen = ["--layer", "all", "--json", "--out", tmp_path / "a.png", *(["--pair", pair] if pair else [])]
+    done = attend(minilm_server.address, "minilm", text, *chosen)
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    network = AutoModel.from_pretrained(minilm, attn_implementation="eager").eval()
+    inputs = AutoTokenizer.from_pretrained(minilm)(text, pair, return_tensors="pt", return_offsets_mapping=True)
+    with torch.no_grad():
+        offsets = inputs.pop("offset_mapping")
+        expected = torch.cat(network(**inputs, output_attentions=True).attentions).numpy()
+    assert answer["layers"] == [1, 2, 3, 4, 5, 6]
+    assert answer["heads"] == list(range(1, 13))
+    assert answer["offsets"] == offsets[0].tolist()
+    assert answer["tokens"][:5] == ["[CLS]", "un", "##bel", "##ie", "##va"]
+    found = np.array(answer["attentions"])
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert imread(tmp_path / "a.png").std() > 0.05
 
 
 # How tokens are read.
