@@ -59,7 +59,7 @@ def save_unigram(folder: Path) -> int:
     words = {word for text in TEXTS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
     letters = {letter for word in words for letter in word}
     scores = {"<s>": 0.0, "<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0}
-    scores |= {letter: -8.0 for letter in sorted(letters)}
+    scores |= dict.fromkeys(sorted(letters), -8.0)
     scores |= {word: -4.0 - len(word) / 8 for word in sorted(words - letters)}
     tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=3))
     tokenizer.normalizer = normalizer
