@@ -84,13 +84,18 @@ class Performer(Kernel):
 
     def query_features(self, query_BNLH: Tensor) -> Tensor:
         logs = self._logs(query_BNLH)
-        return torch.exp(logs - logs.amax(-1, keepdim=True))  # a factor for each query, gone in the quotient
+        return stable_exp(logs - logs.amax(-1, keepdim=True))  # a factor for each query, gone in the quotient
 
     def key_features(self, key_BNLH: Tensor, layout: Layout) -> Tensor:
         real = layout.real_BL[:, None, :, None]
         logs = self._logs(key_BNLH)
         highest = torch.where(real, logs, torch.finfo(torch.float32).min).amax((-2, -1), keepdim=True)  # of real keys
-        return torch.where(real, torch.exp(torch.where(real, logs - highest, 0.0)), 0.0)
+        return torch.where(real, stable_exp(torch.where(real, logs - highest, 0.0)), 0.0)
+
+
+def stable_exp(logs: Tensor) -> Tensor:
+    """Never so small that the product of two is 0: a query that is far from every key takes their mean, not nothing."""
+    return torch.exp(logs.clamp(min=-40.0))
 
 
 def orthogonal_features(count: int, width: int, seed: int) -> Tensor:
