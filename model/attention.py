@@ -11,6 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from model.checks import check_integers
 from model.layout import Layout
 from model.patterns import Full, Pairs, Pattern, least
 from model.positions import Rotary
@@ -79,10 +80,8 @@ class AttentionConfig:
     rotary_base: float | None = None  # turn queries and keys by their positions (see positions.py)
 
     def __post_init__(self) -> None:
-        for name in ("heads", "head_width", "value_width"):
-            value = getattr(self, name)
-            if (value is not None or name == "heads") and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        given = [name for name in ("head_width", "value_width") if getattr(self, name) is not None]
+        check_integers(self, "heads", *given)
         if self.approximation and (self.pattern, self.score, self.select) != (Full(), ScaledDot, soft):
             raise ValueError("an approximation stands in place of pattern, score and select; leave them out")
         if isinstance(self.pattern, tuple) and len(self.pattern) != self.heads:

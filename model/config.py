@@ -17,6 +17,7 @@ from torch import nn
 
 from model.attention import AttentionConfig
 from model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock
+from model.checks import check_integers
 from model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
 from model.heads import LabelsConfig
 from model.longformer import LongformerConfig
@@ -102,6 +103,9 @@ class LearnedConfig:
 
     rows: int
 
+    def __post_init__(self) -> None:
+        check_integers(self, "rows")
+
     def build(self, width: int, max_length: int) -> Learned:
         return Learned(self.rows, width)
 
@@ -136,10 +140,8 @@ class EncoderConfig:
     needs: frozenset[str] = field(init=False, repr=False)  # inputs beside the tokens, by their names in a request
 
     def __post_init__(self) -> None:
-        for name in ("width", "max_length"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        check_integers(self, "width", "max_length")
+        check_integers(self, "first_tokens_global", least=0)
         if not self.layers:
             raise ValueError("layers must hold at least one layer")
         for layer in self.layers:

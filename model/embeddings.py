@@ -9,12 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-
-def _check_sizes(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+from model.checks import check_integers
 
 
 @dataclass(frozen=True)
@@ -26,11 +21,10 @@ class TokensConfig:
     width: int | None = None  # of the tables, if it is not D: a linear layer leads to D (ELECTRA)
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "vocabulary")
+        check_integers(self, "vocabulary")
+        check_integers(self, "token_types", least=0)
         if self.width is not None:
-            _check_sizes(self, "width")
-        if type(self.token_types) is not int or self.token_types < 0:
-            raise ValueError(f"token_types must be a positive integer or 0, got {self.token_types!r}")
+            check_integers(self, "width")
 
     def build(self, width: int) -> "Tokens":
         return Tokens(self, self.width or width)
@@ -58,7 +52,7 @@ class VectorsConfig:
     width: ClassVar[None] = None  # always D
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "features")
+        check_integers(self, "features")
 
     def build(self, width: int) -> "Vectors":
         return Vectors(self.features, width)
@@ -87,7 +81,7 @@ class ImagesConfig:
     width: ClassVar[None] = None  # always D
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "channels", "height", "image_width", "patch")
+        check_integers(self, "channels", "height", "image_width", "patch")
         if self.height % self.patch or self.image_width % self.patch:
             raise ValueError(f"an image of {self.height} x {self.image_width} is not cut into patches of {self.patch}")
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.checks import check_integers
 from model.layout import GlobalTokens, Layout
 
 SMALLEST_BLOCK = 16  # narrower blocks would make for slow matrix products
@@ -120,6 +121,9 @@ class Window(Pattern):
 
     radius: int
 
+    def __post_init__(self) -> None:
+        check_integers(self, "radius", least=0)
+
     def allows(self, pairs: Pairs) -> Tensor:
         return (pairs.i - pairs.j).abs() <= self.radius
 
@@ -134,6 +138,11 @@ class Strided(Pattern):
 
     stride: int
     within: int | None = None
+
+    def __post_init__(self) -> None:
+        check_integers(self, "stride")
+        if self.within is not None:
+            check_integers(self, "within", least=0)
 
     def allows(self, pairs: Pairs) -> Tensor:
         distance = (pairs.i - pairs.j).abs()
@@ -150,6 +159,9 @@ class Chunk(Pattern):
     """Tokens of the same chunk of `size` columns: truncated attention, common for speech."""
 
     size: int
+
+    def __post_init__(self) -> None:
+        check_integers(self, "size")
 
     def allows(self, pairs: Pairs) -> Tensor:
         return pairs.i // self.size == pairs.j // self.size
@@ -173,6 +185,10 @@ class BlockWindow(Pattern):
 
     size: int
     radius: int = 1
+
+    def __post_init__(self) -> None:
+        check_integers(self, "size")
+        check_integers(self, "radius", least=0)
 
     def allows(self, pairs: Pairs) -> Tensor:
         return (pairs.i // self.size - pairs.j // self.size).abs() <= self.radius
@@ -205,6 +221,9 @@ class FirstTokens(GlobalPattern):
     """The first `count` columns see all and are seen by all, as `[CLS]` is."""
 
     count: int
+
+    def __post_init__(self) -> None:
+        check_integers(self, "count")
 
     def allows(self, pairs: Pairs) -> Tensor:
         return (pairs.i < self.count) | (pairs.j < self.count)
@@ -259,6 +278,10 @@ class Random(Pattern):
     size: int
     blocks: int  # how many blocks of queries there can be
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integers(self, "count", "size", "blocks")
+        check_integers(self, "seed", least=0)
 
     def _drawn(self, device: torch.device) -> Tensor:
         """The key blocks of every query block, `[blocks, count]`."""

@@ -20,6 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from model.checks import check_integers
 from model.patterns import Pairs
 
 RuleKind = Literal["column", "counted", "stripped"]
@@ -116,6 +117,12 @@ class LogBuckets:
 
     buckets: int = 32
     farthest: int = 128
+
+    def __post_init__(self) -> None:
+        check_integers(self, "buckets", least=4)
+        if self.buckets % 2:
+            raise ValueError(f"buckets must be an even number, half for each direction, got {self.buckets}")
+        check_integers(self, "farthest", least=self.buckets // 4 + 1)  # nearer ones have buckets of their own
 
     def __call__(self, distance: Tensor) -> Tensor:
         """Key's column minus query's, any shape, to a bucket from 0 up."""

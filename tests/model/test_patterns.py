@@ -312,3 +312,25 @@ def test_a_pattern_drawn_for_so_many_blocks_limits_the_length() -> None:
     assert (RANDOM & Random(1, 4, blocks=10)).max_length == 40
     assert Window(3).max_length is None
     assert AttentionConfig(2, (Full(), Window(3) | RANDOM)).max_length == 120
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Window(-1), "radius must be an integer of at least 0, got -1"),
+        (lambda: Window(1.5), "radius must be an integer of at least 0, got 1.5"),  # type: ignore[arg-type]
+        (lambda: Strided(0), "stride must be a positive integer, got 0"),
+        (lambda: Strided(2, -1), "within must be an integer of at least 0, got -1"),
+        (lambda: Chunk(0), "size must be a positive integer, got 0"),
+        (lambda: BlockWindow(0), "size must be a positive integer, got 0"),
+        (lambda: BlockWindow(4, -1), "radius must be an integer of at least 0, got -1"),
+        (lambda: FirstTokens(0), "count must be a positive integer, got 0"),
+        (lambda: Random(0, 4, 8), "count must be a positive integer, got 0"),
+        (lambda: Random(1, 0, 8), "size must be a positive integer, got 0"),
+        (lambda: Random(1, 4, 0), "blocks must be a positive integer, got 0"),
+        (lambda: Random(1, 4, 8, -1), "seed must be an integer of at least 0, got -1"),
+    ],
+)
+def test_a_pattern_that_cannot_be_is_refused_by_field(make: Callable[[], Pattern], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make()
