@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle import BundleError
+from bundle import BundleError, Manifest
 from bundle.contract import (
     BUDGETS,
     CONTRACT,
@@ -15,11 +15,14 @@ from bundle.contract import (
     Finding,
     Report,
     check,
+    check_complete,
     error_of,
     read_contract,
     write_contract,
 )
+from bundle.manifest import Image
 from bundle.packing import Arrays
+from tests.server.support import manifest_of
 
 CPU = "CPUExecutionProvider"
 REFERENCE = np.array([[0.5, -0.25, 0.0]])
@@ -115,6 +118,95 @@ def test_every_output_is_compared() -> None:
     case = Case("a", {}, {"y": REFERENCE, "z": REFERENCE}, at_start=True)
     findings = list(check([case], lambda *_: {"y": REFERENCE, "z": REFERENCE + 1}, "fp32", CPU))
     assert [(finding.output, finding.holds) for finding in findings] == [("y", True), ("z", False)]
+
+
+LOGITS = np.array([[0.0, 1.0, 0.5], [3.0, -1.0, 3.0 - 1.5e-4], [2.0, 0.0, 0.0]])  # the second row is nearly a draw
+LABELS = np.array(["b", "a", "a"])
+
+
+def labels_finding(answer: list[str], logits: np.ndarray = LOGITS, reference: np.ndarray = LABELS) -> Finding:
+    case = Case("a", {}, {"logits": logits, "labels": reference}, at_start=True)
+    _, finding = check([case], lambda *_: {"logits": logits, "labels": np.array(answer)}, "fp32", CPU)
+    assert finding.output == "labels"
+    return finding
+
+
+def test_the_right_labels_hold() -> None:
+    assert labels_finding(["b", "a", "a"]) == Finding("a", "labels", 0.0, 1e-5)
+
+
+def test_a_wrong_label_is_named() -> None:
+    finding = labels_finding(["b", "a", "c"])
+    assert not finding.holds
+    assert finding.reason == "labels[2] is 'c', expected 'a'"
+
+
+def test_labels_that_the_budget_lets_win_are_not_compared() -> None:
+    """The best two lie 1.5e-4 apart: more than 2 * 1e-5 * 3, less than that of logits a hundred times as large."""
+    assert not labels_finding(["b", "c", "a"]).holds
+    wide = np.concatenate([LOGITS, [[300.0, 0.0, 0.0]]])
+    assert labels_finding(["b", "c", "a", "a"], wide, np.array(["b", "a", "a", "a"])).holds
+    assert not labels_finding(["b", "", "a", "a"], wide, np.array(["b", "a", "a", "a"])).holds
+    assert not labels_finding(["c", "c", "a", "a"], wide, np.array(["b", "a", "a", "a"])).holds
+
+
+def test_padding_has_no_label() -> None:
+    logits, reference = np.zeros((1, 2, 3)), np.array([["", "a"]])
+    logits[0, 1, 0] = 1
+    case = Case("a", {}, {"logits": logits, "labels": reference}, at_start=True)
+    for label, holds in (("", True), ("a", False)):
+        answer = {"logits": logits, "labels": np.array([[label, "a"]])}
+        assert [finding.holds for finding in check([case], lambda *_, a=answer: a, "fp32", CPU)] == [True, holds]
+
+
+def cases_of(*requests: tuple[Arrays, list[str]]) -> list[Case]:
+    return [
+        Case(str(number), inputs, {name: np.zeros(1) for name in outputs}, at_start=True)
+        for number, (inputs, outputs) in enumerate(requests)
+    ]
+
+
+STATES = ["last_hidden_state"]
+LONGEST_IDS = {"input_ids": np.full((1, 40), 99)}
+LONGEST_FRAMES = {"features": np.zeros((1, 40, 2))}
+PIXELS = {"pixel_values": np.zeros((1, 3, 4, 6))}
+SIZE = Image(channels=3, height=4, width=6, patch=2)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "request_"),
+    [
+        (manifest_of("input_ids"), LONGEST_IDS),
+        (manifest_of("features"), LONGEST_FRAMES),
+        (manifest_of("pixel_values", image=SIZE, length=7), PIXELS),
+    ],
+)
+def test_a_contract_of_every_kind_of_input_can_be_complete(manifest: Manifest, request_: Arrays) -> None:
+    check_complete(manifest, cases_of((request_, STATES)))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "request_", "message"),
+    [
+        (manifest_of("features", length=41), LONGEST_FRAMES, "tries 40 tokens at most, the manifest allows 41"),
+        (manifest_of("pixel_values", image=SIZE, length=8), PIXELS, "tries 7 tokens at most, the manifest allows 8"),
+        (manifest_of("input_ids"), {"input_ids": np.full((1, 40), 98)}, "tries ids up to 98, the manifest allows 99"),
+    ],
+)
+def test_what_no_case_tries_is_refused(manifest: Manifest, request_: Arrays, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        check_complete(manifest, cases_of((request_, STATES)))
+
+
+def test_every_plain_output_is_in_every_case_and_attentions_in_one() -> None:
+    outputs = ["logits", "labels", "tokens", "offsets", "attentions"]
+    manifest = manifest_of("input_ids", outputs=outputs)
+    plain, all_ = (LONGEST_IDS, ["logits", "labels"]), (LONGEST_IDS, ["logits", "labels", "attentions"])
+    check_complete(manifest, cases_of(plain, all_))
+    with pytest.raises(BundleError, match="no case has attentions"):
+        check_complete(manifest, cases_of(plain, plain))
+    with pytest.raises(BundleError, match="case 1 has no labels"):
+        check_complete(manifest, cases_of(all_, (LONGEST_IDS, ["logits"])))
 
 
 def test_a_report_holds_only_if_every_finding_does() -> None:

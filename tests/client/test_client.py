@@ -148,6 +148,7 @@ def test_info_says_what_the_model_takes_and_gives(client: Client) -> None:
     assert info.inputs["input_ids"] == ("INT64", [-1, -1])
     assert info.inputs["text"] == ("BYTES", [-1])
     assert info.outputs["sentence_embedding"] == ("FP32", [-1, 32])
+    assert (info.task, info.labels) == ("embedding", [])
 
 
 def test_a_version_can_be_named(tiny_server: Running) -> None:
@@ -177,6 +178,22 @@ def test_a_refusal_has_the_code_and_the_servers_words(tiny_server: Running, clie
 def test_an_array_of_another_kind_is_refused_before_it_is_sent(client: Client) -> None:
     with pytest.raises(TypeError, match="input input_ids has dtype complex128"):
         client.infer({"input_ids": np.array([[1j]])})
+
+
+def test_an_integer_that_does_not_fit_is_refused_before_it_is_sent(client: Client) -> None:
+    ids = np.array([[1, 2**63]], np.uint64)
+    with pytest.raises(ValueError, match="input input_ids holds 9223372036854775808, more than INT64 can"):
+        client.infer({"input_ids": ids})
+    np.testing.assert_array_equal(
+        client.infer({"input_ids": np.array([[1, 2]], np.uint64)})["sentence_embedding"],
+        client.infer({"input_ids": np.array([[1, 2]])})["sentence_embedding"],
+    )
+
+
+def test_words_come_back_as_texts(client: Client) -> None:
+    answer = client.infer({"text": ["a fox", "i"]}, ["tokens", "offsets"])
+    assert answer["tokens"].tolist() == [["[CLS]", "a", "fox", "[SEP]"], ["[CLS]", "i", "[SEP]", ""]]
+    assert answer["offsets"].tolist() == [[[0, 0], [0, 1], [2, 5], [0, 0]], [[0, 0], [0, 1], [0, 0], [0, 0]]]
 
 
 def test_one_client_serves_many_threads(client: Client) -> None:

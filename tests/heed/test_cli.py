@@ -22,6 +22,7 @@ import export.bundle
 from bundle import read_manifest
 from bundle.contract import BUDGETS, read_contract, write_contract
 from bundle.digests import bundle_digest, check_digests, write_digests
+from bundle.manifest import Graph
 from client import Client
 from heed.main import app
 from tests.support import Running, free_port
@@ -66,10 +67,10 @@ OPTIONS = {
     "export": ["SOURCE", "OUT", "--name", "--force"],
     "verify": ["BUNDLE", "--device", "--json"],
     "serve": [
-        "BUNDLE", "--host", "--port", "--device", "--precision", "--threads", "--max-queue-tokens",
+        "BUNDLE", "--host", "--port", "--device", "--precision", "--attentions", "--threads", "--max-queue-tokens",
         "--max-message-mib", "--linger-seconds", "--grace-seconds", "HEED_PORT", "HEED_THREADS",
     ],
-    "call": ["HOST:PORT", "MODEL", "--text", "--truncate", "--timeout", "--json"],
+    "call": ["HOST:PORT", "MODEL", "--text", "--pair", "--truncate", "--timeout", "--json"],
 }  # fmt: skip
 
 
@@ -199,13 +200,13 @@ def test_a_missing_source_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def graph_at_hand(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting the same graph again takes seconds; here it is copied."""
+    """Exporting the same graphs again takes seconds; here they are copied."""
 
-    def copy(_: object, path: Path) -> None:
-        for name in ("model.fp32.onnx", "model.fp32.onnx.data"):
-            copyfile(tiny_bundle / name, path.parent / name)
+    def copy(_: object, graphs: list[Graph], folder: Path) -> None:
+        for name in (*(graph.file for graph in graphs), export.bundle.WEIGHTS):
+            copyfile(tiny_bundle / name, folder / name)
 
-    monkeypatch.setattr(export.bundle, "export_graph", copy)
+    monkeypatch.setattr(export.bundle, "_write_graphs", copy)
 
 
 @pytest.mark.usefixtures("graph_at_hand")
@@ -322,7 +323,16 @@ def test_verify_as_json_holds_every_comparison(tiny_bundle: Path) -> None:
     assert (report["bundle"], report["holds"]) == ("tiny", True)
     assert report["digest"] == bundle_digest(tiny_bundle)
     compared = {(finding["case"], finding["output"]) for finding in report["findings"]}
-    assert compared == {(case.name, output) for case in read_contract(tiny_bundle) for output in case.outputs}
+    cases = read_contract(tiny_bundle)
+    plain = {(case.name, output) for case in cases for output in case.outputs if output != "attentions"}
+    with_attentions = {
+        (f"{case.name} with attentions", output)
+        for case in cases
+        if "attentions" in case.outputs
+        for output in case.outputs
+    }
+    assert compared == plain | with_attentions
+    assert with_attentions
     for finding in report["findings"]:
         assert finding["holds"]
         assert 0 <= finding["error"] <= finding["budget"] == 1e-5

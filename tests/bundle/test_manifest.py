@@ -1,0 +1,64 @@
+"""What a manifest may say, and what does not fit together."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bundle import BundleError, read_manifest
+from bundle.manifest import Graph, Image, write_manifest
+from tests.server.support import manifest_of
+
+
+def graph(longest: int | None, file: str = "a.onnx") -> Graph:
+    return Graph(precision="fp32", file=file, outputs=["last_hidden_state"], longest=longest)
+
+
+def test_graphs_for_short_sequences_come_first() -> None:
+    graphs = [graph(None, "any.onnx"), graph(20, "short.onnx"), graph(30, "middle.onnx")]
+    found = manifest_of("input_ids", graphs=graphs).graphs_of("fp32")
+    assert [one.file for one in found] == ["short.onnx", "middle.onnx", "any.onnx"]
+
+
+def test_a_kind_of_graph_that_is_not_there_is_told() -> None:
+    with pytest.raises(BundleError, match="made has no fp32 graph of attentions, only fp32 answers"):
+        manifest_of("input_ids").graphs_of("fp32", "attentions")
+    with pytest.raises(BundleError, match="made has no int8 graph of answers"):
+        manifest_of("input_ids").graphs_of("int8")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fields", "message"),
+    [
+        (["input_ids"], {"graphs": [graph(39)]}, "no fp32 graph for sequences of 40 columns"),
+        (["input_ids"], {"outputs": ["logits", "labels"], "labels": []}, "labels are among the outputs"),
+        (["input_ids"], {"outputs": ["labels"]}, "labels are among the outputs"),
+        (["input_ids"], {"outputs": ["attentions"], "graphs": [graph(None)]}, "no graph computes them"),
+        (["pixel_values"], {}, "the size of an image is not given"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(inputs: list[str], fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        manifest_of(*inputs, **fields)
+
+
+def test_a_graph_up_to_the_longest_row_is_enough() -> None:
+    assert manifest_of("input_ids", graphs=[graph(40)]).graphs_of("fp32") == [graph(40)]
+
+
+def test_an_image_has_a_token_for_each_patch_and_the_class_token() -> None:
+    assert Image(channels=3, height=4, width=6, patch=2).tokens == 7
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    manifest = manifest_of(
+        "pixel_values",
+        outputs=["logits", "labels", "attentions"],
+        image=Image(channels=3, height=4, width=6, patch=2),
+        labels=["早", 'a "b"'],
+        aligned=True,
+        first_tokens_global=2,
+    )
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest

@@ -1,0 +1,102 @@
+"""Which graph computes a sequence: by its own span, whoever stands beside it. The graphs are made by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from bundle import BundleError, Manifest
+from bundle.manifest import Graph, PositionRule
+from bundle.packing import Bools, Sequence, sequence
+from server.graphs import Graphs
+from tests.server.support import manifest_of
+
+COLUMN = PositionRule(kind="column")
+
+
+def save_scaled(path: Path, scale: float) -> None:
+    """A graph whose hidden states are the features, scaled, and whose vector is that of slot 0."""
+    nodes = [
+        helper.make_node("Mul", ["features", "scale"], ["last_hidden_state"]),
+        helper.make_node("Gather", ["slots", "zero"], ["first_B"], axis=1),
+        helper.make_node("Gather", ["last_hidden_state", "first_B"], ["sentence_embedding"]),
+    ]
+    constants = [
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]),
+        helper.make_tensor("zero", TensorProto.INT64, [], [0]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["tokens", 2]),
+        helper.make_tensor_value_info("slots", TensorProto.INT64, ["batch", "length"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["tokens", 2]),
+        helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", 2]),
+    ]
+    graph = helper.make_graph(nodes, "scaled", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+
+
+OUTPUTS = ["last_hidden_state", "sentence_embedding"]
+GRAPHS = [
+    Graph(precision="fp32", file="long.onnx", outputs=OUTPUTS),
+    Graph(precision="fp32", file="short.onnx", outputs=OUTPUTS, longest=4),
+]
+
+
+def made(aligned: bool = True, graphs: list[Graph] = GRAPHS) -> Manifest:
+    return manifest_of("features", outputs=OUTPUTS, aligned=aligned, graphs=graphs)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Short sequences are multiplied by 10, long ones by 100."""
+    save_scaled(tmp_path / "short.onnx", 10)
+    save_scaled(tmp_path / "long.onnx", 100)
+    return tmp_path
+
+
+def row(value: float, real: Bools) -> Sequence:
+    features = np.full((len(real), 2), value, np.float32)
+    return sequence(COLUMN, {"features": features}, real)
+
+
+def whole(value: float, length: int) -> Sequence:
+    return row(value, np.ones(length, np.bool_))
+
+
+def test_each_sequence_goes_to_the_graph_for_its_span_and_comes_back_in_order(folder: Path) -> None:
+    graphs = Graphs(folder, made(), "fp32", "answers", "cpu")
+    lengths = [3, 9, 4, 5, 1, 40]
+    answers = graphs.run([whole(number, length) for number, length in enumerate(lengths)])
+    for number, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
+        expected = number * (10 if length <= 4 else 100)
+        assert answer["last_hidden_state"].tolist() == [[expected] * 2] * length
+        assert answer["sentence_embedding"].tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize(("aligned", "scale"), [(True, 100), (False, 10)])
+def test_where_columns_count_a_span_reaches_to_the_last_real_column(folder: Path, aligned: bool, scale: int) -> None:
+    far = row(1, np.array([True, False, False, False, False, True]))
+    (answer,) = Graphs(folder, made(aligned), "fp32", "answers", "cpu").run([far])
+    assert answer["sentence_embedding"].tolist() == [scale] * 2
+
+
+def test_a_graph_of_other_outputs_is_refused(folder: Path) -> None:
+    other = [graph.model_copy(update={"outputs": OUTPUTS[:1]}) for graph in GRAPHS]
+    with pytest.raises(BundleError, match=r"short\.onnx computes .*, the manifest says \['last_hidden_state'\]"):
+        Graphs(folder, made(graphs=other), "fp32", "answers", "cpu")
+
+
+def test_a_missing_graph_is_named(folder: Path) -> None:
+    (folder / "long.onnx").unlink()
+    with pytest.raises(BundleError, match=r"long\.onnx is missing"):
+        Graphs(folder, made(), "fp32", "answers", "cpu")
+
+
+def test_a_kind_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(BundleError, match="made has no fp32 graph of attentions, only fp32 answers, fp32 answers"):
+        Graphs(folder, made(), "fp32", "attentions", "cpu")

@@ -1,0 +1,43 @@
+"""Random sequences for models of every kind."""
+
+import numpy as np
+import pytest
+
+from bundle import Manifest
+from bundle.manifest import Image
+from bundle.packing import pack
+from server.warmup import random_sequence
+from tests.server.support import manifest_of
+
+MODELS = [
+    manifest_of("input_ids", "token_type_ids"),
+    manifest_of("input_ids"),
+    manifest_of("features", "adjacency", aligned=True),
+    manifest_of("input_ids", "global_attention_mask", aligned=True),
+]
+
+
+@pytest.mark.parametrize("manifest", MODELS)
+@pytest.mark.parametrize("length", [1, 2, 24])
+def test_a_sequence_has_the_length_and_all_that_its_model_takes(manifest: Manifest, length: int) -> None:
+    member = random_sequence(manifest, length, np.random.default_rng(0))
+    assert len(member) == member.span(manifest.aligned) == length
+    packed = pack([member], manifest.aligned)
+    assert {spec.name for spec in manifest.inputs} <= set(packed) | {"global_attention_mask"}
+    assert ("globals" in packed) == manifest.takes("global_attention_mask")
+    assert ("token_type_ids" in packed) == manifest.takes("token_type_ids")
+
+
+def test_a_sequence_may_end_far_from_its_start() -> None:
+    member = random_sequence(MODELS[2], 5, np.random.default_rng(0), columns=33)
+    assert member.span(aligned=True) == 33
+    assert member.real.sum() == 5
+    assert 5 <= len(member) <= 6  # column 0 takes part, real or not
+
+
+def test_an_image_has_its_own_length() -> None:
+    manifest = manifest_of("pixel_values", image=Image(channels=3, height=4, width=6, patch=2), length=7)
+    member = random_sequence(manifest, 3, np.random.default_rng(0))
+    assert member.tokens["features"].shape == (7, 12)
+    assert not member.tokens["features"][0].any()
+    assert member.tokens["features"][1:].all()
