@@ -34,6 +34,7 @@ class LabelsConfig:
             raise ValueError(f"labels must have names of their own, got {self.names!r}")
         if self.per not in ("sequence", "token"):
             raise ValueError(f"labels are per sequence or per token, not per {self.per!r}")
+        PoolingConfig(self.pooling, False)  # checks it
         if self.hidden is not None:
             check_activation(self.hidden)
 

@@ -8,6 +8,7 @@ from model.config import PoolingConfig, PoolingMode
 from model.layout import Padded
 from model.pooling import DenseConfig
 from model.positions import column_positions
+from tests.model.support import assert_close, noise, packed, padded, random_mask
 
 X = torch.tensor([[[3.0, 4.0], [1.0, -2.0], [-9.0, 9.0]], [[8.0, 8.0], [0.0, 5.0], [0.0, -1.0]]])
 REAL = torch.tensor([[True, True, False], [False, True, True]])
@@ -58,3 +59,27 @@ def test_a_dense_layer_is_refused_by_what_is_wrong() -> None:
         DenseConfig(0)
     with pytest.raises(ValueError, match="activation 'mish' is none of"):
         DenseConfig(1, "mish")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "cls"])
+def test_pooling_without_padding_is_that_of_the_rows(mode: PoolingMode) -> None:
+    pooling = PoolingConfig(mode, unit_length=True).build(4)
+    real = random_mask(5, 9, seed=0)
+    x = noise(5, 9, 4)
+    layout = packed(real)
+    assert_close(pooling(x[layout.rows_T, layout.columns_T], layout), pooling(x, padded(real)))
+
+
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_what_a_padded_token_holds_does_not_matter(mode: PoolingMode) -> None:
+    pooling = PoolingConfig(mode, unit_length=False).build(4)
+    real = random_mask(5, 9, seed=0)
+    x, other = noise(5, 9, 4), noise(5, 9, 4)
+    other[torch.from_numpy(~real)] = 1e6
+    assert torch.equal(pooling(x, padded(real)), pooling(other, padded(real)))
+
+
+@pytest.mark.parametrize("mode", ["mean_sqrt_len", "", "CLS"])
+def test_an_unknown_pooling_mode_is_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"pooling mode '{mode}' is none of cls, mean, max"):
+        PoolingConfig(mode, unit_length=True)  # type: ignore[arg-type]
