@@ -145,14 +145,15 @@ def local_rows(
     real_BG = tokens.counts_BG & layout.real_BL.gather(1, tokens.slots_BG)
     global_allowed = real_BG[:, None, None, None, :]
     shape = (*allowed.shape[:-1], global_allowed.shape[-1])
+    # The global tokens last: how many places they have depends on the neighbours in a batch, and nothing else may.
     weights = select(
-        torch.cat([global_scores, scores], -1),
-        torch.cat([global_allowed.expand(shape), allowed], -1),
-        torch.cat([global_columns.expand(*shape), columns.expand(allowed.shape)], -1),
+        torch.cat([scores, global_scores], -1),
+        torch.cat([allowed, global_allowed.expand(shape)], -1),
+        torch.cat([columns.expand(allowed.shape), global_columns.expand(*shape)], -1),
     )
-    count = tokens.slots_BG.shape[1]
+    count = scores.shape[-1]
     global_values = rows_at(value_BNLV, tokens.slots_BG)[:, :, None]
-    attended = weights[..., :count] @ global_values + weights[..., count:] @ blocks.keys(value_BNLV)
+    attended = weights[..., :count] @ blocks.keys(value_BNLV) + weights[..., count:] @ global_values
     return attended.flatten(2, 3)
 
 
