@@ -110,7 +110,7 @@ def main(build: Path = BUILD) -> dict[str, float]:
     export_bundle(chunked, build / "frames", force=True)
     with served(build / "frames", f"127.0.0.1:{free_port()}") as client:
         answer = client.infer({"features": frames[None]}, ["labels", "logits"])
-    heard = np.array([SPEAKERS.index(label.decode()) for label in answer["labels"][0]])
+    heard = np.array([SPEAKERS.index(label) for label in answer["labels"][0]])
     with torch.no_grad():
         guessed = alone(features=torch.from_numpy(frames)[None])["logits"][0].argmax(-1).numpy()
         reference = chunked.double()(features=torch.from_numpy(frames).double()[None])["logits"].numpy()

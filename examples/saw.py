@@ -142,7 +142,7 @@ def main(build: Path = BUILD) -> dict[str, float]:
         for text in ("I saw a saw", "the duck cut the watch", "they watch the old saw"):
             answer = client.infer({"text": [text]}, ["tokens", "labels"])
             words = zip(answer["tokens"][0], answer["labels"][0], strict=True)
-            console.print("  ".join(f"{word.decode()} [dim]{label.decode()}[/]" for word, label in words))
+            console.print("  ".join(f"{word} [dim]{label}[/]" for word, label in words))
         picture = build / "saw.png"
         subprocess.run(
             heed("attend", address, "saw", "I saw a saw", "--layer", "all", "--out", str(picture)), check=True
