@@ -85,7 +85,11 @@ class Weight:
 
 def _of_family(family: Family, head: Head | None, files: list[Path]) -> Iterator[Weight]:
     for published, whole in read_weights(files):
-        for name, tensor in family.translate(published, whole, head):
+        try:
+            parts = list(family.translate(published, whole, head))
+        except (IndexError, RuntimeError):  # too few axes to be taken apart
+            raise CheckpointError(f"weight {published} has shape {list(whole.shape)}, too few axes") from None
+        for name, tensor in parts:
             yield Weight(published, name, tensor)
 
 

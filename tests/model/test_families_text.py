@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bundle.contract import error_of
 from model import CheckpointError, load_checkpoint
+from model.families import FAMILIES as REGISTRY
 from model.families.base import ACTIVATIONS
 from model.heads import LabelsConfig
 from model.positions import LogBuckets
@@ -139,6 +140,14 @@ def test_every_setting_that_is_not_known_is_refused(folders: Folders, tmp_path: 
     edited(folders[family, "encoder"], tmp_path, rotary_theta=10_000)
     with pytest.raises(CheckpointError, match="rotary_theta=10000 is not known to this version"):
         load_checkpoint(tmp_path)
+
+
+def test_the_documentation_lists_every_family_and_architecture() -> None:
+    page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text("utf-8")
+    for family in REGISTRY.values():
+        assert f"`{family.name}`" in page
+        assert [name for name in family.heads if f"`{name}`" not in page] == []
+    assert [name for name in ACTIVATIONS if f"`{name}`" not in page] == []
 
 
 def test_mpnet_has_as_many_buckets_as_its_code(folders: Folders, tmp_path: Path) -> None:

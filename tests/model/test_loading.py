@@ -494,6 +494,18 @@ def test_a_dense_layer_as_a_pickle_is_refused(folder: Path) -> None:
     assert_refused(folder, r"2_Dense has its weights as a pickle \(pytorch_model.bin\)")
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (36,)])
+def test_a_weight_that_cannot_be_taken_apart_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """ModernBERT keeps the projections to queries, keys and values as one."""
+    from transformers import ModernBertConfig, ModernBertModel
+
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 14}
+    ModernBertModel(ModernBertConfig(num_hidden_layers=1, pad_token_id=0, **sizes)).save_pretrained(tmp_path)
+    load_checkpoint(tmp_path)
+    edit_weights(tmp_path, lambda tensors: tensors | {"layers.0.attn.Wqkv.weight": torch.zeros(shape)})
+    assert_refused(tmp_path, r"weight layers\.0\.attn\.Wqkv\.weight has shape \[")
+
+
 def test_a_weight_under_two_names_is_refused(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors | {f"bert.{KEY}": tensors[KEY] + 1})
     assert_refused(folder, "key.weight is there twice, under two names")
