@@ -141,6 +141,10 @@ class Encoder(nn.Module):
             real_BL = torch.ones_like(input_ids, dtype=torch.bool)
         else:
             raise ValueError("one of input_ids, features and pixel_values must be given")
+        if real_BL.shape[1] > self.config.max_length:
+            raise ValueError(
+                f"rows of {real_BL.shape[1]} columns are more than the model takes, {self.config.max_length}"
+            )
         if attention_mask is not None:
             real_BL = attention_mask.bool()
         first_real_B1 = real_BL.long().argmax(1, keepdim=True)

@@ -1,14 +1,28 @@
 import dataclasses
+from functools import partial
+from typing import Any, cast
 
 import pytest
 
-from model import EncoderConfig, PoolingConfig
+from model import EncoderConfig
+from model.attention import AttentionConfig
+from model.blocks import FeedForwardConfig, NormConfig
+from model.config import LayerConfig, LearnedConfig, SinusoidalConfig
+from model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
+from model.linear import LinearTransformer, Linformer
+from model.patterns import Adjacency, Full, GlobalMask, Random, Window
+from model.positions import LogBuckets, PositionRule
+from model.scores import Additive
 
-GOOD = EncoderConfig(vocabulary=10, positions=8, token_types=2, width=12, heads=3, layers=1, feed_forward=16)
-SIZES = ["vocabulary", "positions", "token_types", "width", "heads", "layers", "feed_forward"]
+
+def layer(heads: int = 3, **options: Any) -> LayerConfig:
+    return LayerConfig(AttentionConfig(heads, **options), FeedForwardConfig(16))
 
 
-@pytest.mark.parametrize("field", SIZES)
+GOOD = EncoderConfig(TokensConfig(10, token_types=2), 12, (layer(),), 8, positions=LearnedConfig(8))
+
+
+@pytest.mark.parametrize("field", ["width", "max_length"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "4", True, None])
 def test_a_size_that_is_no_positive_integer_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{field} must be a positive integer, got {value!r}$"):
@@ -18,36 +32,94 @@ def test_a_size_that_is_no_positive_integer_is_refused_by_name(field: str, value
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": 5}, "width 12 does not divide into 5 heads"),
-        ({"activation": "mish"}, "activation 'mish' is none of gelu, gelu_tanh, relu, silu"),
-        ({"position_rule": "rotary"}, "position_rule 'rotary' is none of column, counted"),
-        ({"norm_epsilon": 0}, "norm_epsilon must lie between 0 and 1, got 0"),
-        ({"norm_epsilon": -1e-12}, "norm_epsilon must lie between 0 and 1, got -1e-12"),
-        ({"norm_epsilon": 1}, "norm_epsilon must lie between 0 and 1, got 1"),
-        ({"norm_epsilon": "1e-12"}, "norm_epsilon must lie between 0 and 1, got '1e-12'"),
-        ({"norm_epsilon": float("nan")}, "norm_epsilon must lie between 0 and 1, got nan"),
-        ({"padding_id": 10}, "padding_id 10 is outside the vocabulary of 10"),
-        ({"padding_id": -1}, "padding_id -1 is outside the vocabulary of 10"),
-        ({"padding_id": None}, "padding_id None is outside the vocabulary of 10"),
-        ({"position_rule": "counted", "padding_id": 7}, "8 positions leave no room after padding id 7"),
+        ({"layers": ()}, "layers must hold at least one layer"),
+        ({"first_tokens_global": -1}, "first_tokens_global must be an integer of at least 0, got -1"),
+        *(
+            ({"position_rule": PositionRule("column", value)}, f"padding_id {value!r} is outside the vocabulary of 10")
+            for value in cast(list[Any], [10, -1, None, 1.0])
+        ),
+        ({"positions": LearnedConfig(7)}, "7 positions are too few for 8 columns that are counted from 0"),
+        (
+            {"position_rule": PositionRule("counted", 1)},
+            "8 positions are too few for 8 columns that are counted from 2",
+        ),
+        (
+            {"inputs": VectorsConfig(4), "position_rule": PositionRule("counted")},
+            "position_rule counted goes by token ids, and the inputs are none",
+        ),
+        (
+            {"inputs": ImagesConfig(1, 4, 4, 2)},
+            "max_length must be 5: the patches and the class token",
+        ),
+        (
+            {"layers": (layer(), layer(2)), "relative_bias": LogBuckets()},
+            "relative_bias is shared by all layers, so they must have the same number of heads",
+        ),
+        (
+            {"layers": (layer(), layer(approximation=LinearTransformer)), "relative_bias": LogBuckets()},
+            "relative_bias is added to scores, and an approximation has none",
+        ),
     ],
 )
-def test_a_bad_field_is_refused_by_name(changes: dict[str, object], message: str) -> None:
+def test_fields_that_cannot_be_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
-        dataclasses.replace(GOOD, **changes)  # type: ignore[arg-type]
+        dataclasses.replace(GOOD, **changes)
 
 
-def test_the_counted_rule_may_leave_room_for_one_token() -> None:
-    assert dataclasses.replace(GOOD, position_rule="counted", padding_id=6).max_length == 1
-    assert GOOD.max_length == 8
+@pytest.mark.parametrize("rows", [0, -1, "8", True])
+def test_a_table_of_positions_has_rows(rows: Any) -> None:
+    with pytest.raises(ValueError, match=f"^rows must be a positive integer, got {rows!r}$"):
+        LearnedConfig(rows)
 
 
-@pytest.mark.parametrize("mode", ["mean_sqrt_len", "", "CLS"])
-def test_an_unknown_pooling_mode_is_refused(mode: str) -> None:
-    with pytest.raises(ValueError, match=f"pooling mode '{mode}' is none of cls, mean, max"):
-        PoolingConfig(mode, unit_length=True)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("attention", "limit"),
+    [
+        ({"score": Additive}, 1024),
+        ({"approximation": partial(Linformer, rank=4, max_length=64)}, 64),
+        ({"pattern": (Full(), Full(), Window(2) | Random(1, 4, blocks=12))}, 48),
+    ],
+)
+def test_a_row_longer_than_attention_takes_is_refused(attention: dict[str, Any], limit: int) -> None:
+    config = EncoderConfig(TokensConfig(10), 12, (layer(), layer(**attention)), limit)
+    assert config.max_length == limit
+    with pytest.raises(ValueError, match=f"^max_length {limit + 1} is more than the attention takes, {limit}$"):
+        dataclasses.replace(config, max_length=limit + 1)
 
 
-def test_configs_are_frozen() -> None:
+def test_the_counted_rule_leaves_room_up_to_the_padding_id() -> None:
+    config = dataclasses.replace(GOOD, position_rule=PositionRule("counted", 6), max_length=1)
+    assert config.first_position == 7
+    assert config.position_rows == 8
+    assert GOOD.first_position == 0
+    assert GOOD.position_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "aligned", "cheap", "needs"),
+    [
+        ({}, False, False, set()),
+        ({"positions": SinusoidalConfig()}, False, False, set()),
+        ({"layers": (layer(), layer(rotary_base=100.0))}, False, False, set()),
+        ({"relative_bias": LogBuckets()}, True, False, set()),
+        ({"layers": (layer(), layer(pattern=Window(2)))}, True, True, set()),
+        ({"layers": (layer(pattern=Adjacency()),)}, True, False, {"adjacency"}),
+        (
+            {"layers": (layer(pattern=Window(2) | GlobalMask()), layer(pattern=Adjacency()))},
+            True,
+            True,
+            {"global_attention_mask", "adjacency"},
+        ),
+        ({"layers": (layer(approximation=LinearTransformer),)}, True, False, set()),
+    ],
+)
+def test_what_a_model_says_of_itself(changes: dict[str, Any], aligned: bool, cheap: bool, needs: set[str]) -> None:
+    config = dataclasses.replace(GOOD, **changes)
+    assert (config.aligned, config.cheap, config.needs) == (aligned, cheap, frozenset(needs))
+
+
+def test_configs_are_frozen_and_equal_by_what_they_hold() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         GOOD.width = 24  # type: ignore[misc]
+    assert dataclasses.replace(GOOD) == GOOD
+    assert dataclasses.replace(GOOD, embedding_norm=NormConfig()) != GOOD
