@@ -1,6 +1,6 @@
 import dataclasses
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -20,6 +20,7 @@ def layer(heads: int = 3, **options: Any) -> LayerConfig:
 
 
 GOOD = EncoderConfig(TokensConfig(10, token_types=2), 12, (layer(),), 8, positions=LearnedConfig(8))
+BAD_PADDING_IDS: list[Any] = [10, -1, None, 1.0]
 
 
 @pytest.mark.parametrize("field", ["width", "max_length"])
@@ -36,7 +37,7 @@ def test_a_size_that_is_no_positive_integer_is_refused_by_name(field: str, value
         ({"first_tokens_global": -1}, "first_tokens_global must be an integer of at least 0, got -1"),
         *(
             ({"position_rule": PositionRule("column", value)}, f"padding_id {value!r} is outside the vocabulary of 10")
-            for value in cast(list[Any], [10, -1, None, 1.0])
+            for value in BAD_PADDING_IDS
         ),
         ({"positions": LearnedConfig(7)}, "7 positions are too few for 8 columns that are counted from 0"),
         (
