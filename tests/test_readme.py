@@ -1,5 +1,6 @@
-"""What the README shows is run, each snippet in a process of its own."""
+"""What the README and the page on attention show is run, each snippet in a process of its own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,13 @@ import pytest
 from tests.support import Running
 
 ROOT = Path(__file__).parent.parent
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def snippets(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+SNIPPETS = snippets("README.md")
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: str(snippet).split("\n", 1)[0])
@@ -20,6 +27,15 @@ def test_a_snippet_gets_two_vectors(snippet: str, minilm_server: Running) -> Non
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "(2, 384)" in done.stdout
+
+
+@pytest.mark.parametrize("snippet", snippets("docs/attention.md"), ids=lambda snippet: str(snippet).split("\n", 1)[0])
+def test_a_snippet_about_attention_runs(snippet: str, tmp_path: Path) -> None:
+    path = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, env=path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("ok\n"), done.stderr
 
 
 def test_the_readme_shows_both_clients() -> None:
