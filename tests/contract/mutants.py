@@ -13,13 +13,21 @@ from torch import nn
 from bundle.digests import write_digests
 from bundle.manifest import TOKENIZER, read_manifest
 from export.graph import export_graph
-from model import Encoder, PoolingConfig, load_checkpoint
+from model import Encoder, load_checkpoint
 from model.attention import MultiHeadAttention
 from model.blocks import Block
+from model.pooling import Pooling, PoolingConfig
+from model.positions import Learned
+from model.scores import ScaledDot
 
 
 def _blocks(encoder: Encoder) -> list[Block]:
     return [block for block in encoder.blocks if isinstance(block, Block)]
+
+
+def _attention(block: Block) -> MultiHeadAttention:
+    assert isinstance(block.attention, MultiHeadAttention)
+    return block.attention
 
 
 def tanh_gelu(encoder: Encoder) -> None:
@@ -28,11 +36,12 @@ def tanh_gelu(encoder: Encoder) -> None:
 
 
 def scaled_weight(encoder: Encoder) -> None:
-    _blocks(encoder)[0].attention.value.weight.mul_(1.001)
+    _attention(_blocks(encoder)[0]).value.weight.mul_(1.001)
 
 
 def shifted_positions(encoder: Encoder) -> None:
-    table = encoder.embeddings.positions.weight
+    assert isinstance(encoder.embeddings.positions, Learned)
+    table = encoder.embeddings.positions.table.weight
     table.copy_(table.roll(1, 0))
 
 
@@ -48,13 +57,13 @@ def norm_epsilon_of_keras(encoder: Encoder) -> None:
 
 
 def pooling_of_another_model(encoder: Encoder) -> None:
-    assert encoder.pooling
-    assert encoder.pooling.config.mode == "mean"
-    encoder.pooling.config = PoolingConfig("cls", encoder.pooling.config.unit_length)
+    assert isinstance(encoder.head, Pooling)
+    assert encoder.head.config.mode == "mean"
+    encoder.head.config = PoolingConfig("cls", encoder.head.config.unit_length)
 
 
 def query_and_key_of_a_head_swapped(encoder: Encoder) -> None:
-    attention = _blocks(encoder)[-1].attention
+    attention = _attention(_blocks(encoder)[-1])
     rows = slice(0, attention.query.out_features // attention.heads)
     pairs = [(attention.query.weight, attention.key.weight), (attention.query.bias, attention.key.bias)]
     for query, key in pairs:
@@ -65,7 +74,7 @@ def query_and_key_of_a_head_swapped(encoder: Encoder) -> None:
 
 def attention_scale_left_out(encoder: Encoder) -> None:
     for module in encoder.modules():
-        if isinstance(module, MultiHeadAttention):
+        if isinstance(module, ScaledDot):
             module.scale = 1.0
 
 
@@ -108,7 +117,7 @@ def export_mistaken(source: Path, bundle: Path, out: Path, mistake: Callable[[En
     with torch.no_grad():
         mistake(encoder)
     graph = read_manifest(bundle).graphs[0].file
-    _copy_without(bundle, out, graph, f"{graph}.data")
+    _copy_without(bundle, out, graph)
     export_graph(encoder, out / graph)
     write_digests(out)
     return out

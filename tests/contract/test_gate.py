@@ -41,7 +41,8 @@ from tests.contract.mutants import (
 from tests.contract.support import BUDGET
 from tests.support import Running, is_serving, start_server, stop
 
-FILES = [DIGESTS, MANIFEST, CONTRACT, "model.fp32.onnx", "model.fp32.onnx.data", "tokenizer.json"]
+GRAPHS = ["model.fp32.onnx", "attentions.fp32.onnx", "weights.fp32.data"]
+FILES = [DIGESTS, MANIFEST, CONTRACT, *GRAPHS, "tokenizer.json"]
 NAMES_THE_PLACE = (
     r"(last_hidden_state|sentence_embedding) in case \w+ (is off by|has no usable answer).* 1e-05 is allowed"
 )
@@ -288,11 +289,11 @@ def test_a_manifest_cannot_lead_out_of_its_folder(copy: Path, file: str) -> None
         verified(copy, settings(copy))
 
 
-@pytest.mark.parametrize("location", ["../gate/model.fp32.onnx.data", "/etc/passwd"])
+@pytest.mark.parametrize("location", ["../gate/weights.fp32.data", "/etc/passwd"])
 def test_a_graph_s_weights_cannot_come_from_outside_its_folder(copy: Path, gate_bundle: Path, location: str) -> None:
     import onnx
 
-    assert (gate_bundle.parent / "gate/model.fp32.onnx.data").exists()
+    assert (gate_bundle.parent / "gate/weights.fp32.data").exists()
     graph = onnx.load(copy / "model.fp32.onnx", load_external_data=False)
     for tensor in graph.graph.initializer:
         for entry in tensor.external_data:
