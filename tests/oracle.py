@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ def ask(folder: Path, network: str, **inputs: Tensor) -> Tensor:
     with torch.no_grad(), unrounded():
         answer: Tensor = model.eval()(**inputs)[0]
     return answer
+
+
+def ask_row_by_row(folder: Path, network: str, **inputs: Tensor) -> list[Tensor]:
+    """What `transformers` answers to each row alone, from its first to its last real token, by a fresh object."""
+    import transformers
+
+    model = getattr(transformers, network).from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    answers = []
+    for row, mask in enumerate(inputs["attention_mask"]):
+        columns = mask.nonzero()[:, 0]
+        real = slice(int(columns[0]), int(columns[-1]) + 1)
+        alone = {name: tensor[row : row + 1, real] for name, tensor in inputs.items()}
+        with torch.no_grad(), unrounded():
+            answers.append(deepcopy(model).eval()(**alone)[0][0])
+    return answers
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A row alone, without the padding around it, is what the family computes: the pad
 and one short batch makes an object attend in full for good.
 """
 
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from model import CheckpointError, Encoder, load_checkpoint
 from model.big_bird import BigBirdAttention, BigBirdConfig
 from model.config import EncoderConfig
 from model.layout import Padded
-from tests.oracle import BUDGET, VISIBLE, ask, edited, error, padded, random_ids, renamed, save, unrounded
+from tests.oracle import BUDGET, VISIBLE, ask, ask_row_by_row, edited, error, padded, random_ids, renamed, save
 from tests.support import make_noisy
 
 BLOCK, RANDOM = 4, 1
@@ -74,23 +73,6 @@ def inputs_of(mask: Tensor) -> dict[str, Tensor]:
     }
 
 
-def ask_row_by_row(folder: Path, task: str, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """What `transformers` answers to each row alone, from its first to its last real token, by a fresh object."""
-    import transformers
-
-    network = getattr(transformers, f"BigBird{task}").from_pretrained(
-        folder, dtype=torch.float64, attn_implementation="eager"
-    )
-    answers = []
-    for row, mask in enumerate(inputs["attention_mask"]):
-        columns = mask.nonzero()[:, 0]
-        real = slice(int(columns[0]), int(columns[-1]) + 1)
-        alone = {name: tensor[row : row + 1, real] for name, tensor in inputs.items()}
-        with torch.no_grad(), unrounded():
-            answers.append(deepcopy(network).eval()(**alone)[0][0])
-    return answers
-
-
 def answer(encoder: Encoder, output: str, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         tensor: Tensor = encoder.double()(**inputs)[output]
@@ -100,7 +82,7 @@ def answer(encoder: Encoder, output: str, inputs: dict[str, Tensor]) -> Tensor:
 def assert_equal(folder: Path, inputs: dict[str, Tensor], task: str = "Model") -> None:
     """Of tokens at real positions, and zeros elsewhere."""
     ours = answer(load_checkpoint(folder).encoder, "last_hidden_state" if task == "Model" else "logits", inputs)
-    theirs = ask_row_by_row(folder, task, inputs)
+    theirs = ask_row_by_row(folder, f"BigBird{task}", **inputs)
     for row, mask in enumerate(inputs["attention_mask"].bool()):
         if task == "ForSequenceClassification":
             assert error(ours[row], theirs[row]) < BUDGET
