@@ -64,14 +64,14 @@ def export_form(form: str, folder: Path) -> None:
     )
     from model.patterns import Chunk, Full, Window
 
-    attention = {
+    attention: dict[str, AttentionConfig | LongformerConfig] = {
         "all pairs": AttentionConfig(HEADS, Full()),
         "window": AttentionConfig(HEADS, Window(RADIUS)),
         "chunks": AttentionConfig(HEADS, Chunk(2 * RADIUS)),
         "Longformer": LongformerConfig(HEADS, RADIUS),
-    }[form]
+    }
     torch.manual_seed(0)
-    layer = LayerConfig(attention, FeedForwardConfig(4 * WIDTH))
+    layer = LayerConfig(attention[form], FeedForwardConfig(4 * WIDTH))
     encoder = Encoder(EncoderConfig(VectorsConfig(WIDTH), WIDTH, (layer,), LENGTHS[-1])).eval()
     folder.mkdir()
     export_graph(encoder, folder / "dense.onnx", dense=True)
@@ -167,7 +167,7 @@ def draw(costs: dict[str, list[Cost]], path: Path) -> None:
     for axis in (times, memory):
         axis.set_xlabel("length")
         axis.set_xticks(LENGTHS, [f"{length // 1024}k" if length >= 1024 else str(length) for length in LENGTHS])
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
     times.legend(frameon=False)
     figure.savefig(path)

@@ -93,7 +93,7 @@ def served(bundle: Path, device: Device, port: int) -> Iterator[Client]:
 def throughput(model: Model, tokens: int) -> float:
     """Sequences of 24 tokens per second in groups of so many tokens, the best of five runs."""
     random = np.random.default_rng(0)
-    group = [random_sequence(model, 24, random) for _ in range(max(1, tokens // 24))]
+    group = [random_sequence(model.manifest, 24, random) for _ in range(max(1, tokens // 24))]
     model.run(group)
     seconds = []
     for _ in range(5):

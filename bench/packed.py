@@ -41,7 +41,18 @@ from bundle.manifest import PositionRule
 from bundle.packing import Arrays, Sequence, pack, sequence, split
 from export.graph import OPSET, export_graph
 from export.reference import Reference
-from model import Encoder, EncoderConfig, PoolingConfig, load_checkpoint
+from model import Encoder, load_checkpoint
+from model.config import (
+    AttentionConfig,
+    EncoderConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    LearnedConfig,
+    NormConfig,
+    PoolingConfig,
+    TokensConfig,
+)
+from model.config import PositionRule as ModelRule
 from server.machine import usable_cpus
 from server.runtime import CPU, Runtime
 
@@ -94,11 +105,18 @@ def published(count: int) -> Subject:
 
 def counted(count: int) -> Subject:
     """The same shape with positions counted past the padding ids (RoBERTa), random weights and holes in the masks."""
+    norm = NormConfig(epsilon=1e-5)
     config = EncoderConfig(
-        vocabulary=5000, positions=514, token_types=2, width=384, heads=12, layers=6, feed_forward=1536,
-        norm_epsilon=1e-5, position_rule="counted", padding_id=1,
-    )  # fmt: skip
-    encoder = Encoder(config, PoolingConfig("mean", unit_length=True)).eval().requires_grad_(False)
+        inputs=TokensConfig(vocabulary=5000, token_types=2),
+        width=384,
+        layers=(LayerConfig(AttentionConfig(heads=12), FeedForwardConfig(1536), norm),) * 6,
+        max_length=512,
+        positions=LearnedConfig(514),
+        position_rule=ModelRule("counted", padding_id=1),
+        embedding_norm=norm,
+        head=PoolingConfig("mean", unit_length=True),
+    )
+    encoder = Encoder(config).eval().requires_grad_(False)
     randomise(encoder)
     random = np.random.default_rng(SEED)
     requests = [holed(whole(config, n, random), config, random) for n in lengths(count, random)]
@@ -141,7 +159,7 @@ def holed(request: Request, config: EncoderConfig, random: np.random.Generator) 
     mask_L = (random.random(length) >= 0.2).astype(np.int64)
     mask_L[random.integers(length)] = 1
     padding_L = (mask_L == 0) & (random.random(length) < 0.5)
-    ids_L = np.where(padding_L, config.padding_id, request["input_ids"])
+    ids_L = np.where(padding_L, config.position_rule.padding_id, request["input_ids"])
     return request | {"input_ids": ids_L, "attention_mask": mask_L}
 
 
@@ -153,7 +171,7 @@ class PackedGraph:
 
     def __init__(self, graph: Path, config: EncoderConfig) -> None:
         self._runtime = Runtime(graph, "cpu")
-        self._rule = PositionRule(kind=config.position_rule, padding_id=config.padding_id)
+        self._rule = PositionRule(kind=config.position_rule.kind, padding_id=config.position_rule.padding_id)
 
     def sequence(self, request: Request) -> Sequence:
         real_L = request["attention_mask"].astype(np.bool_)
@@ -248,7 +266,7 @@ def within_budget(
 
     def errors(group: Many[int]) -> list[float]:
         requests = [subject.requests[index] for index in group]
-        outputs = reference.answer(padded(requests, subject.encoder.config.padding_id))
+        outputs = reference.answer(padded(requests, subject.encoder.config.position_rule.padding_id))
         rows = [{name: values[row] for name, values in outputs.items()} for row in range(len(group))]
         return [error(members[index], alone[index], row) for index, row in zip(group, rows, strict=True)]
 
@@ -432,7 +450,7 @@ def examine(
         same_bits(graph, members, alone, pool, progress),
         control(PackedGraph(nudged(folder / "packed.onnx"), config), members, alone),
     ]
-    bare, packed = bare_ways(folder / "padded.onnx", config.padding_id, pool), packed_ways(graph, pool)
+    bare, packed = bare_ways(folder / "padded.onnx", config.position_rule.padding_id, pool), packed_ways(graph, pool)
     return lines, speeds(bare, timed(bare | packed, subject.requests, rounds, progress))
 
 

@@ -73,13 +73,14 @@ def train(model: Encoder, steps: int = 150) -> None:
         logits = model(features=torch.from_numpy(frames)[None])["logits"][0]
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(speakers))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
 def draw(path: Path, truth: np.ndarray, answers: dict[str, np.ndarray]) -> None:
     """A strip for each: who speaks in the first twelve seconds."""
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     strips = {"who spoke": truth} | answers
     figure, axes = plt.subplots(len(strips), 1, figsize=(9, 1.2 * len(strips)), sharex=True, layout="constrained")
@@ -92,7 +93,7 @@ def draw(path: Path, truth: np.ndarray, answers: dict[str, np.ndarray]) -> None:
         axis.set_title(title, loc="left", fontsize=10)
     axes[-1].set_xlabel("seconds")
     colours = [image.cmap(image.norm(index)) for index in range(len(SPEAKERS))]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+    handles = [Patch(color=colour) for colour in colours]
     figure.legend(handles, SPEAKERS, loc="outside right center", frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -96,7 +96,7 @@ def train(model: Encoder, some: list[Sentence], steps: int = 250) -> None:
         logits = model(ids, mask)["logits"]
         loss = torch.nn.functional.cross_entropy(logits[mask == 1], labels[mask == 1])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 

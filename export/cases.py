@@ -4,6 +4,7 @@ Letters: B batch, L length, F features.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -162,7 +163,7 @@ def text_cases(tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[str, Arr
     for name, group in [(f"text_{number}", [text]) for number, text in enumerate(texts)] + [("texts", texts)]:
         if group:
             yield name, {"text": np.array(group)}, _tokenized(tokenizer, group)
-    pairs = [pair for pair in zip(TEXTS, TEXTS[1:], strict=False) if 0 < len(tokenizer.encode(*pair).ids) <= max_tokens]
+    pairs = [pair for pair in pairwise(TEXTS) if 0 < len(tokenizer.encode(*pair).ids) <= max_tokens]
     if pairs:
         first, second = zip(*pairs, strict=True)
         yield "text_pairs", {"text": np.array(first), "text_pair": np.array(second)}, _tokenized(tokenizer, pairs)

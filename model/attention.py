@@ -54,7 +54,7 @@ class Exact(nn.Module):
         self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, layout: Layout, bias: Bias | None
     ) -> Tensor:
         """What each query takes of the values, `[B, N, L or more, V]`."""
-        if not layout.dense and has_cheap_form(self.pattern):
+        if has_cheap_form(self.pattern) and not layout.dense:
             return blocked(self.score, self.select, self.pattern, query_BNLH, key_BNLH, value_BNLV, layout, bias)
         return self.weights(query_BNLH, key_BNLH, layout, bias) @ value_BNLV
 

@@ -44,8 +44,8 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty file in the graph's place, for tests in which only its fate matters."""
-    monkeypatch.setattr(export.bundle, "export_graph", lambda _, path: path.touch())
+    """No graphs, for tests in which only the fate of the folder matters."""
+    monkeypatch.setattr(export.bundle, "_write_graphs", lambda *_: None)
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -189,10 +189,10 @@ def test_a_graph_that_answers_wrongly_is_not_written(
     """The real proof, on a graph with other weights."""
     write_graph = export.graph.export_graph
 
-    def mistaken(encoder: Encoder, path: Path) -> None:
+    def mistaken(encoder: Encoder, path: Path, **options: bool) -> None:
         with torch.no_grad():
-            encoder.embeddings.tokens.weight.mul_(1.01)  # the contract is there by now
-        write_graph(encoder, path)
+            dict(encoder.named_parameters())["embeddings.inputs.tokens.weight"].mul_(1.01)  # the contract is there
+        write_graph(encoder, path, **options)
 
     monkeypatch.setattr(export.bundle, "export_graph", mistaken)
     with pytest.raises(ExportError, match="does not answer as the reference"):
@@ -285,18 +285,25 @@ def test_the_manifest_says_what_the_model_takes_and_gives(exported: Path) -> Non
         "attention_mask": ("INT64", [-1, -1], True),
         "token_type_ids": ("INT64", [-1, -1], True),
         "text": ("BYTES", [-1], True),
+        "text_pair": ("BYTES", [-1], True),
     }
     assert specs(exported, "outputs") == {
         "last_hidden_state": ("FP32", [-1, -1, 32], False),
         "sentence_embedding": ("FP32", [-1, 32], False),
+        "tokens": ("BYTES", [-1, -1], False),
+        "offsets": ("INT64", [-1, -1, 2], False),
+        "attentions": ("FP32", [-1, 1, 4, -1, -1], False),
     }
     manifest = json.loads((exported / MANIFEST).read_text())
     assert manifest["task"] == "embedding"
     assert manifest["limits"] == {"vocabulary": 100, "token_types": 2, "length": 16, "text_length": 12}
     assert manifest["position_rule"] == {"kind": "column", "padding_id": 0}
-    (graph,) = manifest["graphs"]
-    assert graph["outputs"] == ["last_hidden_state", "sentence_embedding"]
-    assert (exported / graph["file"]).is_file()
+    plain = ["last_hidden_state", "sentence_embedding"]
+    assert [(graph["kind"], graph["outputs"]) for graph in manifest["graphs"]] == [
+        ("answers", plain),
+        ("attentions", [*plain, "attentions"]),
+    ]
+    assert all((exported / graph["file"]).is_file() for graph in manifest["graphs"])
 
 
 def test_the_manifest_of_a_model_without_text_and_pooling(tiny_roberta_bundle: Path) -> None:
@@ -305,7 +312,10 @@ def test_the_manifest_of_a_model_without_text_and_pooling(tiny_roberta_bundle: P
         "attention_mask": ("INT64", [-1, -1], True),
         "token_type_ids": ("INT64", [-1, -1], True),
     }
-    assert specs(tiny_roberta_bundle, "outputs") == {"last_hidden_state": ("FP32", [-1, -1, 32], False)}
+    assert specs(tiny_roberta_bundle, "outputs") == {
+        "last_hidden_state": ("FP32", [-1, -1, 32], False),
+        "attentions": ("FP32", [-1, 2, 4, -1, -1], False),
+    }
     manifest = json.loads((tiny_roberta_bundle / MANIFEST).read_text())
     assert manifest["task"] == "encoder"
     assert manifest["limits"]["length"] == 40  # 42 positions, of which two lie before the first token's
