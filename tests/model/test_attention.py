@@ -303,6 +303,16 @@ def test_hard_attention_picks_the_first_of_equal_keys(pattern: Pattern) -> None:
             assert taken == [scores[key] for key in best]
 
 
+@pytest.mark.parametrize(
+    ("options", "projections", "out"),
+    [({}, True, True), ({"bias": False}, False, False), ({"bias": False, "out_bias": True}, False, True)],
+)
+def test_projections_have_biases_or_not(options: dict[str, Any], projections: bool, out: bool) -> None:
+    attention = AttentionConfig(2, **options).build(8, 16)
+    assert [layer.bias is not None for layer in (attention.query, attention.key, attention.value)] == [projections] * 3
+    assert (attention.out.bias is not None) == out
+
+
 def test_heads_need_not_divide_the_width_if_theirs_is_given() -> None:
     with pytest.raises(ValueError, match=r"^width 8 does not divide into 3 heads; give head_width$"):
         AttentionConfig(3).build(8, 16)

@@ -152,6 +152,17 @@ def test_a_graph_s_edges_are_the_pairs() -> None:
     assert matrix(Adjacency(), 6, edges=edges) == edges.tolist()
 
 
+@pytest.mark.parametrize(
+    ("count", "length", "slots"), [(1, 5, {0}), (3, 5, {0, 1, 2}), (3, 2, {0, 1}), (1, 1, {0}), (4, 1, {0})]
+)
+def test_the_first_tokens_are_named_once_each(count: int, length: int, slots: set[int]) -> None:
+    tokens = FirstTokens(count).tokens(padded(np.ones((2, length), bool)))
+    assert tokens.slots_BG.shape == (2, max(count, 2))
+    for row in range(2):
+        named = tokens.slots_BG[row][tokens.counts_BG[row]].tolist()
+        assert sorted(named) == sorted(slots)
+
+
 def test_missing_edges_are_named() -> None:
     with pytest.raises(ValueError, match="the input adjacency is missing"):
         matrix(Adjacency(), 3)
@@ -248,6 +259,7 @@ CHEAP = [
     BlockWindow(5, 3),
     RANDOM,
     Window(3) | Chunk(9),
+    Chunk(25) | Chunk(9),  # blocks of 25 cut through chunks of 9
     Window(20) | RANDOM | BlockWindow(6),
     Window(9) & Causal(),
     Chunk(6) & Causal(),

@@ -80,6 +80,7 @@ CHEAP: list[Pattern] = [
     Window(9) & Causal(),
     Causal() & Chunk(10),
     Window(2) | Chunk(7),
+    Chunk(25) | Chunk(9),
     Window(2) | FirstTokens(1),
     Window(2) | FirstTokens(5),
     FirstTokens(40) | Window(3),  # more global tokens than columns, in short rows
