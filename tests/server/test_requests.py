@@ -26,9 +26,7 @@ GRAPHS = manifest_of("features", "attention_mask", "adjacency", aligned=True)
 LONG = manifest_of("input_ids", "attention_mask", "global_attention_mask", first_tokens_global=1, aligned=True)
 IMAGES = manifest_of("pixel_values", image=Image(channels=3, height=4, width=6, patch=2), length=7)
 TEXTS = manifest_of(*TEXT, outputs=["last_hidden_state", "tokens", "offsets", "attentions"])
-WORDS = manifest_of(
-    *TEXT, outputs=["logits", "labels", "tokens", "offsets", "attentions"], task="token_classification"
-)
+WORDS = manifest_of(*TEXT, outputs=["logits", "labels", "tokens", "offsets", "attentions"], task="token_classification")
 
 
 @pytest.fixture(scope="module")
