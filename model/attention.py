@@ -4,7 +4,7 @@ Letters: B batch, L length, D width, N heads, H head width, V head width of the 
 lie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,7 +17,7 @@ from model.patterns import Full, Pairs, Pattern, least
 from model.positions import Rotary
 from model.scores import ScaledDot
 from model.selection import Selection, soft
-from model.sparse import Bias, blocked, has_cheap_form
+from model.sparse import Bias, Heads, Rule, blocked, has_cheap_form
 
 
 def all_pairs(layout: Layout) -> Pairs:
@@ -34,7 +34,33 @@ def all_pairs(layout: Layout) -> Pairs:
     )
 
 
-class Exact(nn.Module):
+class Mechanism(nn.Module):
+    """How projected heads attend."""
+
+    def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, layout: Layout, bias: Bias | None) -> Tensor:
+        """How much each query takes of each key, `[B, N, L, L]`."""
+        raise NotImplementedError
+
+    def forward(
+        self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, layout: Layout, bias: Bias | None
+    ) -> Tensor:
+        """What each query takes of the values, `[B, N, L or more, V]`."""
+        raise NotImplementedError
+
+
+class Attention(nn.Module):
+    """What lets the tokens of a sequence take something of one another."""
+
+    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+        """D values per token in, D values per token out."""
+        raise NotImplementedError
+
+    def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+        """How much each token takes of each other one, in each head: `[B, N, L, L]`."""
+        raise NotImplementedError
+
+
+class Exact(Mechanism):
     """Attention by scores: `select(score(Q, K)) V` over the pairs that a pattern allows."""
 
     def __init__(self, score: nn.Module, select: Selection, pattern: Pattern) -> None:
@@ -42,20 +68,17 @@ class Exact(nn.Module):
         self.score, self.select, self.pattern = score, select, pattern
 
     def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, layout: Layout, bias: Bias | None) -> Tensor:
-        """How much each query takes of each key, `[B, N, L, L]`."""
         pairs = all_pairs(layout)
-        scores_BNLL = self.score(query_BNLH, key_BNLH)
-        if bias is not None:
-            scores_BNLL = scores_BNLL + bias(pairs)
+        scores_BNLL = Rule(self.score, self.select, bias).scores(query_BNLH, key_BNLH, pairs)
         allowed = self.pattern.allows(pairs) & layout.real_BL[:, None, None, :]
         return self.select(scores_BNLL, allowed, pairs.j)
 
     def forward(
         self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, layout: Layout, bias: Bias | None
     ) -> Tensor:
-        """What each query takes of the values, `[B, N, L or more, V]`."""
         if has_cheap_form(self.pattern) and not layout.dense:
-            return blocked(self.score, self.select, self.pattern, query_BNLH, key_BNLH, value_BNLV, layout, bias)
+            heads = Heads(query_BNLH, key_BNLH, value_BNLV)
+            return blocked(Rule(self.score, self.select, bias), self.pattern, heads, layout)
         return self.weights(query_BNLH, key_BNLH, layout, bias) @ value_BNLV
 
 
@@ -72,7 +95,7 @@ class AttentionConfig:
     score: Callable[[int, int], nn.Module] = ScaledDot
     select: Selection = soft
     # In place of score, selection and pattern: a module of linear.py that costs linear time.
-    approximation: Callable[[int, int], nn.Module] | None = None
+    approximation: Callable[[int, int], Mechanism] | None = None
     head_width: int | None = None  # H of queries and keys; D / N when left out
     value_width: int | None = None  # H of values; that of the keys when left out
     bias: bool = True  # in the four projections
@@ -134,11 +157,13 @@ class AttentionConfig:
         return MultiHeadAttention(self, width, max_length)
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(Attention):
     """Each of N heads attends in its own projection of the input; their values are concatenated and projected.
 
     D values per token in, D values per token out.
     """
+
+    rotary: Rotary | None
 
     def __init__(self, config: AttentionConfig, width: int, max_length: int) -> None:
         super().__init__()
@@ -155,7 +180,7 @@ class MultiHeadAttention(nn.Module):
         self.rotary = None if config.rotary_base is None else Rotary(head_width, config.rotary_base, max_length)
         # Neighbouring heads with the same pattern attend together.
         self.runs = [len(list(run)) for _, run in groupby(config.patterns)]
-        self.mechanisms = nn.ModuleList(
+        self.mechanisms: Iterable[Mechanism] = nn.ModuleList(  # type: ignore[assignment]
             config.approximation(count, head_width)
             if config.approximation
             else Exact(config.score(count, head_width), config.select, pattern)
@@ -169,9 +194,9 @@ class MultiHeadAttention(nn.Module):
             mechanism(query, key, value, layout, run_bias)
             for mechanism, query, key, value, run_bias in zip(
                 self.mechanisms,
-                query_BNLH.split(self.runs, 1),
-                key_BNLH.split(self.runs, 1),
-                value_BNLV.split(self.runs, 1),
+                torch.split(query_BNLH, self.runs, 1),
+                torch.split(key_BNLH, self.runs, 1),
+                torch.split(value_BNLV, self.runs, 1),
                 self._split_bias(bias),
                 strict=True,
             )
@@ -179,14 +204,13 @@ class MultiHeadAttention(nn.Module):
         return self.out(layout.from_heads(_join(attended)))
 
     def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
-        """How much each token takes of each other one, in each head: `[B, N, L, L]`."""
         query_BNLH, key_BNLH = self._queries_and_keys(x, layout)
         weights = [
             mechanism.weights(query, key, layout, run_bias)
             for mechanism, query, key, run_bias in zip(
                 self.mechanisms,
-                query_BNLH.split(self.runs, 1),
-                key_BNLH.split(self.runs, 1),
+                torch.split(query_BNLH, self.runs, 1),
+                torch.split(key_BNLH, self.runs, 1),
                 self._split_bias(bias),
                 strict=True,
             )
@@ -204,10 +228,11 @@ class MultiHeadAttention(nn.Module):
         if bias is None or len(self.runs) == 1:
             return [bias] * len(self.runs)
         starts = [sum(self.runs[:index]) for index in range(len(self.runs))]
-        return [
-            lambda pairs, heads=slice(start, start + count): bias(pairs)[:, heads]
-            for start, count in zip(starts, self.runs, strict=True)
-        ]
+        return [_of_heads(bias, slice(start, start + count)) for start, count in zip(starts, self.runs, strict=True)]
+
+
+def _of_heads(bias: Bias, heads: slice) -> Bias:
+    return lambda pairs: bias(pairs)[:, heads]
 
 
 def _join(runs: list[Tensor]) -> Tensor:

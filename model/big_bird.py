@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.attention import all_pairs
+from model.attention import Attention, all_pairs
 from model.layout import GlobalTokens, Layout
 from model.patterns import BlockWindow, Pairs
 from model.scores import ScaledDot
 from model.selection import soft
-from model.sparse import Bias, global_rows, local_rows, put_rows
+from model.sparse import Bias, Heads, Rule, global_rows, local_rows, put_rows
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BigBirdConfig:
         return BigBirdAttention(self, width)
 
 
-class BigBirdAttention(nn.Module):
+class BigBirdAttention(Attention):
     """D values per token in, D values per token out. In blocks, only rows longer than `dense_up_to` come out right."""
 
     def __init__(self, config: BigBirdConfig, width: int) -> None:
@@ -73,11 +73,12 @@ class BigBirdAttention(nn.Module):
         self.score = ScaledDot(self.heads, width // self.heads)
 
     def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
-        query, key, value = (layout.to_heads(project(x), self.heads) for project in (self.query, self.key, self.value))
+        projections = self.query, self.key, self.value
+        heads = Heads(*(layout.to_heads(project(x), self.heads) for project in projections))
         if self._in_blocks(layout):
-            attended = self._attend_in_blocks(query, key, value, layout, bias)
+            attended = self._attend_in_blocks(heads, layout, bias)
         else:
-            attended = self._weights(query, key, layout, bias) @ value
+            attended = self._weights(heads.query, heads.key, layout, bias) @ heads.value
         return self.out(layout.from_heads(attended))
 
     def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
@@ -109,19 +110,15 @@ class BigBirdAttention(nn.Module):
             scores = scores + bias(pairs)
         return soft(scores, allowed & layout.real_BL[:, None, None, :], pairs.j)
 
-    def _attend_in_blocks(
-        self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLH: Tensor, layout: Layout, bias: Bias | None
-    ) -> Tensor:
+    def _attend_in_blocks(self, heads: Heads, layout: Layout, bias: Bias | None) -> Tensor:
         def between_the_ends(pairs: Pairs) -> Tensor:
-            repeats = self._repeats(pairs, query_BNLH.dtype)
+            repeats = self._repeats(pairs, heads.query.dtype)
             return repeats if bias is None else repeats + bias(pairs)
 
         ends = self._ends(layout)
-        projected = query_BNLH, key_BNLH, value_BNLH
-        attended = local_rows(
-            self.score, soft, BlockWindow(self.config.block), ends, *projected, layout, between_the_ends
-        )
-        return put_rows(attended, global_rows(self.score, soft, ends, *projected, layout, bias), ends)
+        between = Rule(self.score, soft, between_the_ends)
+        attended = local_rows(between, BlockWindow(self.config.block), ends, heads, layout)
+        return put_rows(attended, global_rows(Rule(self.score, soft, bias), ends, heads, layout), ends)
 
     def _repeats(self, pairs: Pairs, dtype: torch.dtype) -> Tensor:
         """What makes a softmax count the keys of the first block `1 + random` times: the logarithm, by key."""

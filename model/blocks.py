@@ -5,11 +5,12 @@ Letters: D width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from model.attention import Attention
 from model.layout import Layout
 from model.sparse import Bias
 
@@ -82,6 +83,8 @@ class FeedForwardConfig:
 class FeedForward(nn.Module):
     """The same for every token: D values in, D values out (Vaswani et al., 2017, 3.3)."""
 
+    gate: nn.Linear | None
+
     def __init__(self, config: FeedForwardConfig, width: int) -> None:
         super().__init__()
         self.up = nn.Linear(width, config.width, bias=config.bias)
@@ -95,21 +98,13 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.up(x)) * self.gate(x))
 
 
-class Attention(Protocol):
-    """What a block asks of an attention module."""
-
-    def __call__(self, x: Tensor, layout: Layout, bias: Bias | None) -> Tensor:
-        """D values per token in, D values per token out."""
-
-    def weights(self, x: Tensor, layout: Layout, bias: Bias | None) -> Tensor:
-        """`[B, N, L, L]`."""
-
-
 class Block(nn.Module):
     """Post-norm: the norm follows the residual sum, as in the original Transformer and BERT."""
 
+    attention: Attention
+
     def __init__(
-        self, attention: nn.Module, feed_forward: nn.Module, attention_norm: nn.Module, feed_forward_norm: nn.Module
+        self, attention: Attention, feed_forward: nn.Module, attention_norm: nn.Module, feed_forward_norm: nn.Module
     ) -> None:
         super().__init__()
         self.attention = attention

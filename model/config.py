@@ -15,14 +15,14 @@ from typing import Protocol
 
 from torch import nn
 
-from model.attention import AttentionConfig
+from model.attention import Attention, AttentionConfig
 from model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock
 from model.checks import check_integers
 from model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
 from model.heads import LabelsConfig
 from model.longformer import LongformerConfig
 from model.pooling import PoolingConfig, PoolingMode
-from model.positions import Learned, LogBuckets, PositionRule, RelativeBias, Sinusoidal
+from model.positions import Learned, LogBuckets, PositionRule, Sinusoidal
 
 __all__ = [
     "Activation",
@@ -75,7 +75,7 @@ class AnyAttentionConfig(Protocol):
     def max_length(self) -> int | None:
         """The longest row it takes; None if it does not care."""
 
-    def build(self, width: int, max_length: int) -> nn.Module: ...
+    def build(self, width: int, max_length: int) -> Attention: ...
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ Letters: B batch, L length, T tokens, D width, F features, C labels, N heads. `.
 says.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
+from model.blocks import Block
 from model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig
 from model.embeddings import cut_into_patches
 from model.layout import GlobalTokens, Layout, Padded
@@ -40,6 +43,9 @@ class Encoder(nn.Module):
     `encode` runs in any layout; calling the encoder itself takes padded rows, as callers send them.
     """
 
+    norm: nn.Module | None
+    head: nn.Module | None
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -48,7 +54,9 @@ class Encoder(nn.Module):
         self.relative_bias = (
             RelativeBias(heads, config.relative_bias, config.max_length) if config.relative_bias else None
         )
-        self.blocks = nn.ModuleList(layer.build(config.width, config.position_rows) for layer in config.layers)
+        self.blocks: Iterable[Block] = nn.ModuleList(  # type: ignore[assignment]
+            layer.build(config.width, config.position_rows) for layer in config.layers
+        )
         self.norm = config.final_norm.build(config.width) if config.final_norm else None
         self.head = config.head.build(config.width) if config.head else None
 

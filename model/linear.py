@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.attention import Mechanism
 from model.layout import Layout
 from model.sparse import Bias
 
@@ -34,7 +35,7 @@ def kernel_weights(query_BNLR: Tensor, key_BNLR: Tensor) -> Tensor:
     return torch.where(total > 0, products / torch.where(total > 0, total, 1.0), 0.0)
 
 
-class Kernel(nn.Module):
+class Kernel(Mechanism):
     """Attention by a positive feature map φ in place of the exponential."""
 
     def query_features(self, query_BNLH: Tensor) -> Tensor:
@@ -67,7 +68,8 @@ class LinearTransformer(Kernel):
 
 
 class Performer(Kernel):
-    """FAVOR+: positive orthogonal random features, whose products approximate `exp(q·k / √H)` (Choromanski et al., 2021).
+    """FAVOR+: positive orthogonal random features, whose products approximate `exp(q·k / √H)` (Choromanski et al.,
+    2021).
 
     The features are drawn once and kept with the weights.
     """
@@ -110,8 +112,11 @@ def orthogonal_features(count: int, width: int, seed: int) -> Tensor:
     return torch.cat(blocks)[:count].float()
 
 
-class Linformer(nn.Module):
-    """Keys and values projected along the length, from L to P vectors (Wang et al., 2020). Up to `max_length` columns."""
+class Linformer(Mechanism):
+    """Keys and values projected along the length, from L to P vectors (Wang et al., 2020).
+
+    Takes up to `max_length` columns.
+    """
 
     has_weights = False
 

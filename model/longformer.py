@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.attention import Exact, all_pairs
+from model.attention import Attention, Exact, all_pairs
 from model.layout import Layout
 from model.patterns import GlobalMask, Window
 from model.scores import ScaledDot
 from model.selection import soft
-from model.sparse import Bias, global_rows, put_rows
+from model.sparse import Bias, Heads, Rule, global_rows, put_rows
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LongformerConfig:
         return LongformerAttention(self, width)
 
 
-class LongformerAttention(nn.Module):
+class LongformerAttention(Attention):
     """Tokens see their window and the global tokens; a global token sees all, through `W_q, W_k, W_v` of its own."""
 
     def __init__(self, config: LongformerConfig, width: int) -> None:
@@ -53,12 +53,9 @@ class LongformerAttention(nn.Module):
         attended = attended * layout.real_BL[:, None, :, None].to(attended.dtype)
         tokens = layout.global_tokens
         if tokens is not None:
-            everywhere = [
-                layout.to_heads(project(x), self.heads)
-                for project in (self.query_global, self.key_global, self.value_global)
-            ]
-            rows = global_rows(self.ordinary.score, soft, tokens, *everywhere, layout)
-            attended = put_rows(attended, rows, tokens)
+            projections = self.query_global, self.key_global, self.value_global
+            heads = Heads(*(layout.to_heads(project(x), self.heads) for project in projections))
+            attended = put_rows(attended, global_rows(Rule(self.ordinary.score, soft), tokens, heads, layout), tokens)
         return self.out(layout.from_heads(attended))
 
     def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:

@@ -270,8 +270,8 @@ class Adjacency(Pattern):
 class Random(Pattern):
     """Every block of queries sees `count` random blocks of keys (Big Bird).
 
-    Which ones depends on the seed and the query's block alone, never on the length: they are drawn from the blocks up to
-    about twice as far as the query's own. Those beyond the sequence's end fall away.
+    Which ones depends on the seed and the query's block alone, never on the length: they are drawn from the blocks up
+    to about twice as far as the query's own. Those beyond the sequence's end fall away.
     """
 
     count: int

@@ -101,7 +101,7 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys of all heads, `[..., N * H]`, turned."""
-        heads = x.unflatten(-1, (-1, self.head_width))
+        heads = x.reshape(*x.shape[:-1], -1, self.head_width)
         first, second = heads.chunk(2, -1)
         turned = torch.cat([-second, first], -1)
         cos, sin = self.cos[positions][..., None, :], self.sin[positions][..., None, :]

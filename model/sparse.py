@@ -8,6 +8,8 @@ Letters: B batch, L length, N heads, H head width, G global tokens, `C` blocks o
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,28 @@ from model.patterns import GlobalPattern, Pairs, Pattern, Union
 from model.selection import Selection
 
 Bias = Callable[[Pairs], Tensor]  # added to the scores: [1, N, ..., Q, K]
+
+
+class Heads(NamedTuple):
+    """What each head works on: queries and keys `[B, N, L, H]`, values `[B, N, L, V]`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How pairs are scored and what is taken of them."""
+
+    score: nn.Module
+    select: Selection
+    bias: Bias | None = None
+
+    def scores(self, queries: Tensor, keys: Tensor, pairs: Pairs) -> Tensor:
+        """`[B, N, ..., Q, K]` for queries `[B, N, ..., Q, H]` and keys `[B, N, ..., K, H]`."""
+        scores: Tensor = self.score(queries, keys)
+        return scores if self.bias is None else scores + self.bias(pairs)
 
 
 def has_cheap_form(pattern: Pattern) -> bool:
@@ -94,85 +118,49 @@ def _first_of(blocks_CM: Tensor) -> Tensor:
     return ~(same_CMM & earlier_MM).any(-1)
 
 
-def blocked(
-    score: nn.Module,
-    select: Selection,
-    pattern: Pattern,
-    query_BNLH: Tensor,
-    key_BNLH: Tensor,
-    value_BNLV: Tensor,
-    layout: Layout,
-    bias: Bias | None = None,
-) -> Tensor:
+def blocked(rule: Rule, pattern: Pattern, heads: Heads, layout: Layout) -> Tensor:
     """What each query takes of the values it may look at: `[B, N, C * S, V]`, L slots and some beyond them."""
     tokens = _global_tokens(pattern, layout)
-    attended = local_rows(score, select, pattern, tokens, query_BNLH, key_BNLH, value_BNLV, layout, bias)
-    if tokens is None:
-        return attended
-    every_row = global_rows(score, select, tokens, query_BNLH, key_BNLH, value_BNLV, layout, bias)
-    return put_rows(attended, every_row, tokens)
+    attended = local_rows(rule, pattern, tokens, heads, layout)
+    return attended if tokens is None else put_rows(attended, global_rows(rule, tokens, heads, layout), tokens)
 
 
-def local_rows(
-    score: nn.Module,
-    select: Selection,
-    pattern: Pattern,
-    tokens: GlobalTokens | None,
-    query_BNLH: Tensor,
-    key_BNLH: Tensor,
-    value_BNLV: Tensor,
-    layout: Layout,
-    bias: Bias | None = None,
-) -> Tensor:
+def local_rows(rule: Rule, pattern: Pattern, tokens: GlobalTokens | None, heads: Heads, layout: Layout) -> Tensor:
     """Each block's queries with the keys of few blocks and, once each, the global tokens: `[B, N, C * S, V]`."""
     blocks = Blocks(pattern, layout)
-    queries = blocks.queries(query_BNLH)
-    scores = score(queries, blocks.keys(key_BNLH))
-    if bias is not None:
-        scores = scores + bias(blocks.pairs)
+    queries = blocks.queries(heads.query)
+    scores = rule.scores(queries, blocks.keys(heads.key), blocks.pairs)
     allowed = blocks.allowed & blocks.of_keys(layout.real_BL)
     columns = blocks.pairs.j
     if tokens is None:
-        return (select(scores, allowed, columns) @ blocks.keys(value_BNLV)).flatten(2, 3)
+        return (rule.select(scores, allowed, columns) @ blocks.keys(heads.value)).flatten(2, 3)
 
     slots_L = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)
     allowed = allowed & ~blocks.of_keys(tokens.among(slots_L).any(-1))  # looked at apart
     global_columns = tokens.slots_BG[:, None, None, None, :]
-    global_keys = rows_at(key_BNLH, tokens.slots_BG)[:, :, None]  # [B, N, 1, G, H]
-    global_scores = score(queries, global_keys)  # [B, N, C, S, G]
-    if bias is not None:
-        global_scores = global_scores + bias(Pairs(i=blocks.pairs.i, j=global_columns))
+    global_keys = rows_at(heads.key, tokens.slots_BG)[:, :, None]  # [B, N, 1, G, H]
+    global_scores = rule.scores(queries, global_keys, Pairs(i=blocks.pairs.i, j=global_columns))  # [B, N, C, S, G]
     real_BG = tokens.counts_BG & layout.real_BL.gather(1, tokens.slots_BG)
     global_allowed = real_BG[:, None, None, None, :]
     shape = (*allowed.shape[:-1], global_allowed.shape[-1])
     # The global tokens last: how many places they have depends on the neighbours in a batch, and nothing else may.
-    weights = select(
+    weights = rule.select(
         torch.cat([scores, global_scores], -1),
         torch.cat([allowed, global_allowed.expand(shape)], -1),
         torch.cat([columns.expand(allowed.shape), global_columns.expand(*shape)], -1),
     )
     count = scores.shape[-1]
-    global_values = rows_at(value_BNLV, tokens.slots_BG)[:, :, None]
-    attended = weights[..., :count] @ blocks.keys(value_BNLV) + weights[..., count:] @ global_values
+    global_values = rows_at(heads.value, tokens.slots_BG)[:, :, None]
+    attended = weights[..., :count] @ blocks.keys(heads.value) + weights[..., count:] @ global_values
     return attended.flatten(2, 3)
 
 
-def global_rows(
-    score: nn.Module,
-    select: Selection,
-    tokens: GlobalTokens,
-    query_BNLH: Tensor,
-    key_BNLH: Tensor,
-    value_BNLV: Tensor,
-    layout: Layout,
-    bias: Bias | None = None,
-) -> Tensor:
+def global_rows(rule: Rule, tokens: GlobalTokens, heads: Heads, layout: Layout) -> Tensor:
     """The global tokens' queries with every key: `[B, N, G, V]`."""
     columns = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)[None, None, None, :]
-    scores = score(rows_at(query_BNLH, tokens.slots_BG), key_BNLH)
-    if bias is not None:
-        scores = scores + bias(Pairs(i=tokens.slots_BG[:, None, :, None], j=columns))
-    return select(scores, layout.real_BL[:, None, None, :], columns) @ value_BNLV
+    pairs = Pairs(i=tokens.slots_BG[:, None, :, None], j=columns)
+    scores = rule.scores(rows_at(heads.query, tokens.slots_BG), heads.key, pairs)
+    return rule.select(scores, layout.real_BL[:, None, None, :], columns) @ heads.value
 
 
 def put_rows(x_BNLV: Tensor, rows_BNGV: Tensor, tokens: GlobalTokens) -> Tensor:
