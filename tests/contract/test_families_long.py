@@ -87,8 +87,7 @@ def test_longformer(tmp_path: Path) -> None:
     """With the global tokens of a request, and with those of the classifier, `[CLS]`, where a request names none."""
     with served(
         tmp_path, "LongformerForSequenceClassification", "LongformerConfig", vocab_size=VOCABULARY,
-        attention_window=[8, 16],
-        max_position_embeddings=122, pad_token_id=1, type_vocab_size=2,
+        num_hidden_layers=1, attention_window=8, max_position_embeddings=122, pad_token_id=1, type_vocab_size=2,
     ) as client:  # fmt: skip
         for length in LENGTHS:
             inputs = rows(length, types=2)
@@ -105,8 +104,8 @@ def test_longformer(tmp_path: Path) -> None:
 def test_big_bird(tmp_path: Path) -> None:
     """Row by row: the padding of a batch does not matter here. Rows up to (5 + 2) blocks are attended to in full."""
     with served(
-        tmp_path, "BigBirdModel", "BigBirdConfig", vocab_size=VOCABULARY, block_size=5, num_random_blocks=1,
-        max_position_embeddings=120, bos_token_id=1, eos_token_id=2, sep_token_id=3,
+        tmp_path, "BigBirdModel", "BigBirdConfig", vocab_size=VOCABULARY, num_hidden_layers=1,
+        block_size=5, num_random_blocks=1, max_position_embeddings=120, bos_token_id=1, eos_token_id=2, sep_token_id=3,
     ) as client:  # fmt: skip
         assert [graph.longest for graph in read_manifest(tmp_path / "bundle").graphs][:2] == [35, None]
         for length in (1, 35, 36, 41, 120):
