@@ -57,7 +57,7 @@ from server.machine import usable_cpus
 from server.runtime import CPU, Runtime
 
 SEED = 20240229
-BUDGET = BUDGETS["fp32", CPU]
+BUDGET = BUDGETS["fp32", CPU].vectors.limit
 MEDIAN_LENGTH, SIGMA, LONGEST = 24, 0.6, 256
 SHARE_OF_ONES = 0.02  # requests of a single token, on top of those that the distribution gives
 LARGEST_GROUP = 32

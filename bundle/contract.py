@@ -5,9 +5,11 @@ compares: `heed export` calls it on every graph it writes, the server before it 
 demand, and the tests.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 
@@ -18,13 +20,71 @@ from bundle.packing import Arrays
 CONTRACT = "contract.npz"
 START_TOKENS = 1500  # what a server checks before it is ready; `heed verify` checks everything
 
-# The largest error that each precision may have on each provider, as a share of `scale` (see `error_of`). The
-# numbers follow from what the arithmetic can hold (float32 torch itself is 6e-6 away from float64 on MiniLM),
-# not from what was measured here.
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+Measure = Literal["share", "cosine"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far an answer may be off. Either measure is 0 for the reference's own answer and grows with the error.
+
+    - share: the largest absolute difference, as a share of `scale` (see `error_of`).
+    - cosine: 1 - cosine of the worst vector, along the last axis (see `cosine_distance`).
+    """
+
+    limit: float
+    measure: Measure = "share"
+
+    def used(self, answer: np.ndarray, reference: np.ndarray) -> float:
+        """The error, by this measure."""
+        return (error_of if self.measure == "share" else cosine_distance)(answer, reference)
+
+    def decides(self, logits: np.ndarray) -> np.ndarray:
+        """Where the best of the reference's logits `[..., labels]` wins whatever the budget allows, `[...]`."""
+        second, best = np.moveaxis(np.sort(logits, -1)[..., -2:], -1, 0)
+        if self.measure == "share":
+            scale = max(1.0, float(np.abs(logits).max()))
+            return np.asarray(best - second > 2 * self.limit * scale)
+        # A vector turned so far has moved by √(2 limit) of its length, and the difference of two values by √2 of that.
+        length = np.maximum(1.0, np.linalg.norm(logits, axis=-1))
+        return np.asarray(best - second > 2 * math.sqrt(self.limit) * length)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What one precision may do on one provider, by what an output holds."""
+
+    vectors: Budget  # hidden states, logits of two labels and more, embeddings of any length, attention weights
+    unit_length: Budget  # embeddings of length 1
+    scores: Budget  # logits of one label: of a single number a cosine knows the sign only
+
+    @classmethod
+    def alike(cls, limit: float) -> Self:
+        """The same share for all."""
+        return cls(Budget(limit), Budget(limit), Budget(limit))
+
+    def of(self, output: str, reference: np.ndarray) -> Budget:
+        """The budget of an output, whose reference says whether its vectors have length 1."""
+        if output == "logits" and reference.shape[-1] == 1:
+            return self.scores
+        if output == "sentence_embedding" and np.allclose(np.linalg.norm(reference, axis=-1), 1.0):
+            return self.unit_length
+        return self.vectors
+
+
+# The numbers follow from what the arithmetic can hold (float32 torch itself is 6e-6 away from float64 on MiniLM), not
+# from what was measured here. What is not in the table is neither proven nor served.
 BUDGETS = {
-    ("fp32", "CPUExecutionProvider"): 1e-5,
-    ("fp32", "CUDAExecutionProvider"): 1e-5,  # with TF32 off, as the server sets it
+    ("fp32", CPU): Budgets.alike(1e-5),
+    ("fp32", CUDA): Budgets.alike(1e-5),  # with TF32 off, as the server sets it
+    ("fp16", CUDA): Budgets(Budget(1e-2), unit_length=Budget(1e-4, "cosine"), scores=Budget(1e-2)),
+    ("int8", CPU): Budgets(Budget(1e-2, "cosine"), unit_length=Budget(5e-3, "cosine"), scores=Budget(0.1)),
 }
+
+
+def has_budget(precision: str, provider: str) -> bool:
+    """Whether a precision is for a provider at all: float16 is for CUDA, int8 for the CPU."""
+    return (precision, provider) in BUDGETS
 
 
 @dataclass(frozen=True)
@@ -43,9 +103,10 @@ class Finding:
 
     case: str
     output: str
-    error: float  # in units of the budget's scale; infinity if there was no usable answer
+    error: float  # by the measure; infinity if there was no usable answer
     budget: float
     reason: str = ""  # why there was no usable answer
+    measure: Measure = "share"  # what error and budget count, see `Budget`
 
     @property
     def holds(self) -> bool:
@@ -53,7 +114,8 @@ class Finding:
 
     def __str__(self) -> str:
         off = f"has no usable answer ({self.reason})" if self.reason else f"is off by {self.error:.1e}"
-        return f"{self.output} in case {self.case} {off}, {self.budget:.0e} is allowed"
+        of = " of 1 - cosine" if self.measure == "cosine" else ""
+        return f"{self.output} in case {self.case} {off}, {self.budget:.0e}{of} is allowed"
 
 
 @dataclass(frozen=True)
@@ -77,24 +139,49 @@ def error_of(answer: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(answer.astype(np.float64) - reference).max(initial=0.0)) / scale
 
 
-def _compare(case: Case, output: str, answers: Arrays, budget: float) -> Finding:
+def cosine_distance(answer: np.ndarray, reference: np.ndarray) -> float:
+    """1 - cosine of the vectors `[..., D]` that differ most, as half the squared distance of vectors of length 1.
+
+    The direction of a short vector means little, and zeros have none: where the reference is shorter than 1 it is half
+    the squared distance of the vectors as they are, as if both were a part of longer ones.
+    """
+    answer = answer.astype(np.float64)
+    length, answered = (np.linalg.norm(each, axis=-1, keepdims=True) for each in (reference, answer))
+    short = length < 1
+    unit = reference / np.where(short, 1.0, length)
+    answered_unit = answer / np.where(short | (answered == 0), 1.0, answered)
+    return float(((answered_unit - unit) ** 2).sum(-1).max(initial=0.0)) / 2
+
+
+def _compare(case: Case, output: str, answers: Arrays, budgets: Budgets) -> Finding:
     reference = case.outputs[output]
+    budget = _budget(case, output, budgets)
+
+    def unusable(reason: str) -> Finding:
+        return _failed(case, output, budgets, reason)
+
     if output not in answers:
-        return Finding(case.name, output, np.inf, budget, f"no {output} in the answer")
+        return unusable(f"no {output} in the answer")
     answer = answers[output]
     if answer.shape != reference.shape:
-        return Finding(case.name, output, np.inf, budget, f"shape {answer.shape}, expected {reference.shape}")
+        return unusable(f"shape {answer.shape}, expected {reference.shape}")
     if output == "labels":
         wrong = _wrong_label(answer, reference, case.outputs["logits"], budget)
-        return Finding(case.name, output, np.inf if wrong else 0.0, budget, wrong)
+        return unusable(wrong) if wrong else Finding(case.name, output, 0.0, budget.limit, "", budget.measure)
     if not np.isfinite(reference).all():
-        return Finding(case.name, output, np.inf, budget, "NaN or infinity in the reference")
+        return unusable("NaN or infinity in the reference")
     if not np.isfinite(answer).all():
-        return Finding(case.name, output, np.inf, budget, "NaN or infinity in the answer")
-    return Finding(case.name, output, error_of(answer, reference), budget)
+        return unusable("NaN or infinity in the answer")
+    return Finding(case.name, output, budget.used(answer, reference), budget.limit, "", budget.measure)
 
 
-def _wrong_label(answer: np.ndarray, reference: np.ndarray, logits: np.ndarray, budget: float) -> str:
+def _budget(case: Case, output: str, budgets: Budgets) -> Budget:
+    """Labels have that of their logits."""
+    decisive = "logits" if output == "labels" else output
+    return budgets.of(decisive, case.outputs[decisive])
+
+
+def _wrong_label(answer: np.ndarray, reference: np.ndarray, logits: np.ndarray, budget: Budget) -> str:
     """The first label `[...]` that is not the reference's, in words; empty if there is none.
 
     Labels whose logits `[..., labels]` are so close that the budget lets either win are not compared.
@@ -102,10 +189,8 @@ def _wrong_label(answer: np.ndarray, reference: np.ndarray, logits: np.ndarray, 
     answer, reference = answer.astype(str), reference.astype(str)
     differ = answer != reference
     if logits.shape[-1] > 1:
-        scale = max(1.0, float(np.abs(logits).max()))
-        second, best = np.moveaxis(np.sort(logits, -1)[..., -2:], -1, 0)
         # At padding the label is "" and the logits are zeros: there is nothing to win.
-        differ &= (best - second > 2 * budget * scale) | (answer == "") | (reference == "")
+        differ &= budget.decides(logits) | (answer == "") | (reference == "")
     if not differ.any():
         return ""
     index = np.argwhere(differ)[0]
@@ -146,14 +231,19 @@ def check(
 
     An answer that raises is a finding, not an error: a wrong bundle may fail in any way.
     """
-    budget = BUDGETS[precision, provider]
+    budgets = BUDGETS[precision, provider]
     for case in cases:
         try:
             answers = answer(case.inputs, list(case.outputs))
         except Exception as error:
-            yield from (Finding(case.name, output, np.inf, budget, str(error)) for output in case.outputs)
+            yield from (_failed(case, output, budgets, str(error)) for output in case.outputs)
             continue
-        yield from (_compare(case, output, answers, budget) for output in case.outputs)
+        yield from (_compare(case, output, answers, budgets) for output in case.outputs)
+
+
+def _failed(case: Case, output: str, budgets: Budgets, reason: str) -> Finding:
+    budget = _budget(case, output, budgets)
+    return Finding(case.name, output, np.inf, budget.limit, reason, budget.measure)
 
 
 def write_contract(folder: Path, cases: list[Case]) -> None:

@@ -6,7 +6,7 @@ Letters in shapes: -1 stands for any size (batch, length).
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,7 +16,7 @@ MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 
 Datatype = Literal["BOOL", "INT64", "FP32", "BYTES"]
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "fp16", "int8"]
 Task = Literal["encoder", "embedding", "sequence_classification", "token_classification", "reranking"]
 GraphKind = Literal["answers", "attentions"]
 # A name in the bundle's own folder: no separators, no leading dot, so that it can never lead out of it.
@@ -81,6 +81,9 @@ class Graph(_Part):
     outputs: list[str]
     kind: GraphKind = "answers"  # "attentions": those and the attention weights
     longest: int | None = Field(None, ge=1)  # for sequences that span at most so many columns; None: for all
+    # Whether it was compared with the reference when it was exported, on the provider that it is for. If not, the first
+    # server on such a provider is the first to know.
+    proven: bool = True
 
 
 class Provenance(_Part):
@@ -138,6 +141,15 @@ class Manifest(_Part):
     @property
     def gives_attentions(self) -> bool:
         return any(graph.kind == "attentions" for graph in self.graphs)
+
+    @property
+    def precisions(self) -> list[Precision]:
+        """Those there are, the most exact first."""
+        return [precision for precision in get_args(Precision) if any(g.precision == precision for g in self.graphs)]
+
+    def is_proven(self, precision: str) -> bool:
+        """Whether every graph of a precision was compared with the reference when it was exported."""
+        return all(graph.proven for graph in self.graphs if graph.precision == precision)
 
     def graphs_of(self, precision: str, kind: GraphKind = "answers") -> list[Graph]:
         """The graphs of one precision and kind, those for short sequences first.

@@ -11,12 +11,15 @@ from bundle.contract import (
     BUDGETS,
     CONTRACT,
     START_TOKENS,
+    Budget,
     Case,
     Finding,
     Report,
     check,
     check_complete,
+    cosine_distance,
     error_of,
+    has_budget,
     read_contract,
     write_contract,
 )
@@ -40,8 +43,17 @@ def finding_of(
     return finding
 
 
-def test_the_budget_is_what_the_product_promises() -> None:
-    assert BUDGETS["fp32", CPU] == BUDGETS["fp32", "CUDAExecutionProvider"] == 1e-5
+def test_the_budgets_are_what_the_product_promises() -> None:
+    cuda = "CUDAExecutionProvider"
+    assert {key: (each.vectors, each.unit_length, each.scores) for key, each in BUDGETS.items()} == {
+        ("fp32", CPU): (Budget(1e-5), Budget(1e-5), Budget(1e-5)),
+        ("fp32", cuda): (Budget(1e-5), Budget(1e-5), Budget(1e-5)),
+        ("fp16", cuda): (Budget(1e-2), Budget(1e-4, "cosine"), Budget(1e-2)),
+        ("int8", CPU): (Budget(1e-2, "cosine"), Budget(5e-3, "cosine"), Budget(0.1)),
+    }
+    assert has_budget("int8", CPU)
+    assert not has_budget("int8", cuda)
+    assert not has_budget("fp16", CPU)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,7 @@ def test_errors_are_computed_in_float64() -> None:
 
 
 def test_an_error_of_just_the_budget_holds_and_the_next_larger_one_does_not() -> None:
-    edge = BUDGETS["fp32", CPU]
+    edge = BUDGETS["fp32", CPU].vectors.limit
     assert finding_of(np.array([[edge]]), np.zeros((1, 1))).holds
     assert not finding_of(np.array([[np.nextafter(edge, 1)]]), np.zeros((1, 1))).holds
 
@@ -159,6 +171,87 @@ def test_padding_has_no_label() -> None:
         assert [finding.holds for finding in check([case], lambda *_, a=answer: a, "fp32", CPU)] == [True, holds]
 
 
+# Cosines, and what each output is allowed
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "distance"),
+    [
+        ([[3.0, 4.0]], [[3.0, 4.0]], 0.0),
+        ([[30.0, 40.0]], [[3.0, 4.0]], 0.0),  # a cosine does not know lengths
+        ([[4.0, 0.0]], [[0.0, 3.0]], 1.0),
+        ([[-3.0, 0.0]], [[3.0, 0.0]], 2.0),
+        ([[3.0, 4.0]], [[5.0, 0.0]], 0.4),
+        ([[5.0, 0.0], [3.0, 4.0]], [[5.0, 0.0], [5.0, 0.0]], 0.4),  # the worst vector counts
+        ([[0.0, 0.0]], [[5.0, 0.0]], 0.5),  # zeros have no direction
+        ([[0.0, 0.0]], [[0.0, 0.0]], 0.0),
+        ([[0.6, 0.0]], [[0.0, 0.0]], 0.18),
+        ([[0.1, 0.2]], [[0.2, 0.1]], 0.01),  # short: half the squared distance, though its cosine is 0.8
+        (np.zeros((0, 2)), np.zeros((0, 2)), 0.0),
+    ],
+)
+def test_cosines_are_of_each_vector_and_short_ones_count_as_they_are(
+    answer: list[list[float]], reference: list[list[float]], distance: float
+) -> None:
+    assert cosine_distance(np.array(answer), np.array(reference)) == pytest.approx(distance, abs=1e-15)
+
+
+def test_a_small_angle_is_not_lost_in_rounding() -> None:
+    """1 - cosine of an angle of 1e-10 is 5e-21, where 1 - np.cos(1e-10) is 0."""
+    assert cosine_distance(np.array([[10.0, 1e-9]]), np.array([[10.0, 0.0]])) == pytest.approx(5e-21)
+
+
+TURNED = np.array([[10.0, 1.0]])  # by 0.1 from the first axis: 1 - cosine is 5e-3, the largest difference 0.1 of scale
+AXIS = np.array([[10.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "reference", "budget"),
+    [
+        ("last_hidden_state", TURNED, AXIS, Budget(1e-2, "cosine")),
+        ("logits", TURNED, AXIS, Budget(1e-2, "cosine")),
+        ("sentence_embedding", TURNED, AXIS, Budget(1e-2, "cosine")),
+        ("sentence_embedding", TURNED / 10, AXIS / 10, Budget(5e-3, "cosine")),
+        ("logits", AXIS[:, :1], AXIS[:, :1] + 1, Budget(0.1)),
+        ("attentions", TURNED / 20, AXIS / 20, Budget(1e-2, "cosine")),
+    ],
+)
+def test_what_an_output_holds_decides_its_budget(
+    output: str, answer: np.ndarray, reference: np.ndarray, budget: Budget
+) -> None:
+    case = Case("a", {}, {output: reference}, at_start=True)
+    (finding,) = check([case], lambda *_: {output: answer}, "int8", CPU)
+    assert (finding.budget, finding.measure) == (budget.limit, budget.measure)
+    assert finding.error == budget.used(answer, reference) > 0
+    assert finding.holds
+    (finding,) = check([case], lambda *_: {output: -answer}, "int8", CPU)
+    assert not finding.holds
+
+
+def test_an_answer_that_cannot_be_used_has_the_measure_of_its_output() -> None:
+    case = Case("a", {}, {"last_hidden_state": AXIS}, at_start=True)
+    for answer in ({}, {"last_hidden_state": AXIS[0]}, {"last_hidden_state": AXIS * np.nan}):
+        (finding,) = check([case], lambda *_, given=answer: given, "int8", CPU)
+        assert (finding.error, finding.budget, finding.measure) == (np.inf, 1e-2, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("logits", "decided"),
+    [
+        ([[2.0, 0.0, -0.1]], True),  # √(2 * 0.01) of the length is 0.28, and √2 of that 0.4
+        ([[2.0, 1.61, 0.0]], False),
+        ([[0.3, 0.0, 0.0]], True),  # short: as if its length were 1, 0.2 is what can be made up
+        ([[0.1, 0.0, 0.0]], False),
+    ],
+)
+def test_labels_are_compared_where_a_cosine_decides(logits: list[list[float]], decided: bool) -> None:
+    reference = {"logits": np.array(logits), "labels": np.array(["a"])}
+    case = Case("a", {}, reference, at_start=True)
+    _, finding = check([case], lambda *_: reference | {"labels": np.array(["b"])}, "int8", CPU)
+    assert finding.holds is not decided
+    assert (finding.budget, finding.measure) == (1e-2, "cosine")
+
+
 def cases_of(*requests: tuple[Arrays, list[str]]) -> list[Case]:
     return [
         Case(str(number), inputs, {name: np.zeros(1) for name in outputs}, at_start=True)
@@ -231,6 +324,8 @@ def test_the_worst_finding_uses_most_of_its_own_budget() -> None:
 def test_a_finding_names_output_case_and_budget() -> None:
     assert str(Finding("a", "y", 2.34e-5, 1e-5)) == "y in case a is off by 2.3e-05, 1e-05 is allowed"
     assert "y in case a has no usable answer (too late)" in str(Finding("a", "y", np.inf, 1e-5, "too late"))
+    turned = Finding("a", "y", 0.0123, 1e-2, measure="cosine")
+    assert str(turned) == "y in case a is off by 1.2e-02, 1e-02 of 1 - cosine is allowed"
 
 
 def test_an_unknown_precision_has_no_budget() -> None:

@@ -43,6 +43,15 @@ def test_what_does_not_fit_together_is_refused(inputs: list[str], fields: dict[s
         manifest_of(*inputs, **fields)
 
 
+def test_precisions_are_listed_once_the_most_exact_first() -> None:
+    graphs = [graph(None, f"{number}.onnx") for number in range(4)]
+    for number, precision in enumerate(["int8", "fp32", "fp16", "int8"]):
+        graphs[number] = graphs[number].model_copy(update={"precision": precision, "proven": number != 3})
+    manifest = manifest_of("input_ids", graphs=graphs)
+    assert manifest.precisions == ["fp32", "fp16", "int8"]
+    assert [manifest.is_proven(precision) for precision in manifest.precisions] == [True, True, False]
+
+
 def test_a_graph_up_to_the_longest_row_is_enough() -> None:
     assert manifest_of("input_ids", graphs=[graph(40)]).graphs_of("fp32") == [graph(40)]
 
