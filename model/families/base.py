@@ -6,6 +6,7 @@ architectures have which head, and what its weights are called here. Each family
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -315,8 +316,10 @@ def _look_up(weights: Weights, name: str) -> str | Parts | None:
 def label_names(config: Json) -> tuple[str, ...]:
     """The labels' names in order; LABEL_0, LABEL_1, ... where the config has none, two if it does not say how many.
 
+    Where several have one name, their numbers tell them apart: ImageNet has two kinds of "crane".
+
     Raises:
-        ValueError: the numbers of the labels are not 0, 1, ..., or two have one name.
+        ValueError: the numbers of the labels are not 0, 1, ..., or a name is none.
     """
     names = config["id2label"]
     if names is None:
@@ -330,7 +333,5 @@ def label_names(config: Json) -> tuple[str, ...]:
     if config["num_labels"] not in (None, len(names)):
         raise ValueError(f"config.json: num_labels={config['num_labels']!r}, but id2label has {len(names)} names")
     in_order = tuple(str(names[str(number)]) for number in range(len(names)))
-    twice = sorted({name for name in in_order if in_order.count(name) > 1})
-    if twice:
-        raise ValueError(f"config.json: id2label has {', '.join(twice)} more than once; labels need names of their own")
-    return in_order
+    times = Counter(in_order)
+    return tuple(name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(in_order))
