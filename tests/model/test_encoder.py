@@ -338,7 +338,7 @@ def test_the_weights_of_a_layer_are_those_that_it_attends_by() -> None:
     weights = encoder(ids, attentions=True)["attentions"]
     for number, block in enumerate(encoder.blocks):
         attention: Any = block.attention
-        seen = block.attention_norm(x)  # type: ignore[operator]
+        seen = block.attention_norm(x)
         values = layout.to_heads(attention.value(seen), 2)
         attended = attention.out(layout.from_heads(weights[:, number] @ values))
         assert_close(attended, attention(seen, layout))
