@@ -107,7 +107,7 @@ def test_hidden_states_of_long_rows(plain: Path, length: int) -> None:
 
 def test_long_rows_are_computed_in_blocks(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above is about blocks, and short rows among long ones are not."""
-    encoder = load_checkpoint(plain).encoder
+    encoder: Any = load_checkpoint(plain).encoder
     attention = encoder.blocks[0].attention
     assert isinstance(attention, BigBirdAttention)
     monkeypatch.setattr("model.layout.DENSE_COLUMNS", 0)

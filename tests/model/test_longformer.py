@@ -220,7 +220,7 @@ def test_another_window_would_be_seen(plain: Path, tmp_path: Path, window: int) 
 
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 def test_global_tokens_without_projections_of_their_own_would_be_seen(plain: Path, name: str) -> None:
-    encoder = load_checkpoint(plain).encoder
+    encoder: Any = load_checkpoint(plain).encoder
     attention = encoder.blocks[1].attention
     setattr(attention, f"{name}_global", getattr(attention, name))
     assert difference(plain, encoder) > VISIBLE

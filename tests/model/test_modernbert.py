@@ -239,14 +239,14 @@ def test_a_wrong_setting_would_be_seen(plain: Path, tmp_path: Path, settings: di
 
 
 def test_a_gate_in_the_wrong_half_would_be_seen(plain: Path) -> None:
-    encoder = load_checkpoint(plain).encoder
-    feed_forward: Any = encoder.blocks[2].feed_forward
+    encoder: Any = load_checkpoint(plain).encoder
+    feed_forward = encoder.blocks[2].feed_forward
     feed_forward.up, feed_forward.gate = feed_forward.gate, feed_forward.up
     assert difference(plain, encoder) > VISIBLE
 
 
 def test_a_norm_before_the_first_layer_would_be_seen(plain: Path) -> None:
-    encoder = load_checkpoint(plain).encoder
+    encoder: Any = load_checkpoint(plain).encoder
     encoder.blocks[0].attention_norm = nn.LayerNorm(SIZES["hidden_size"])
     assert difference(plain, encoder) > VISIBLE
 
