@@ -166,7 +166,10 @@ class EncoderConfig:
             raise ValueError("relative_bias is added to scores, and an approximation has none")
         if self.relative_bias and len({layer.attention.heads for layer in self.layers}) > 1:
             raise ValueError("relative_bias is shared by all layers, so they must have the same number of heads")
-        object.__setattr__(self, "needs", frozenset().union(*(layer.attention.needs for layer in self.layers)))
+        needs: frozenset[str] = frozenset().union(*(layer.attention.needs for layer in self.layers))
+        if self.first_tokens_global and "global_attention_mask" not in needs:
+            raise ValueError("first_tokens_global stands in for a global_attention_mask, which no layer reads")
+        object.__setattr__(self, "needs", needs)
 
     @property
     def vocabulary(self) -> int:

@@ -55,7 +55,9 @@ class LongformerAttention(Attention):
         if tokens is not None:
             projections = self.query_global, self.key_global, self.value_global
             heads = Heads(*(layout.to_heads(project(x), self.heads) for project in projections))
-            attended = put_rows(attended, global_rows(Rule(self.ordinary.score, soft), tokens, heads, layout), tokens)
+            attended = put_rows(
+                attended, global_rows(Rule(self.ordinary.score, soft, bias), tokens, heads, layout), tokens
+            )
         return self.out(layout.from_heads(attended))
 
     def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
@@ -66,5 +68,5 @@ class LongformerAttention(Attention):
         if pairs.global_i is None:
             return weights
         query, key = (layout.to_heads(project(x), self.heads) for project in (self.query_global, self.key_global))
-        scores = self.ordinary.score(query, key)
+        scores = Rule(self.ordinary.score, soft, bias).scores(query, key, pairs)
         return torch.where(pairs.global_i, soft(scores, layout.real_BL[:, None, None, :], pairs.j), weights)
