@@ -7,7 +7,7 @@ demand, and the tests.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -195,6 +195,20 @@ def _wrong_label(answer: np.ndarray, reference: np.ndarray, logits: np.ndarray, 
         return ""
     index = np.argwhere(differ)[0]
     return f"labels{index.tolist()} is {str(answer[tuple(index)])!r}, expected {str(reference[tuple(index)])!r}"
+
+
+def plain_cases(cases: Iterable[Case]) -> list[Case]:
+    """The cases without the attention weights, which are asked for by themselves."""
+    return [_without_attentions(case) for case in cases]
+
+
+def _without_attentions(case: Case) -> Case:
+    return replace(case, outputs={name: array for name, array in case.outputs.items() if name != "attentions"})
+
+
+def attention_cases(cases: Iterable[Case]) -> list[Case]:
+    """The cases with attention weights: these, and the plain answers of the graph that computes them."""
+    return [replace(case, name=f"{case.name} with attentions") for case in cases if "attentions" in case.outputs]
 
 
 UNPROVEN = ("tokens", "offsets")  # the tokenizer's own words, which no graph computes

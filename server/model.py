@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bundle import BundleError, read_manifest
-from bundle.contract import Case, Finding, check, check_complete, read_contract
+from bundle.contract import Finding, attention_cases, check, check_complete, plain_cases, read_contract
 from bundle.digests import DIGESTS, bundle_digest
 from bundle.manifest import TOKENIZER
 from bundle.packing import Arrays, Sequence, unpack, unpack_attentions
@@ -112,7 +111,7 @@ class Model:
         """
         cases = read_contract(self.folder)
         check_complete(self.manifest, cases)
-        plain = [_without_attentions(case) for case in cases if everything or case.at_start]
+        plain = plain_cases(case for case in cases if everything or case.at_start)
         findings = check(plain, self.answer, self.precision, self.runtime.provider)
         return chain(findings, self.check_attentions()) if everything else findings
 
@@ -125,13 +124,4 @@ class Model:
         if not self.manifest.gives_attentions:
             return iter(())
         provider = self.attention_graphs.runtime.provider
-        cases = [
-            replace(case, name=f"{case.name} with attentions")
-            for case in read_contract(self.folder)
-            if "attentions" in case.outputs
-        ]
-        return check(cases, self.answer, self.precision, provider)
-
-
-def _without_attentions(case: Case) -> Case:
-    return replace(case, outputs={name: array for name, array in case.outputs.items() if name != "attentions"})
+        return check(attention_cases(read_contract(self.folder)), self.answer, self.precision, provider)
