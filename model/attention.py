@@ -22,6 +22,10 @@ from model.sparse import Bias, Heads, Rule, blocked, has_cheap_form
 
 def all_pairs(layout: Layout) -> Pairs:
     """Every query with every key: columns `[1, 1, L, 1]` and `[1, 1, 1, L]`."""
+    return layout.shared.once(all_pairs, lambda: _all_pairs(layout))
+
+
+def _all_pairs(layout: Layout) -> Pairs:
     columns_L = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)
     adjacency, tokens = layout.adjacency_BLL, layout.global_tokens
     is_global_BL = None if tokens is None else tokens.among(columns_L).any(-1)
@@ -70,7 +74,9 @@ class Exact(Mechanism):
     def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, layout: Layout, bias: Bias | None) -> Tensor:
         pairs = all_pairs(layout)
         scores_BNLL = Rule(self.score, self.select, bias).scores(query_BNLH, key_BNLH, pairs)
-        allowed = self.pattern.allows(pairs) & layout.real_BL[:, None, None, :]
+        allowed = layout.shared.once(
+            self.pattern, lambda: self.pattern.allows(pairs) & layout.real_BL[:, None, None, :]
+        )
         return self.select(scores_BNLL, allowed, pairs.j)
 
     def forward(

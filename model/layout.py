@@ -13,8 +13,9 @@ Inside attention a token stands in a slot of `[B, L]`. Where a model looks at co
 is the token's column.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,23 @@ class GlobalTokens:
     def among(self, slots_L: Tensor) -> Tensor:
         """For each slot and place, whether the token there is the global one: `[B, L, G]`."""
         return (slots_L[:, None] == self.slots_BG[:, None, :]) & self.counts_BG[:, None, :]
+
+
+T = TypeVar("T")
+
+
+class Shared:
+    """What all layers look at, made once: masks, and which slots stand in which block."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` made for this key when it was first asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
 
 class Layout(Protocol):
@@ -62,6 +80,10 @@ class Layout(Protocol):
     def dense(self) -> bool:
         """Whether to compute all pairs and mask them, or in blocks where the pattern can."""
 
+    @property
+    def shared(self) -> Shared:
+        """What one layer made for the next."""
+
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
         """Projected vectors of all tokens, by head: `[B, N, L, H]`."""
 
@@ -80,6 +102,7 @@ class Padded:
     positions: Tensor
     adjacency_BLL: Tensor | None = None
     global_tokens: GlobalTokens | None = None
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     @property
     def dense(self) -> bool:
@@ -113,12 +136,14 @@ class Packed:
     adjacency_BLL: Tensor | None = None
     global_tokens: GlobalTokens | None = None
     dense: bool = True
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
         # One gather of H-long rows does the work of a gather and a transpose.
-        head_N = torch.arange(heads, device=x.device)
-        index_BNL = self.slots_BL[:, None, :] * heads + head_N[:, None]
-        return x.reshape(-1, x.shape[-1] // heads)[index_BNL]
+        def index_BNL() -> Tensor:
+            return self.slots_BL[:, None, :] * heads + torch.arange(heads, device=x.device)[:, None]
+
+        return x.reshape(-1, x.shape[-1] // heads)[self.shared.once(("to_heads", heads), index_BNL)]
 
     def from_heads(self, x_BNLH: Tensor) -> Tensor:
         _, heads, length, width = x_BNLH.shape

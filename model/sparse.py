@@ -127,7 +127,7 @@ def blocked(rule: Rule, pattern: Pattern, heads: Heads, layout: Layout) -> Tenso
 
 def local_rows(rule: Rule, pattern: Pattern, tokens: GlobalTokens | None, heads: Heads, layout: Layout) -> Tensor:
     """Each block's queries with the keys of few blocks and, once each, the global tokens: `[B, N, C * S, V]`."""
-    blocks = Blocks(pattern, layout)
+    blocks = layout.shared.once((Blocks, pattern), lambda: Blocks(pattern, layout))
     queries = blocks.queries(heads.query)
     scores = rule.scores(queries, blocks.keys(heads.key), blocks.pairs)
     allowed = blocks.allowed & blocks.of_keys(layout.real_BL)
