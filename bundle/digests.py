@@ -1,4 +1,4 @@
-"""`SHA256SUMS`: one line for every other file of a bundle, as `sha256sum -c` reads it.
+"""`SHA256SUMS`: one line for every other file of a bundle but its signature, as `sha256sum -c` reads it.
 
 Digests catch corruption. An exporter's mistakes carry right digests; the contract's numbers catch those.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from bundle.errors import BundleError
 
 DIGESTS = "SHA256SUMS"
+SIGNATURE = "SHA256SUMS.sig"  # of the digests, so they cannot list it; see `signature.py`
 
 
 def file_digest(path: Path) -> str:
@@ -22,7 +23,7 @@ def _files(folder: Path) -> list[str]:
     for path in folder.iterdir():
         if not path.is_file() or path.is_symlink():
             raise BundleError(f"{path} is not a plain file")
-    return sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
+    return sorted(path.name for path in folder.iterdir() if path.name not in (DIGESTS, SIGNATURE))
 
 
 def _line(digest: str, name: str) -> str:

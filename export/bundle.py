@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from bundle.contract import Report, write_contract
 from bundle.digests import file_digest, write_digests
 from bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Provenance, write_manifest
+from bundle.signature import read_private_key, sign
 from export import signature
 from export.graph import export_graph
 from export.reference import make_contract
@@ -94,6 +95,7 @@ def write_bundle(
     name: str | None = None,
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
+    key: Path | None = None,
 ) -> Report:
     """Exports a model to the bundle folder `out`.
 
@@ -104,6 +106,7 @@ def write_bundle(
         name: the model's name; that of the folder `out` by default.
         force: replace `out` if it exists.
         step: is told what happens next.
+        key: an Ed25519 private key in PEM; what is proven is signed with it.
 
     Returns:
         The proof. If it does not hold, nothing was written.
@@ -111,10 +114,12 @@ def write_bundle(
     Raises:
         CheckpointError: the source cannot be loaded, or its tokenizer is not the model's.
         ExportError: `out` exists, the name cannot be one, or the graph's answers are not the reference's.
+        BundleError: the key is none that signs.
     """
     out = out.resolve()
     name = name or out.name
     _check_target(out, name, force)
+    signer = read_private_key(key) if key else None
     step("loading the weights")
     checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
     with _written_aside(out) as folder:
@@ -131,6 +136,8 @@ def write_bundle(
         report = prove(folder)
         if not report.holds:
             raise ExportError(f"the graph does not answer as the reference: {report.worst}; nothing was written")
+        if signer:
+            sign(folder, signer)
     return report
 
 

@@ -22,6 +22,7 @@ def export_bundle(
     name: str | None = None,
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
+    key: Path | None = None,
 ) -> Report:
     """Writes a model to the bundle folder `out`, proven equal to the reference.
 
@@ -31,15 +32,16 @@ def export_bundle(
         name: the model's name for callers; that of the folder `out` by default.
         force: replace `out` if it exists.
         step: is told what happens next.
+        key: an Ed25519 private key in PEM to sign the bundle with.
 
     Raises:
-        CheckpointError, ExportError: see `write_bundle`; nothing is written then.
+        CheckpointError, ExportError, BundleError: see `write_bundle`; nothing is written then.
     """
     if isinstance(source, Encoder):
         source = Checkpoint(source.eval())
     elif isinstance(source, str):
         source = Path(source)
-    return write_bundle(source, Path(out), prove, name, force, step)
+    return write_bundle(source, Path(out), prove, name, force, step, key)
 
 
 def own_model(reference: str) -> Checkpoint:

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from bundle import read_manifest
 from bundle.contract import Report
 from bundle.digests import check_digests
+from bundle.signature import check_signature
 from protos import POOL
 from protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
 from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -42,14 +43,18 @@ class Ready:
 
 
 def verified(folder: Path, settings: Settings) -> tuple[Model, Report]:
-    """Loads a bundle and proves it: digests first, then numbers, on the provider that will serve.
+    """Loads a bundle and proves it: first its signature, if one is asked for, and its digests, then its numbers, on the
+    provider that will serve.
 
     Raises:
-        BundleError: a file is missing, additional or altered.
+        BundleError: a file is missing, additional or altered, or the bundle is not signed as it must be.
         StartError: an answer is too far from the reference's, or the bundle has not what the settings ask for.
         DeviceError: the device cannot be used.
     """
-    check_digests(folder)
+    if settings.require_signature:
+        check_signature(folder, settings.require_signature)
+    else:
+        check_digests(folder)
     if settings.attentions and not read_manifest(folder).gives_attentions:
         raise StartError(f"{folder} has no attention weights to serve; leave out --attentions")
     model = Model(folder, settings.device, settings.precision)

@@ -19,6 +19,9 @@ class Settings(BaseSettings):
     bundle: Path = Field(description="The bundle folder to serve.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, in a container say.")
     port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one.")
+    require_signature: Path | None = Field(
+        None, description="Serve only what was signed with the private key of this Ed25519 public key (PEM)."
+    )
     device: Device = Field("auto", description="cpu, cuda, or auto: CUDA if it works, and said if it does not.")
     precision: Precision = Field("fp32", description="Which of the bundle's precisions to serve.")
     attentions: bool = Field(

@@ -15,6 +15,8 @@ from typing import Any
 
 import grpc
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -128,6 +130,23 @@ def prove(folder: Path) -> Report:
 def export_bundle(source: Path, out: Path, name: str | None = None) -> Path:
     write_bundle(source, out, prove, name)
     return out
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The files of a key pair."""
+
+    private: Path
+    public: Path
+
+
+def make_keys(folder: Path, name: str = "key", kind: type[Any] = Ed25519PrivateKey) -> Keys:
+    """A new key pair, as openssl writes it."""
+    keys = Keys(folder / f"{name}.pem", folder / f"{name}.pub.pem")
+    key = kind.generate()
+    keys.private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    keys.public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return keys
 
 
 def free_port() -> int:

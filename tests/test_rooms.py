@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Beside the standard library and the room itself.
 MAY_IMPORT = {
     "model": {"numpy", "safetensors", "torch"},
-    "bundle": {"numpy", "pydantic"},
+    "bundle": {"cryptography", "numpy", "pydantic"},
     "protos": {"google", "grpc"},
     "client": {"protos", "grpc", "numpy"},
     "export": {"model", "bundle", "numpy", "onnx", "onnxscript", "pydantic", "tokenizers", "torch"},

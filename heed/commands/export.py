@@ -19,6 +19,9 @@ def export(
         str | None, typer.Option(help="The model's name for callers; OUT's folder name by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this Ed25519 private key (PEM).")
+    ] = None,
 ) -> None:
     """Turn a model into a bundle, with the proof that it answers as the PyTorch reference does.
 
@@ -44,7 +47,7 @@ def export(
 
         try:
             own = ":" in source and not Path(source).exists()
-            report = export_bundle(own_model(source) if own else Path(source), bundle, name, force, step)
+            report = export_bundle(own_model(source) if own else Path(source), bundle, name, force, step, sign)
         except (CheckpointError, ExportError, BundleError, OSError) as error:
             fail(error)
     size = sum(path.stat().st_size for path in bundle.iterdir())

@@ -23,9 +23,10 @@ from bundle import read_manifest
 from bundle.contract import BUDGETS, Budgets, read_contract, write_contract
 from bundle.digests import bundle_digest, check_digests, write_digests
 from bundle.manifest import Graph
+from bundle.signature import check_signature
 from client import Client
 from heed.main import app
-from tests.support import Running, free_port
+from tests.support import Running, free_port, make_keys
 
 COMMANDS = ["export", "verify", "serve", "call"]
 
@@ -64,11 +65,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 OPTIONS = {
-    "export": ["SOURCE", "OUT", "--name", "--force"],
+    "export": ["SOURCE", "OUT", "--name", "--force", "--sign"],
     "verify": ["BUNDLE", "--device", "--json"],
     "serve": [
         "BUNDLE", "--host", "--port", "--device", "--precision", "--attentions", "--threads", "--max-queue-tokens",
-        "--max-message-mib", "--linger-seconds", "--grace-seconds", "HEED_PORT", "HEED_THREADS",
+        "--max-message-mib", "--linger-seconds", "--grace-seconds", "--require-signature", "HEED_PORT", "HEED_THREADS",
     ],
     "call": ["HOST:PORT", "MODEL", "--text", "--pair", "--truncate", "--timeout", "--json"],
 }  # fmt: skip
@@ -250,6 +251,23 @@ def test_export_writes_a_bundle_under_the_folders_name(tiny: Path, tiny_bundle: 
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["tiny"]
     check_digests(tmp_path / "new" / "tiny")
     assert contents(tmp_path / "new" / "tiny") == contents(tiny_bundle)  # the same export gives the same bundle
+
+
+@pytest.mark.usefixtures("graph_at_hand")
+def test_export_signs_what_it_proved(tiny: Path, tmp_path: Path) -> None:
+    keys = make_keys(tmp_path)
+    assert heed("export", tiny, tmp_path / "out", "--sign", keys.private).code == 0
+    check_signature(tmp_path / "out", keys.public)
+
+
+@pytest.mark.parametrize("content", [b"nonsense", b"", None])
+def test_a_key_that_is_none_is_refused_before_any_work(tiny: Path, tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "key.pem").write_bytes(content)
+    done = heed("export", tiny, tmp_path / "out", "--sign", tmp_path / "key.pem")
+    assert done.code == 2
+    assert f"error: key {tmp_path}/key.pem" in done.said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("graph_at_hand")

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +17,13 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from bundle.digests import SIGNATURE, write_digests
+from bundle.signature import read_private_key, sign
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server.runtime import CUDA
 from tests.server.support import ids_request, refusal, text_request
-from tests.support import Running, run_server, start_server, stop, wait_until_serving
+from tests.support import Keys, Running, make_keys, run_server, start_server, stop, wait_until_serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -65,9 +67,9 @@ def calling(address: str) -> Iterator[Caller]:
 
 
 @contextmanager
-def started(bundle: Path, log: Path, *flags: str) -> Iterator[Running]:
+def started(bundle: Path, log: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Running]:
     """A server that may not be ready, and that is killed if the test does not stop it."""
-    server = start_server(bundle, log, *flags)
+    server = start_server(bundle, log, *flags, env=env)
     try:
         yield server
     finally:
@@ -318,6 +320,65 @@ def test_an_altered_bundle_stops_it_before_it_serves(tiny_bundle: Path, tmp_path
     assert code == 2
     assert f"error: {bundle}/weights.fp32.data is altered" in said
     assert "READY" not in said
+
+
+def signed(bundle: Path, folder: Path, key: Path) -> Path:
+    """A signed copy."""
+    copytree(bundle, folder)
+    sign(folder, read_private_key(key))
+    return folder
+
+
+def test_a_bundle_that_is_signed_as_required_is_served(tiny_bundle: Path, tmp_path: Path) -> None:
+    keys = make_keys(tmp_path)
+    bundle = signed(tiny_bundle, tmp_path / "tiny", keys.private)
+    flags = ["--require-signature", str(keys.public)]
+    with run_server(bundle, tmp_path / "log", *flags) as server, calling(server.address) as caller:
+        assert caller.code(ids_request([[2, 3]])) is StatusCode.OK
+
+
+def unsigned(bundle: Path, keys: Keys) -> str:
+    (bundle / SIGNATURE).unlink()
+    return "is not signed: it has no SHA256SUMS.sig"
+
+
+def signed_by_another(bundle: Path, keys: Keys) -> str:
+    sign(bundle, read_private_key(make_keys(bundle.parent, "another").private))
+    return "another key signed it"
+
+
+def altered_with_its_digests(bundle: Path, keys: Keys) -> str:
+    manifest = bundle / "bundle.json"
+    manifest.write_text(manifest.read_text().replace('"mean of', '"mean  of'))
+    write_digests(bundle)
+    return "altered after it was signed"
+
+
+def altered(bundle: Path, keys: Keys) -> str:
+    (bundle / "tokenizer.json").write_text("{}")
+    return "tokenizer.json is altered"
+
+
+def wrong_side_of_the_key(bundle: Path, keys: Keys) -> str:
+    keys.private.replace(keys.public)
+    return f"key {keys.public} is the private key"
+
+
+@pytest.mark.parametrize(
+    "spoil", [unsigned, signed_by_another, altered_with_its_digests, altered, wrong_side_of_the_key]
+)
+def test_what_is_not_signed_as_required_is_never_served(
+    tiny_bundle: Path, tmp_path: Path, spoil: Callable[[Path, Keys], str]
+) -> None:
+    keys = make_keys(tmp_path)
+    bundle = signed(tiny_bundle, tmp_path / "tiny", keys.private)
+    message = spoil(bundle, keys)
+    with started(bundle, tmp_path / "log", env={"HEED_REQUIRE_SIGNATURE": str(keys.public)}) as server:
+        assert server.process.wait(60) == 2
+    said = " ".join((tmp_path / "log").read_text().split())
+    assert message in said
+    assert "READY" not in said
+    assert "Traceback" not in said
 
 
 @cpu_build
