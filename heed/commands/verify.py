@@ -1,32 +1,79 @@
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 
 from heed.console import err, fail, out
 from heed.reports import report_table, summary
 
 if TYPE_CHECKING:
-    from bundle.contract import Finding
+    from bundle import Manifest
+    from bundle.contract import Finding, Report
+    from heed.endpoint import Endpoint, OtherBundle
 
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto, which is the default.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ask a running server instead of computing here.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name at the endpoint; the bundle's own by default.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for the endpoint to be ready, and for each of its answers.")
+    ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Compare a bundle's answers with the PyTorch reference's, on every case of its contract.
 
     The answers come from the very runtime that serves; the reference's were computed in float64 when the bundle was
-    made. Needs no network and no torch. Exit code 0: equal within the budget; 1: not; 2: the bundle cannot be used.
+    made. Needs no network and no torch. With --endpoint a running server is asked, which must serve this very bundle.
+
+    Exit code 0: equal within the budget. 1: not, or the endpoint serves another bundle. 2: it could not be compared.
     """
+    if endpoint is None:
+        proof = _offline(bundle, device or "auto")
+    elif device is None:
+        proof = _online(bundle, endpoint, model, timeout, as_json)
+    else:
+        fail("--device is for what is computed here; the endpoint has its own")
+    if as_json:
+        print(json.dumps(_content(proof), indent=2))
+    else:
+        _show(proof)
+    raise typer.Exit(0 if proof.report.holds else 1)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and what came of it."""
+
+    bundle: str
+    digest: str
+    precision: str
+    provider: str
+    report: "Report"
+    endpoint: str = ""
+    left_out: tuple[str, ...] = ()  # cases too large for the endpoint's messages
+
+
+def _compared(findings: "Iterable[Finding]") -> "Report":
     from rich.progress import track
 
-    from bundle import BundleError
     from bundle.contract import Report
+
+    return Report(list(track(findings, "comparing", console=err, transient=True)))
+
+
+def _offline(bundle: Path, device: str) -> Proof:
+    from bundle import BundleError
     from bundle.digests import check_digests
     from server.errors import HeedError
     from server.model import Model
@@ -36,21 +83,66 @@ def verify(
     try:
         check_digests(bundle)
         model = Model(bundle, device)  # type: ignore[arg-type]  # checked above
-        findings = model.check_contract(everything=True)
-        report = Report(list(track(findings, "comparing", console=err, transient=True)))
+        report = _compared(model.check_contract(everything=True))
     except (BundleError, HeedError, OSError) as error:
         fail(error)
+    return Proof(model.manifest.name, model.digest, model.precision, model.runtime.provider, report)
+
+
+def _online(bundle: Path, address: str, name: str | None, seconds: float, as_json: bool) -> Proof:
+    from bundle import BundleError, read_manifest
+    from bundle.contract import attention_cases, check_complete, plain_cases, read_contract
+    from bundle.digests import bundle_digest, check_digests
+    from heed.endpoint import CannotAsk, Endpoint, OtherBundle
+
+    try:
+        check_digests(bundle)
+        manifest, cases = read_manifest(bundle), read_contract(bundle)
+        check_complete(manifest, cases)
+        asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds)
+        weights = attention_cases(cases) if manifest.gives_attentions else []
+        report = _compared(asked.check([*plain_cases(cases), *weights]))
+    except OtherBundle as error:
+        _refuse(error, manifest, asked, as_json)
+    except (BundleError, CannotAsk, OSError) as error:
+        fail(error)
+    left_out = tuple(asked.left_out)
+    if not report.findings:
+        fail(f"no case fits into a message of {address}")
+    return Proof(manifest.name, asked.digest, asked.precision, asked.provider, report, address, left_out)
+
+
+def _refuse(error: "OtherBundle", manifest: "Manifest", asked: "Endpoint", as_json: bool) -> NoReturn:
+    """Says that the endpoint serves something else, and leaves with exit code 1."""
     if as_json:
-        content = {"bundle": model.manifest.name, "digest": model.digest, "provider": model.runtime.provider}
-        rows = [_row(finding) for finding in report.findings]
-        print(json.dumps(content | {"holds": report.holds, "findings": rows}, indent=2))
-    else:
-        out.print(report_table(report.findings))
-        out.print(f"{model.manifest.name} on {model.runtime.provider}: {summary(report)}")
-    raise typer.Exit(0 if report.holds else 1)
+        digests = {"digest": asked.digest, "endpoint": asked.address, "endpoint_digest": error.found}
+        print(json.dumps({"bundle": manifest.name, **digests, "holds": False, "findings": []}, indent=2))
+    err.print(f"[bold red]not this bundle:[/] {escape(str(error))}", soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _content(proof: Proof) -> dict[str, object]:
+    content: dict[str, object] = {
+        "bundle": proof.bundle,
+        "digest": proof.digest,
+        "precision": proof.precision,
+        "provider": proof.provider,
+    }
+    if proof.endpoint:
+        content |= {"endpoint": proof.endpoint, "left_out": list(proof.left_out)}
+    return content | {"holds": proof.report.holds, "findings": [_row(finding) for finding in proof.report.findings]}
 
 
 def _row(finding: "Finding") -> dict[str, object]:
     """JSON has no infinity: no error stands where there was no usable answer."""
     error = finding.error if math.isfinite(finding.error) else None
     return asdict(finding) | {"error": error, "holds": finding.holds}
+
+
+def _show(proof: Proof) -> None:
+    out.print(report_table(proof.report.findings))
+    at = f" at {proof.endpoint}" if proof.endpoint else ""
+    out.print(f"{proof.bundle}{at}, {proof.precision} on {proof.provider}: {summary(proof.report)}")
+    if proof.left_out:
+        names = escape(", ".join(proof.left_out))
+        err.print(f"[yellow]not compared[/], too large for a message of {proof.endpoint}: {names}", soft_wrap=True)
