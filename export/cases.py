@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from bundle.packing import Arrays, Ints
 from model import EncoderConfig
 from model.config import ImagesConfig, TokensConfig
-from model.layout import DENSE_COLUMNS
+from model.layout import DENSE_COLUMNS, WHOLE_COLUMNS
 
 SEED = 20240229
 
@@ -35,6 +35,34 @@ TEXTS = [
 WITH_ATTENTIONS = ("one_token", "attentions")
 # Not among those that a server checks before it is ready: they take long and tell little more.
 NOT_AT_START = ("large_batch", "two_longest")
+
+# What each case is for, in the report's words. Texts speak for themselves.
+TRIES = {
+    "one_token": "the shortest row there is",
+    "longest": "the longest row that the model takes",
+    "last_id": "the last id of the vocabulary, repeated",
+    "odd_length": "rows of an odd length",
+    "pads_right": "rows of mixed lengths, padding on the right",
+    "pads_left": "the same with padding on the left",
+    "pads_in_holes": "padding in holes between tokens",
+    "attentions": "holes again, with the attention weights where the model has any",
+    "in_blocks": "just long enough for the form that is cheaper for long rows",
+    "in_blocks_with_pads": "several blocks, with long runs of padding",
+    "no_mask": "no attention_mask: all tokens are real",
+    "no_types": "no token_type_ids: zeros",
+    "one_real_token": "a single real token behind padding",
+    "pads_are_padding_ids": "the padding id under the mask, as tokenizers write it",
+    "padding_id_is_real": "the padding id as a real token",
+    "ids_alone": "input_ids and nothing else",
+    "no_global_tokens_named": "no global_attention_mask: the model's own global tokens",
+    "large_batch": "many rows, each of another length",
+    "two_longest": "two of the longest rows at once",
+    "three_images": "several images",
+    "black": "an image of zeros",
+    "bright": "values ten times as large as usual",
+    "texts": "all texts in one request",
+    "text_pairs": "pairs of texts",
+}
 
 
 def right_padded(lengths: list[int]) -> Ints:
@@ -124,7 +152,8 @@ def tensor_cases(config: EncoderConfig) -> Iterator[tuple[str, Arrays]]:
     if "global_attention_mask" in config.needs:
         yield "no_global_tokens_named", _without(rows.masked(mixed), "global_attention_mask")
     yield "large_batch", rows.masked(right_padded([cut(int(n)) for n in np.linspace(1, 64, 32)]))
-    yield "two_longest", rows.masked(np.ones((2, longest), np.int64))
+    if longest <= WHOLE_COLUMNS:  # where one row fills the memory, two do not tell more
+        yield "two_longest", rows.masked(np.ones((2, longest), np.int64))
 
 
 def _id_cases(config: EncoderConfig, rows: _Rows, mask: Ints) -> Iterator[tuple[str, Arrays]]:

@@ -85,7 +85,20 @@ class Exact(Mechanism):
         if has_cheap_form(self.pattern) and not layout.dense:
             heads = Heads(query_BNLH, key_BNLH, value_BNLV)
             return blocked(Rule(self.score, self.select, bias), self.pattern, heads, layout)
-        return self.weights(query_BNLH, key_BNLH, layout, bias) @ value_BNLV
+        if layout.at_once is None:
+            return self.weights(query_BNLH, key_BNLH, layout, bias) @ value_BNLV
+        return self._by_slices(Heads(query_BNLH, key_BNLH, value_BNLV), layout, bias, layout.at_once)
+
+    def _by_slices(self, heads: Heads, layout: Layout, bias: Bias | None, at_once: int) -> Tensor:
+        """The same, with the weights of so many queries in memory at a time."""
+        rule, real = Rule(self.score, self.select, bias), layout.real_BL[:, None, None, :]
+        attended = []
+        for start in range(0, layout.real_BL.shape[1], at_once):
+            queries = slice(start, start + at_once)
+            pairs = all_pairs(layout).of(queries)
+            scores = rule.scores(heads.query[:, :, queries], heads.key, pairs)
+            attended.append(self.select(scores, self.pattern.allows(pairs) & real, pairs.j) @ heads.value)
+        return torch.cat(attended, 2)
 
 
 @dataclass(frozen=True)

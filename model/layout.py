@@ -22,6 +22,8 @@ from torch import Tensor
 
 # Up to this many columns a dense product of all pairs is faster than blocks.
 DENSE_COLUMNS = 512
+# Up to this many columns all weights of a head are in memory together when rows are padded.
+WHOLE_COLUMNS = 2048
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ class Layout(Protocol):
         """Whether to compute all pairs and mask them, or in blocks where the pattern can."""
 
     @property
+    def at_once(self) -> int | None:
+        """How many queries' weights to have in memory at a time; None: all."""
+
+    @property
     def shared(self) -> Shared:
         """What one layer made for the next."""
 
@@ -107,6 +113,12 @@ class Padded:
     @property
     def dense(self) -> bool:
         return self.real_BL.shape[1] <= 2 * DENSE_COLUMNS
+
+    @property
+    def at_once(self) -> int | None:
+        length = self.real_BL.shape[1]
+        whole = torch.compiler.is_exporting() or length <= WHOLE_COLUMNS  # a graph is for rows of any length
+        return None if whole else max(1, WHOLE_COLUMNS**2 // length)
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
         return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
@@ -136,6 +148,7 @@ class Packed:
     adjacency_BLL: Tensor | None = None
     global_tokens: GlobalTokens | None = None
     dense: bool = True
+    at_once: int | None = None
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:

@@ -10,7 +10,7 @@ Letters: B batch, L length. `i` is the column of a query, `j` that of a key.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import lcm
 from operator import and_, or_
@@ -39,6 +39,15 @@ class Pairs:
     adjacency: Tensor | None = None  # [B, 1, L, L]
     global_i: Tensor | None = None  # True where the query is global: [B, 1, L, 1]
     global_j: Tensor | None = None  # the same for keys: [B, 1, 1, L]
+
+    def of(self, queries: slice) -> "Pairs":
+        """Those of some queries, of all pairs."""
+        return replace(
+            self,
+            i=self.i[:, :, queries],
+            adjacency=None if self.adjacency is None else self.adjacency[:, :, queries],
+            global_i=None if self.global_i is None else self.global_i[:, :, queries],
+        )
 
 
 class Pattern:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.attention import AttentionConfig, MultiHeadAttention
-from model.layout import Layout
+from model.layout import GlobalTokens, Layout, Padded
 from model.linear import LinearTransformer
 from model.patterns import (
     Adjacency,
@@ -356,3 +356,22 @@ def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], message: str) ->
 def test_what_attention_says_of_itself(config: AttentionConfig, aligned: bool, cheap: bool) -> None:
     assert (config.aligned, config.cheap) == (aligned, cheap)
     assert config.has_weights
+
+
+@pytest.mark.parametrize(
+    "pattern", [Full(), Window(3), Window(3) | FirstTokens(1), Adjacency(), GlobalMask() | Causal()]
+)
+def test_a_few_queries_at_a_time_answer_as_all_together(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    attention = AttentionConfig(2, pattern).build(8, 40).double()
+    real = torch.rand(2, 40) < 0.8
+    layout = Padded(
+        real,
+        torch.arange(40).expand(2, -1),
+        torch.rand(2, 40, 40) < 0.2,
+        GlobalTokens(torch.tensor([[3, 9], [0, 0]]), torch.tensor([[True, True], [True, False]])),
+    )
+    x = torch.randn(2, 40, 8, dtype=torch.float64)
+    together = attention(x, layout)
+    monkeypatch.setattr(Padded, "at_once", 7)
+    assert (attention(x, layout) - together).abs().max() < 1e-12
