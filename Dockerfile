@@ -35,7 +35,7 @@ ENV PATH=/opt/heed/bin:$PATH \
     HEED_BUNDLE=/models/model
 # A number, so that Kubernetes can see that it is not root (runAsNonRoot).
 USER 10001:10001
-EXPOSE 8001
+EXPOSE 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-m", "server.healthcheck"]
 # No shell in between: the server itself is process 1 and gets SIGTERM.
 ENTRYPOINT ["heed"]

@@ -72,7 +72,7 @@ def _dtype(name: str) -> type:
 def served(bundle: Path, device: Device, port: int) -> Iterator[Client]:
     """A server in a process of its own, ready."""
     command = [sys.executable, "-m", "heed", "serve", str(bundle), "--device", device, "--port", str(port)]
-    process = subprocess.Popen([*command, "--linger-seconds", "0"])
+    process = subprocess.Popen([*command, "--metrics-port", "-1", "--linger-seconds", "0"])
     try:
         with Client(f"127.0.0.1:{port}", bundle.name) as client:
             until = monotonic() + 120

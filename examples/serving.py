@@ -32,7 +32,9 @@ def free_port() -> int:
 def served(bundle: Path, address: str) -> Iterator[Client]:
     """Serves a bundle until the block ends; the model has the folder's name."""
     port = address.rsplit(":", 1)[1]
-    process = subprocess.Popen(heed("serve", str(bundle), "--port", port, "--linger-seconds", "0"))
+    process = subprocess.Popen(
+        heed("serve", str(bundle), "--port", port, "--metrics-port", "-1", "--linger-seconds", "0")
+    )
     try:
         with Client(address, bundle.name) as client:
             while not _is_ready(client):

@@ -20,7 +20,9 @@ from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_s
 from server.attentions import Attentions
 from server.errors import StartError
 from server.machine import usable_cpus
+from server.metrics import Metrics
 from server.model import Model
+from server.recheck import Recheck, cases_at_start
 from server.registry import Registry, Served, Serving, State
 from server.scheduler import Scheduler
 from server.services.health import NOT_SERVING, SERVING, Health
@@ -40,6 +42,7 @@ class Ready:
     report: Report
     warmup: Warmup
     threads: int
+    metrics: str  # their address; empty: there are none
 
 
 def verified(folder: Path, settings: Settings) -> tuple[Model, Report]:
@@ -76,6 +79,8 @@ class Server:
         self._served = Served(read_manifest(settings.bundle))
         self._registry = Registry([self._served])
         self._health = Health([SERVICE])
+        self._metrics = Metrics()
+        self._recheck: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:
@@ -102,6 +107,7 @@ class Server:
     async def startup(self) -> None:
         """Listens at once and answers UNAVAILABLE; is ready when the bundle is verified and warm."""
         address = await self._listen()
+        metrics_address = self._listen_for_metrics()
         model, report = await asyncio.to_thread(verified, self._settings.bundle, self._settings)
         warmup = await asyncio.to_thread(warm_up, model)
         tokens = self._settings.max_queue_tokens
@@ -111,14 +117,26 @@ class Server:
         if self._settings.attentions:
             _, proof = await attentions.loaded()
             report = Report(report.findings + proof.findings)
+        await self._go_on_proving(model, scheduler, report)
         self._served.state = State.READY
         await self._health.report(SERVING)
-        self._on_ready(Ready(address, model, report, warmup, self._threads))
+        self._on_ready(Ready(address, model, report, warmup, self._threads, metrics_address))
+
+    async def _go_on_proving(self, model: Model, scheduler: Scheduler, report: Report) -> None:
+        """Shows the errors of the start, and repeats its cases from now on."""
+        metrics = self._metrics.add(model, lambda: scheduler.waiting_tokens)
+        metrics.compared(report.findings)
+        if self._settings.recheck_seconds:
+            cases = await asyncio.to_thread(cases_at_start, model.folder)
+            recheck = Recheck(model, scheduler, cases, metrics, self._settings.recheck_seconds)
+            self._recheck = asyncio.create_task(recheck.run())
 
     async def shutdown(self) -> None:
         """NOT_SERVING, a while for load balancers to notice, then no new calls, then the end of those in flight."""
         if self._grpc is None:
             return
+        if self._recheck:
+            self._recheck.cancel()
         await self._health.report(NOT_SERVING)
         if self._served.state is State.READY:
             await asyncio.sleep(self._settings.linger_seconds)
@@ -127,6 +145,11 @@ class Server:
         await self._grpc.stop(self._settings.grace_seconds)
         if self._served.serving:
             await self._served.serving.close()
+
+    def _listen_for_metrics(self) -> str:
+        """Opens their port and returns the address; empty if there shall be none."""
+        port = self._settings.metrics_port
+        return self._metrics.listen(self._settings.host, port) if port >= 0 else ""
 
     async def _listen(self) -> str:
         """Opens the port and returns the address."""

@@ -18,6 +18,7 @@ from bundle.packing import Sequence
 from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
 from server.graphs import Answer
 
+CLOSED = "the server is shutting down; call another one"
 WINDOW = 32  # how many of the oldest entries a group is chosen from
 
 
@@ -102,6 +103,7 @@ class Scheduler:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="heed-worker")
         self._waiting: dict[Entry, None] = {}  # in the order of arrival
         self._tokens = 0  # of the entries that wait
+        self._spare: dict[Entry, None] = {}  # what is in no hurry
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -133,17 +135,43 @@ class Scheduler:
             compute_seconds=max(entry.finished for entry in entries) - min(started),
         )
 
+    async def submit_spare(self, sequence: Sequence) -> Answer:
+        """Waits for the answer to a sequence in no hurry: computed alone, once nothing waits and a worker is idle.
+
+        Raises:
+            Unavailable: the scheduler is closed.
+        """
+        self._check_open()
+        entry = Entry(sequence, math.inf, asyncio.get_running_loop().create_future())
+        self._spare[entry] = None
+        self._dispatch()
+        try:
+            return await entry.reply
+        finally:
+            self._spare.pop(entry, None)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self._tokens
+
     async def close(self) -> None:
-        """Takes nothing more, and returns when everything that was taken is answered."""
+        """Takes nothing more, and returns when everything that was taken is answered, but for what is in no hurry."""
         self._closed = True
+        for entry in self._spare:
+            if not entry.reply.done():
+                entry.reply.set_exception(Unavailable(CLOSED))
+        self._spare.clear()
         while self._running:
             await asyncio.wait(self._running)
         self._pool.shutdown()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable(CLOSED)
+
     def _admit(self, sequences: list[Sequence], deadline: float) -> None:
         tokens = sum(map(len, sequences))
-        if self._closed:
-            raise Unavailable("the server is shutting down; call another one")
+        self._check_open()
         if tokens > self._max_tokens:
             raise InvalidArgument(
                 f"the request has {tokens} tokens, more than the whole queue holds ({self._max_tokens}); "
@@ -183,10 +211,17 @@ class Scheduler:
             group = self._strategy.take(oldest, fair_tokens=math.ceil(self._tokens / self._idle))
             for entry in group:
                 self._forget(entry)
-            self._idle -= 1
-            task = asyncio.get_running_loop().create_task(self._work(group))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._start(group)
+        if self._idle and self._spare:  # nothing waits
+            entry = next(iter(self._spare))
+            del self._spare[entry]
+            self._start([entry])
+
+    def _start(self, group: list[Entry]) -> None:
+        self._idle -= 1
+        task = asyncio.get_running_loop().create_task(self._work(group))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _work(self, group: list[Entry]) -> None:
         try:

@@ -19,6 +19,12 @@ class Settings(BaseSettings):
     bundle: Path = Field(description="The bundle folder to serve.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, in a container say.")
     port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one.")
+    metrics_port: int = Field(
+        8002, ge=-1, le=65535, description="Port for Prometheus, over HTTP; 0 picks a free one, -1: no metrics."
+    )
+    recheck_seconds: float = Field(
+        60.0, ge=0, description="While serving, a case of the contract is repeated at this interval; 0: never."
+    )
     require_signature: Path | None = Field(
         None, description="Serve only what was signed with the private key of this Ed25519 public key (PEM)."
     )

@@ -176,11 +176,12 @@ class Running:
 
 
 def start_server(bundle: Path, log: Path, *flags: str, env: dict[str, str] | None = None) -> Running:
-    """Starts `heed serve` and does not wait for it."""
+    """Starts `heed serve` and does not wait for it. Its metrics are on a free port."""
     port = free_port()
     command = [sys.executable, "-m", "heed", "serve", str(bundle), "--port", str(port), *flags]
+    variables = os.environ | {"HEED_METRICS_PORT": "0"} | (env or {})
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, text=True, env=os.environ | (env or {}))
+        process = subprocess.Popen(command, stdout=output, stderr=output, text=True, env=variables)
     return Running(f"127.0.0.1:{port}", process, log)
 
 

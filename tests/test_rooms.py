@@ -18,8 +18,8 @@ MAY_IMPORT = {
     "client": {"protos", "grpc", "numpy"},
     "export": {"model", "bundle", "numpy", "onnx", "onnxscript", "pydantic", "tokenizers", "torch"},
     "server": {
-        "bundle", "protos", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "pydantic",
-        "pydantic_settings", "tokenizers", "uvloop",
+        "bundle", "protos", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime",
+        "prometheus_client", "pydantic", "pydantic_settings", "tokenizers", "uvloop",
     },
     "heed": {
         "bundle", "client", "export", "model", "protos", "server", "matplotlib", "numpy", "pydantic", "rich", "typer",

@@ -53,6 +53,7 @@ def _show(ready: "Ready") -> None:
         "takes": ", ".join(spec.name for spec in model.manifest.inputs),
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
         "listens": f"{ready.address} (gRPC, plain text)",
+        "metrics": f"{ready.metrics} (Prometheus, HTTP)" if ready.metrics else "none",
         "runs on": f"{provider}, {ready.threads} thread{'s' * (ready.threads != 1)}",
         "groups": f"{ready.warmup.strategy}; {bits}",
         "error": f"{error_text(worst)} at most, {worst.budget:.0e} allowed "

@@ -98,7 +98,7 @@ def start_with_buildah(container: str, bundle: Path, log: Path) -> Container:
     It does not hand signals on either, but processes have the same ids inside and outside.
     """
     port = free_port()
-    options = ["--env", f"HEED_PORT={port}", "-v", f"{bundle}:{BUNDLE}:ro"]
+    options = ["--env", f"HEED_PORT={port}", "--env", "HEED_METRICS_PORT=0", "-v", f"{bundle}:{BUNDLE}:ro"]
     with log.open("w") as output:
         command = ["buildah", "run", *options, container, "--", "sh", "-c", f"echo $$; exec heed serve {BUNDLE}"]
         process = subprocess.Popen(command, stdout=output, stderr=output, text=True)

@@ -69,7 +69,8 @@ OPTIONS = {
     "verify": ["BUNDLE", "--device", "--json"],
     "serve": [
         "BUNDLE", "--host", "--port", "--device", "--precision", "--attentions", "--threads", "--max-queue-tokens",
-        "--max-message-mib", "--linger-seconds", "--grace-seconds", "--require-signature", "HEED_PORT", "HEED_THREADS",
+        "--max-message-mib", "--linger-seconds", "--grace-seconds", "--require-signature", "--metrics-port",
+        "--recheck-seconds", "HEED_PORT", "HEED_THREADS",
     ],
     "call": ["HOST:PORT", "MODEL", "--text", "--pair", "--truncate", "--timeout", "--json"],
 }  # fmt: skip

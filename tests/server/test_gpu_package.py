@@ -46,7 +46,19 @@ def gpu_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def serve(python: str, bundle: Path, device: str, port: int) -> "subprocess.Popen[str]":
-    command = [python, "-m", "heed", "serve", str(bundle), "--device", device, "--port", str(port)]
+    command = [
+        python,
+        "-m",
+        "heed",
+        "serve",
+        str(bundle),
+        "--device",
+        device,
+        "--port",
+        str(port),
+        "--metrics-port",
+        "-1",
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -486,3 +486,69 @@ async def test_random_traffic_is_answered_whole_and_never_mixed_up() -> None:
             assert number % 11 == 0
     answered = sum(isinstance(result, Answered) for result in results)
     assert answered > 100
+
+
+# What is in no hurry
+
+
+async def test_what_is_in_no_hurry_is_computed_when_nothing_waits() -> None:
+    run = Doubling()
+    async with scheduling(run) as scheduler:
+        answer = await scheduler.submit_spare(row(2, 3))
+    assert answer["double"].tolist() == [4, 6]
+
+
+async def test_what_is_in_no_hurry_lets_everybody_go_first_and_goes_alone() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(100)) as scheduler:
+        first = asyncio.create_task(scheduler.submit([row(1)]))
+        await run.is_entered()
+        spare = [asyncio.create_task(scheduler.submit_spare(row(7 + number))) for number in range(2)]
+        await asyncio.sleep(0)
+        later = asyncio.create_task(scheduler.submit([row(2), row(3)]))
+        await asyncio.sleep(0)
+        run.gate.set()
+        await asyncio.gather(first, later, *spare)
+    assert run.groups == [[[1]], [[2], [3]], [[7]], [[8]]]
+
+
+async def test_what_is_in_no_hurry_takes_no_room_in_the_queue() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, max_tokens=2) as scheduler:
+        first = asyncio.create_task(scheduler.submit([row(1)]))
+        await run.is_entered()
+        spare = asyncio.create_task(scheduler.submit_spare(row(7, 8, 9)))
+        await asyncio.sleep(0)
+        assert scheduler.waiting_tokens == 0
+        second = asyncio.create_task(scheduler.submit([row(2, 3)]))
+        await asyncio.sleep(0)
+        assert scheduler.waiting_tokens == 2
+        run.gate.set()
+        await asyncio.gather(first, second, spare)
+
+
+async def test_what_is_in_no_hurry_is_let_go_when_its_caller_leaves_or_all_is_closed() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run) as scheduler:
+        first = asyncio.create_task(scheduler.submit([row(1)]))
+        await run.is_entered()
+        left, kept = (asyncio.create_task(scheduler.submit_spare(row(number))) for number in (7, 8))
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.wait({left})
+        run.gate.set()
+        closing = asyncio.create_task(scheduler.close())
+        with pytest.raises(Unavailable):
+            await kept
+        await asyncio.gather(first, closing)
+        with pytest.raises(Unavailable):
+            await scheduler.submit_spare(row(9))
+    assert run.computed == [[1]]
+
+
+async def test_what_is_in_no_hurry_may_fail() -> None:
+    run = Doubling()
+    async with scheduling(run) as scheduler:
+        with pytest.raises(BadRow):
+            await scheduler.submit_spare(row(BAD))
+        assert (await scheduler.submit([row(2)])).answers[0]["double"].tolist() == [4]

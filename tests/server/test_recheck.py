@@ -1,0 +1,269 @@
+"""The contract goes on while a model is served: what is found, what is said, and where."""
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import grpc
+import numpy as np
+import pytest
+
+from bundle.contract import Case
+from bundle.packing import Sequence
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from server.graphs import Answer
+from server.metrics import Metrics
+from server.model import Model
+from server.recheck import Recheck, cases_at_start
+from server.scheduler import Alone, Scheduler
+from tests.server.support import ids_request
+from tests.support import Running, free_port, run_server, start_server, stop, wait_until_serving
+
+Run = Callable[[Many[Sequence]], list[Answer]]
+
+
+class Spoiled:
+    """A model's run, with an error in one output while it is told to make one, or with none at all."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.output = ""
+        self.fails = False
+        self.sizes: list[int] = []
+
+    def __call__(self, group: Many[Sequence]) -> list[Answer]:
+        self.sizes.append(len(group))
+        if self.fails:
+            raise RuntimeError("the device is gone")
+        answers = self._run(group)
+        for answer in answers:
+            if self.output:
+                answer[self.output] = answer[self.output] + np.float32(2e-4)
+        return answers
+
+
+class Watch:
+    """A model whose contract is repeated by hand."""
+
+    def __init__(self, bundle: Path, run: Callable[[Run], Run] = Spoiled) -> None:
+        self.model = Model(bundle, "cpu")
+        self.run = run(self.model.run)
+        self.scheduler = Scheduler(self.run, Alone(), workers=2, max_tokens=1000)
+        self.cases = cases_at_start(bundle)
+        self._metrics = Metrics()
+        shown = self._metrics.add(self.model, lambda: self.scheduler.waiting_tokens)
+        self.recheck = Recheck(self.model, self.scheduler, self.cases, shown, seconds=0)
+
+    def error(self, output: str) -> float:
+        labels = {"model": self.model.manifest.name, "version": "1", "output": output}
+        value = self._metrics.registry.get_sample_value("heed_contract_error", labels)
+        assert value is not None
+        return value
+
+    def checks(self, result: str) -> int:
+        labels = {"model": self.model.manifest.name, "version": "1", "result": result}
+        return int(self._metrics.registry.get_sample_value("heed_contract_checks_total", labels) or 0)
+
+
+async def test_what_holds_is_counted_and_nothing_is_said(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(tiny_bundle)
+    for case in watch.cases:
+        await watch.recheck.repeat(case)
+    assert (watch.checks("holds"), watch.checks("broken")) == (len(watch.cases), 0)
+    assert 0 < watch.error("last_hidden_state") < 1
+    assert 0 < watch.error("sentence_embedding") < 1
+    assert caplog.records == []
+    await watch.scheduler.close()
+
+
+async def test_what_no_longer_holds_is_said_and_shown_until_that_case_holds_again(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Watch(tiny_bundle)
+    run, (first, second, *_) = watch.run, watch.cases
+    assert isinstance(run, Spoiled)
+    run.output = "sentence_embedding"
+    await watch.recheck.repeat(first)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert re.match(
+        rf"tiny no longer answers as its reference: sentence_embedding in case {first.name} is off by 2.0e-04, "
+        "1e-05 is allowed",
+        record.getMessage(),
+    )
+    assert (watch.checks("holds"), watch.checks("broken")) == (0, 1)
+    assert watch.error("sentence_embedding") == pytest.approx(20, rel=0.1)
+    assert watch.error("last_hidden_state") < 1
+    run.output = ""
+    await watch.recheck.repeat(second)
+    assert watch.error("sentence_embedding") == pytest.approx(20, rel=0.1)
+    await watch.recheck.repeat(first)
+    assert watch.error("sentence_embedding") < 1
+    assert (watch.checks("holds"), watch.checks("broken")) == (2, 1)
+    await watch.scheduler.close()
+
+
+async def test_no_answer_at_all_is_infinitely_wrong(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(tiny_bundle)
+    assert isinstance(watch.run, Spoiled)
+    watch.run.fails = True
+    await watch.recheck.repeat(watch.cases[0])
+    assert watch.error("last_hidden_state") == np.inf
+    assert "has no usable answer (the device is gone)" in caplog.text
+    await watch.scheduler.close()
+
+
+async def test_cases_take_turns_and_their_rows_come_one_by_one(tiny_bundle: Path) -> None:
+    watch = Watch(tiny_bundle)
+    names: list[str] = []
+
+    async def note(case: Case) -> None:
+        names.append(case.name)
+        await Recheck.repeat(watch.recheck, case)
+
+    watch.recheck.repeat = note  # type: ignore[method-assign]
+    running = asyncio.create_task(watch.recheck.run())
+    async with asyncio.timeout(60):
+        while len(names) <= len(watch.cases) + 1:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait({running})
+    expected = [case.name for case in watch.cases]
+    assert names[: len(expected) + 1] == [*expected, expected[0]]
+    assert max(len(case.outputs["last_hidden_state"]) for case in watch.cases) > 1
+    assert isinstance(watch.run, Spoiled)
+    assert set(watch.run.sizes) == {1}
+    await watch.scheduler.close()
+
+
+async def test_callers_go_first(tiny_bundle: Path) -> None:
+    """The gate is closed, so both workers are busy; the case that came first is computed last."""
+    gate = threading.Event()
+
+    def gated(run: Run) -> Run:
+        def wait(group: Many[Sequence]) -> list[Answer]:
+            assert gate.wait(60)
+            return run(group)
+
+        return wait
+
+    watch = Watch(tiny_bundle, gated)
+    request = watch.model.prepare({"input_ids": np.array([[2, 3, 4]])})
+    busy = [asyncio.create_task(watch.scheduler.submit(request.sequences)) for _ in range(2)]
+    await asyncio.sleep(0)
+    case = asyncio.create_task(watch.recheck.repeat(watch.cases[0]))
+    await asyncio.sleep(0.05)
+    caller = asyncio.create_task(watch.scheduler.submit(request.sequences))
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait({case, caller}, return_when=asyncio.FIRST_COMPLETED)
+    assert caller.done()
+    await asyncio.gather(case, *busy)
+    assert watch.checks("holds") == 1
+    await watch.scheduler.close()
+
+
+# Over HTTP
+
+
+def scrape(address: str) -> dict[str, float]:
+    """Every sample by its name and labels, as Prometheus gets it."""
+    with urlopen(f"http://{address}/metrics", timeout=20) as answer:
+        lines = answer.read().decode().splitlines()
+    samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in samples}
+
+
+def metrics_address(server: Running) -> str:
+    words = server.log.read_text().split()
+    return words[words.index("metrics") + 1]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    log = tmp_path_factory.mktemp("recheck") / "log"
+    with run_server(tiny_bundle, log, "--recheck-seconds", "0.02") as running:
+        until = time.monotonic() + 60
+        while "comparisons" not in log.read_text():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield running
+
+
+def test_a_server_repeats_its_contract_and_shows_the_errors(server: Running) -> None:
+    address = metrics_address(server)
+    checks = 'heed_contract_checks_total{model="tiny",result="holds",version="1"}'
+    first = scrape(address)
+    until = time.monotonic() + 60
+    while (now := scrape(address))[checks] < first[checks] + 5:
+        assert time.monotonic() < until
+    assert now[checks.replace("holds", "broken")] == 0
+    errors = {name: value for name, value in now.items() if name.startswith("heed_contract_error{")}
+    assert set(errors) == {
+        f'heed_contract_error{{model="tiny",output="{output}",version="1"}}'
+        for output in ("last_hidden_state", "sentence_embedding")
+    }
+    assert all(0 < error < 1 for error in errors.values())
+    assert now['heed_waiting_tokens{model="tiny",version="1"}'] == 0
+    assert now["process_resident_memory_bytes"] > 1e6
+    with grpc.insecure_channel(server.address) as channel:
+        answer = GRPCInferenceServiceStub(channel).ModelInfer(ids_request([[2, 3]]), timeout=20)
+    (info,) = (name for name in now if name.startswith("heed_model_info"))
+    assert f'digest="{answer.parameters["digest"].string_param}"' in info
+    assert 'precision="fp32",provider="CPUExecutionProvider"' in info
+
+
+def test_answers_have_the_same_bits_while_the_contract_is_repeated(server: Running) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        answers = {
+            tuple(stub.ModelInfer(ids_request([[2, 5, 9], [3, 4, 4]]), timeout=20).raw_output_contents)
+            for _ in range(50)
+        }
+    assert len(answers) == 1
+
+
+def test_metrics_and_repeating_can_be_switched_off(tiny_bundle: Path, tmp_path: Path) -> None:
+    flags = ["--metrics-port", "-1", "--recheck-seconds", "0"]
+    with run_server(tiny_bundle, tmp_path / "log", *flags):
+        pass
+    assert "metrics none" in " ".join((tmp_path / "log").read_text().split())
+
+
+def test_metrics_on_a_port_in_use_stop_the_start_with_the_next_step(
+    server: Running, tmp_path: Path, tiny_bundle: Path
+) -> None:
+    port = metrics_address(server).rsplit(":", 1)[1]
+    second = start_server(tiny_bundle, tmp_path / "log", "--metrics-port", port)
+    assert second.process.wait(60) == 2
+    said = " ".join((tmp_path / "log").read_text().split())
+    assert f"error: cannot listen on 127.0.0.1:{port} for metrics: Address already in use; --metrics-port" in said
+    assert "Traceback" not in said
+
+
+def test_metrics_are_there_while_the_server_loads(minilm_bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    server = start_server(minilm_bundle, tmp_path / "log", "--metrics-port", str(port), "--linger-seconds", "0")
+    try:
+        until = time.monotonic() + 60
+        found: dict[str, float] = {}
+        while not found:
+            assert time.monotonic() < until
+            try:
+                found = scrape(f"127.0.0.1:{port}")
+            except URLError:
+                time.sleep(0.02)
+        assert not any(name.startswith("heed_model_info") for name in found)
+        wait_until_serving(server)
+        assert any(name.startswith("heed_model_info") for name in scrape(f"127.0.0.1:{port}"))
+        assert stop(server) == 0
+    finally:
+        server.process.kill()
+        server.process.wait()
