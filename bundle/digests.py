@@ -1,4 +1,6 @@
-"""`SHA256SUMS`: one line for every other file of a bundle but its signature, as `sha256sum -c` reads it.
+"""`SHA256SUMS`: one line for every other file of a bundle, as `sha256sum -c` reads it, but for two: the bundle's
+signature, and the report of its export. The report holds measurements, which differ from machine to machine; it is for
+people to look at, and nothing reads it.
 
 Digests catch corruption. An exporter's mistakes carry right digests; the contract's numbers catch those.
 """
@@ -11,6 +13,8 @@ from bundle.errors import BundleError
 
 DIGESTS = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.sig"  # of the digests, so they cannot list it; see `signature.py`
+REPORT = "report.html"  # the only file that may be altered, missing or additional
+UNLISTED = (DIGESTS, SIGNATURE, REPORT)
 
 
 def file_digest(path: Path) -> str:
@@ -23,7 +27,7 @@ def _files(folder: Path) -> list[str]:
     for path in folder.iterdir():
         if not path.is_file() or path.is_symlink():
             raise BundleError(f"{path} is not a plain file")
-    return sorted(path.name for path in folder.iterdir() if path.name not in (DIGESTS, SIGNATURE))
+    return sorted(path.name for path in folder.iterdir() if path.name not in UNLISTED)
 
 
 def _line(digest: str, name: str) -> str:

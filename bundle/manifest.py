@@ -19,8 +19,9 @@ Datatype = Literal["BOOL", "INT64", "FP32", "BYTES"]
 Precision = Literal["fp32", "fp16", "int8"]
 Task = Literal["encoder", "embedding", "sequence_classification", "token_classification", "reranking"]
 GraphKind = Literal["answers", "attentions"]
-# A name in the bundle's own folder: no separators, no leading dot, so that it can never lead out of it.
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+# A name in the bundle's own folder: no separators, no leading dot, so that it can never lead out of it, and never that
+# of a file that `SHA256SUMS` does not list.
+GraphName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.onnx$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
 
 
@@ -77,7 +78,7 @@ class Graph(_Part):
     """One ONNX file and the callers' outputs it computes, in its own order."""
 
     precision: Precision
-    file: FileName
+    file: GraphName
     outputs: list[str]
     kind: GraphKind = "answers"  # "attentions": those and the attention weights
     longest: int | None = Field(None, ge=1)  # for sequences that span at most so many columns; None: for all

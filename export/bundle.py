@@ -1,10 +1,8 @@
 """A model to a bundle folder: written aside, proven, then renamed into place."""
 
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,8 +13,10 @@ from bundle.digests import file_digest, write_digests
 from bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Provenance, write_manifest
 from bundle.signature import read_private_key, sign
 from export import signature
+from export.aside import written_aside
 from export.graph import export_graph
 from export.reference import make_contract
+from export.report import write_report
 from export.weights import share_weights
 from model import Checkpoint, Encoder, load_checkpoint
 
@@ -49,25 +49,6 @@ def _manifest(checkpoint: Checkpoint, name: str, digests: dict[str, str]) -> Man
             command=f"heed export SOURCE OUT --name {name}",
         ),
     )
-
-
-@contextmanager
-def _written_aside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place if all goes well, and is gone if anything does not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.parent / f".{out.name}.partial-{os.getpid()}"
-    old = out.parent / f".{out.name}.old-{os.getpid()}"
-    aside.mkdir()
-    try:
-        yield aside
-        if out.exists():
-            out.rename(old)
-        aside.rename(out)
-    finally:
-        if old.exists() and not out.exists():  # interrupted between the two renames
-            old.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _source_digests(source: Path | Checkpoint, checkpoint: Checkpoint) -> dict[str, str]:
@@ -115,17 +96,19 @@ def write_bundle(
         CheckpointError: the source cannot be loaded, or its tokenizer is not the model's.
         ExportError: `out` exists, the name cannot be one, or the graph's answers are not the reference's.
         BundleError: the key is none that signs.
+        WriteError: `out` cannot be written: the disk is full, or the place is somebody else's.
     """
     out = out.resolve()
     name = name or out.name
     _check_target(out, name, force)
     signer = read_private_key(key) if key else None
-    step("loading the weights")
-    checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
-    with _written_aside(out) as folder:
+    with written_aside(out) as folder:
+        step("loading the weights")
+        checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
         manifest = _manifest(checkpoint, name, _source_digests(source, checkpoint))
         step("computing the reference's answers in float64")
-        write_contract(folder, make_contract(checkpoint))
+        cases = make_contract(checkpoint)
+        write_contract(folder, cases)
         step("writing the graphs")
         _write_graphs(checkpoint.encoder, manifest.graphs, folder)
         if checkpoint.tokenizer:
@@ -136,6 +119,7 @@ def write_bundle(
         report = prove(folder)
         if not report.holds:
             raise ExportError(f"the graph does not answer as the reference: {report.worst}; nothing was written")
+        write_report(folder, manifest, cases, {"fp32": report})
         if signer:
             sign(folder, signer)
     return report
@@ -145,6 +129,8 @@ def _check_target(out: Path, name: str, force: bool) -> None:
     """Raises ExportError if `out` must not be written, or the name cannot be a model's."""
     if out.exists() and not force:
         raise ExportError(f"{out} exists; --force replaces it")
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is there and is no folder; --force replaces folders only")
     try:
         TypeAdapter(ModelName).validate_python(name)
     except ValidationError:

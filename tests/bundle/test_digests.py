@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bundle import BundleError
-from bundle.digests import DIGESTS, bundle_digest, check_digests, write_digests
+from bundle.digests import DIGESTS, REPORT, bundle_digest, check_digests, write_digests
 
 
 @pytest.fixture
@@ -103,3 +103,31 @@ def test_the_bundle_s_digest_names_its_content_and_not_its_place(
     (elsewhere / "b.txt").write_text("three\n")
     write_digests(elsewhere)
     assert bundle_digest(elsewhere) != bundle_digest(folder)
+
+
+def test_the_report_is_not_digested(folder: Path) -> None:
+    """It may be there or not, and be anything: nothing depends on it."""
+    before = bundle_digest(folder)
+    (folder / REPORT).write_text("<h1>all is well</h1>")
+    check_digests(folder)
+    (folder / REPORT).write_text("altered")
+    check_digests(folder)
+    write_digests(folder)
+    assert bundle_digest(folder) == before
+    (folder / REPORT).rename(folder / "other.html")
+    with pytest.raises(BundleError, match=r"other\.html is not listed"):
+        check_digests(folder)
+
+
+def test_a_report_that_is_a_link_is_refused(folder: Path) -> None:
+    (folder / REPORT).symlink_to(folder / "a.bin")
+    with pytest.raises(BundleError, match="not a plain file"):
+        check_digests(folder)
+
+
+def test_digests_that_list_the_report_are_refused(folder: Path) -> None:
+    (folder / REPORT).write_text("")
+    with (folder / DIGESTS).open("a") as file:
+        file.write(f"{hashlib.sha256(b'').hexdigest()}  {REPORT}\n")
+    with pytest.raises(BundleError, match=r"report\.html is missing, but SHA256SUMS lists it"):
+        check_digests(folder)

@@ -71,3 +71,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     )
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
+
+
+@pytest.mark.parametrize("file", ["report.html", "SHA256SUMS.sig", "../model.onnx", ".model.onnx", "a/model.onnx"])
+def test_a_graph_that_no_digest_covers_is_refused(file: str) -> None:
+    with pytest.raises(ValidationError, match="should match pattern"):
+        graph(None, file)

@@ -21,7 +21,7 @@ import pytest
 
 from bundle import BundleError, read_manifest
 from bundle.contract import CONTRACT, read_contract
-from bundle.digests import DIGESTS, check_digests, write_digests
+from bundle.digests import DIGESTS, REPORT, check_digests, write_digests
 from bundle.manifest import MANIFEST, write_manifest
 from model import Encoder
 from server.errors import StartError
@@ -193,7 +193,7 @@ def flip(path: Path, bit: int) -> None:
 
 
 def test_the_files_are_all_there_are(gate_bundle: Path) -> None:
-    assert sorted(path.name for path in gate_bundle.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in gate_bundle.iterdir()) == sorted([*FILES, REPORT])
     check_digests(gate_bundle)
 
 
