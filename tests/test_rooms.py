@@ -22,8 +22,8 @@ MAY_IMPORT = {
         "prometheus_client", "pydantic", "pydantic_settings", "tokenizers", "uvloop",
     },
     "heed": {
-        "bundle", "client", "export", "model", "protos", "server", "matplotlib", "numpy", "pydantic", "rich", "typer",
-        "uvloop",
+        "bench", "bundle", "client", "export", "grpc", "matplotlib", "model", "numpy", "protos", "pydantic", "rich",
+        "server", "typer", "uvloop",
     },
 }  # fmt: skip
 

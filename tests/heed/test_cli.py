@@ -28,7 +28,7 @@ from client import Client
 from heed.main import app
 from tests.support import Running, free_port, make_keys
 
-COMMANDS = ["export", "verify", "serve", "call"]
+COMMANDS = ["export", "verify", "serve", "call", "attend", "bench"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ OPTIONS = {
         "--recheck-seconds", "HEED_PORT", "HEED_THREADS",
     ],
     "call": ["HOST:PORT", "MODEL", "--text", "--pair", "--truncate", "--timeout", "--json"],
+    "attend": ["host:port", "model", "text", "--pair", "--layer", "--head", "--out", "--json", "--timeout"],
+    "bench": ["host:port", "model", "--workload", "--seconds", "--callers", "--load", "--output", "--timeout", "--json"],
 }  # fmt: skip
 
 
