@@ -74,7 +74,9 @@ OPTIONS = {
     ],
     "call": ["HOST:PORT", "MODEL", "--text", "--pair", "--truncate", "--timeout", "--json"],
     "attend": ["host:port", "model", "text", "--pair", "--layer", "--head", "--out", "--json", "--timeout"],
-    "bench": ["host:port", "model", "--workload", "--seconds", "--callers", "--load", "--output", "--timeout", "--json"],
+    "bench": [
+        "host:port", "model", "--workload", "--seconds", "--callers", "--load", "--output", "--timeout", "--json",
+    ],
 }  # fmt: skip
 
 
