@@ -140,10 +140,14 @@ def slope(costs: list[Cost]) -> float:
 def show(costs: dict[str, list[Cost]]) -> None:
     """Times as multiples of all pairs at the shortest length."""
     unit = costs["all pairs"][0].median
-    for title, value in (
-        (f"time, all pairs at {LENGTHS[0]} = 1", lambda each: f"{each.median / unit:.1f}"),
-        ("peak memory, MiB", lambda each: f"{each.peak_bytes / 2**20:.0f}"),
-    ):
+
+    def time_of(each: Cost) -> str:
+        return f"{each.median / unit:.1f}"
+
+    def memory_of(each: Cost) -> str:
+        return f"{each.peak_bytes / 2**20:.0f}"
+
+    for title, value in ((f"time, all pairs at {LENGTHS[0]} = 1", time_of), ("peak memory, MiB", memory_of)):
         table = Table(title=title, title_justify="left", box=None, header_style="bold")
         table.add_column("")
         for length in LENGTHS:

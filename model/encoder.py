@@ -4,7 +4,7 @@ Letters: B batch, L length, T tokens, D width, F features, C labels, N heads. `.
 says.
 """
 
-from collections.abc import Iterable
+from collections.abc import MutableSequence
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         self.relative_bias = (
             RelativeBias(heads, config.relative_bias, config.max_length) if config.relative_bias else None
         )
-        self.blocks: Iterable[Block] = nn.ModuleList(  # type: ignore[assignment]
+        self.blocks: MutableSequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             layer.build(config.width, config.position_rows) for layer in config.layers
         )
         self.norm = config.final_norm.build(config.width) if config.final_norm else None

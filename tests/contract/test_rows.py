@@ -88,7 +88,7 @@ def requests(encoder: Encoder, longest: int) -> list[Arrays]:
     for batch, length, share in ((1, 1, 0.0), (3, 17, 0.3), (2, 40, 0.5), (1, longest, 0.1)):
         mask = (random.random((batch, length)) >= share).astype(np.int64)
         mask[:, length // 2] = 1
-        request = {"input_ids": random.integers(0, 60, (batch, length)), "attention_mask": mask}
+        request: Arrays = {"input_ids": random.integers(0, 60, (batch, length)), "attention_mask": mask}
         if "adjacency" in encoder.config.needs:
             request["adjacency"] = random.random((batch, length, length)) < 3 / length
         if "global_attention_mask" in encoder.config.needs:
