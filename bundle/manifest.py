@@ -38,6 +38,12 @@ class TensorSpec(_Part):
     optional: bool = False
     help: str = ""
 
+    @property
+    def letters(self) -> str:
+        """The shape as people write it: B rows, L columns, and what is fixed as a number."""
+        sizes = iter("BLLL")
+        return "[" + ", ".join(next(sizes) if size == -1 else str(size) for size in self.shape) + "]"
+
 
 class PositionRule(_Part):
     """Which position and which column the tokens of a full row get.

@@ -149,19 +149,13 @@ def _sizes(case: Case) -> str:
 
 def _tensor_table(specs: Iterable[TensorSpec]) -> str:
     rows = "".join(
-        f"<tr><td><code>{escape(spec.name)}</code></td><td>{spec.datatype}</td><td><code>{shape_letters(spec)}</code>"
+        f"<tr><td><code>{escape(spec.name)}</code></td><td>{spec.datatype}</td><td><code>{spec.letters}</code>"
         f"</td><td>{escape(spec.help)}{' <span class=faint>optional</span>' if spec.optional else ''}</td></tr>\n"
         for spec in specs
     )
     return (
         f"<table><thead><tr><th>name</th><th>type</th><th>shape</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
     )
-
-
-def shape_letters(spec: TensorSpec) -> str:
-    """B rows, L tokens in each; numbers are numbers."""
-    letters = iter("BLLL")
-    return "[" + ", ".join(next(letters) if size == -1 else str(size) for size in spec.shape) + "]"
 
 
 def _facts(manifest: Manifest, digest: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from bundle import BundleError, read_manifest
-from bundle.manifest import Graph, Image, write_manifest
+from bundle.manifest import Graph, Image, TensorSpec, write_manifest
 from tests.server.support import manifest_of
 
 
@@ -77,3 +77,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 def test_a_graph_that_no_digest_covers_is_refused(file: str) -> None:
     with pytest.raises(ValidationError, match="should match pattern"):
         graph(None, file)
+
+
+@pytest.mark.parametrize(
+    ("shape", "letters"), [([-1], "[B]"), ([-1, -1, 384], "[B, L, 384]"), ([-1, 6, 12, -1, -1], "[B, 6, 12, L, L]")]
+)
+def test_a_shape_is_written_in_letters(shape: list[int], letters: str) -> None:
+    assert TensorSpec(name="x", datatype="FP32", shape=shape).letters == letters
