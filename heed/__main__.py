@@ -10,8 +10,10 @@ def main() -> None:
     """The entry point. As process 1 of a container nothing stops at SIGTERM by default, so that comes before the
     imports that take a second; and what is half-written is cleaned up."""
     signal.signal(signal.SIGTERM, _leave)
-    from heed.main import app
-
+    try:
+        from heed.main import app
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     app()
 
 

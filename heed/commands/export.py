@@ -33,11 +33,13 @@ def export(
     tokenizer: a model.Checkpoint).
 
     The bundle is written aside, compared with the reference on every case of its contract, and only then put in
-    place: what exists under OUT is proven. Exit code 2 and nothing written if it cannot be.
+    place: what exists under OUT is proven. Exit code 2 and nothing written if it cannot be; 130 at Ctrl-C.
     """
     from bundle import BundleError
+    from export.aside import abandon
+    from heed.interrupts import stopping_at_once
 
-    with stages("starting PyTorch") as step:
+    with stopping_at_once(abandon), stages("starting PyTorch") as step:
         try:
             from export.bundle import ExportError
             from heed.exporting import export_bundle, own_model
