@@ -14,7 +14,11 @@ def main() -> None:
         from heed.main import app
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    app()
+    try:
+        app()
+    finally:  # the exit code is settled: Ctrl-C while Python tidies up would replace it
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,21 @@
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from heed.console import err, fail, out, stages
+from heed.interrupts import stopping_at_once
 from heed.reports import summary
 
 
+def _abandon() -> bool:
+    """Before the module is there, nothing was written."""
+    aside = sys.modules.get("export.aside")
+    return aside is None or not hasattr(aside, "abandon") or bool(aside.abandon())
+
+
+@stopping_at_once(_abandon)
 def export(
     source: Annotated[
         str,
@@ -36,10 +45,8 @@ def export(
     place: what exists under OUT is proven. Exit code 2 and nothing written if it cannot be; 130 at Ctrl-C.
     """
     from bundle import BundleError
-    from export.aside import abandon
-    from heed.interrupts import stopping_at_once
 
-    with stopping_at_once(abandon), stages("starting PyTorch") as step:
+    with stages("starting PyTorch") as step:
         try:
             from export.bundle import ExportError
             from heed.exporting import export_bundle, own_model

@@ -101,8 +101,8 @@ def test_it_stops_at_any_moment(tiny: Path, place: Path) -> None:
                 target.mkdir()
                 (target / "precious").write_text("mine")
         else:
-            # -2: while Python itself started, before a line of ours.
-            assert code in (128 + number, -signal.SIGINT, -signal.SIGTERM)
+            # Negative: while Python itself started, before a line of ours.
+            assert code in (128 + number, -number)
         assert [name for name in inside(place) if not name.startswith("whole")] == UNTOUCHED, (attempt, moment, code)
     assert sum(code != 0 for code in codes) > 10
 
