@@ -37,7 +37,7 @@ from bench.mistakes import MISTAKES, Mistake
 from bench.subjects import CONFIGS, Right, make_right
 from bundle import BundleError, read_manifest
 from bundle.contract import has_budget
-from bundle.digests import check_digests
+from bundle.digests import DIGESTS, check_digests
 from bundle.manifest import Precision
 from heed.exporting import export_bundle
 from server.errors import StartError
@@ -188,10 +188,15 @@ def try_corruption(corruption: Corruption, right: Right, folder: Path) -> Verdic
     )
 
 
+def protected_files(bundle: Path) -> list[str]:
+    """The list of digests, and all that it lists."""
+    return [DIGESTS, *(line.split("  ")[1] for line in (bundle / DIGESTS).read_text("utf-8").splitlines())]
+
+
 def of_embeddings(rights: dict[str, Right]) -> tuple[Right, list[Corruption]]:
     """The bundle that has every kind of file, and all that can be done to it."""
     right = rights["sentences"]
-    return right, corruptions(sorted(path.name for path in right.bundle.iterdir()))
+    return right, corruptions(protected_files(right.bundle))
 
 
 def try_all(rights: dict[str, Right], folder: Path, progress: Progress) -> list[Verdict]:
@@ -201,7 +206,7 @@ def try_all(rights: dict[str, Right], folder: Path, progress: Progress) -> list[
         *(lambda place, damage=each: try_corruption(damage, right, place) for each in damages),
     ]
     verdicts = []
-    with session_options_with(_silent):
+    with sessions_with(_silent):
         for number, attempt in enumerate(progress.track(tries, description="wrong bundles")):
             place = folder / str(number)
             place.mkdir()
@@ -213,36 +218,42 @@ def try_all(rights: dict[str, Right], folder: Path, progress: Progress) -> list[
 # --- Right bundles ---------------------------------------------------------------------------------------------------
 
 
-def _silent(options: Options) -> None:
+def _silent() -> Options:
     """onnxruntime writes of every failure to the terminal."""
+    options = session_options()
     options.log_severity_level = 4
+    return options
 
 
-def _as_served(options: Options) -> None:
-    pass
-
-
-def _threads(options: Options) -> None:
+def _two_threads() -> Options:
+    options = session_options()
     options.intra_op_num_threads = 2
+    return options
 
 
-def _spinning_threads(options: Options) -> None:
+def _two_spinning_threads() -> Options:
+    """Spinning is onnxruntime's default."""
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    return options
 
 
-def _unoptimized(options: Options) -> None:
+def _unoptimized() -> Options:
+    options = session_options()
     options.graph_optimization_level = Level.ORT_DISABLE_ALL
+    return options
 
 
-def _optimized_a_little(options: Options) -> None:
+def _optimized_a_little() -> Options:
+    options = session_options()
     options.graph_optimization_level = Level.ORT_ENABLE_BASIC
+    return options
 
 
-OPTIONS: dict[str, Callable[[Options], None]] = {
-    "as served": _as_served,
-    "two threads": _threads,
-    "two spinning threads": _spinning_threads,
+OPTIONS: dict[str, Callable[[], Options]] = {
+    "as served": session_options,
+    "two threads": _two_threads,
+    "two spinning threads": _two_spinning_threads,
     "no optimization": _unoptimized,
     "basic optimization": _optimized_a_little,
 }
@@ -250,15 +261,9 @@ AT_ONCE = (1, 2, 4, 8)
 
 
 @contextmanager
-def session_options_with(change: Callable[[Options], None]) -> Iterator[None]:
+def sessions_with(options: Callable[[], Options]) -> Iterator[None]:
     """Lets the runtime open sessions with other options than a server's."""
-
-    def changed() -> Options:
-        options = session_options()
-        change(options)
-        return options
-
-    with patch("server.runtime.session_options", changed):
+    with patch("server.runtime.session_options", options):
         yield
 
 
@@ -291,7 +296,7 @@ def load_all(bundles: list[Path], rounds: int, progress: Progress) -> list[Load]
     for number in progress.track(range(rounds), description="right bundles"):
         at_once, options = ways[number % len(ways)]
         order = choose.sample(several, len(several))
-        with session_options_with(OPTIONS[options]), ThreadPoolExecutor(at_once) as pool:
+        with sessions_with(OPTIONS[options]), ThreadPoolExecutor(at_once) as pool:
             waiting = [pool.submit(load, *each, options, at_once) for each in order]
             loads += [each.result() for each in waiting]
     return loads

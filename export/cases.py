@@ -27,9 +27,11 @@ TEXTS = [
     "👩‍🔬 measured 3.14159 µm (±0.5 %) at 10⁻⁹ — twice…",
     "  spaces\tand\nlines   are   not   words  ",
     "Antidisestablishmentarianism floccinaucinihilipilification xqzjvw",
-    "How do I return an item that I bought online, and how long does it take until I get my money back?",
     "[CLS] special [SEP] tokens [MASK] in the text <s> </s> <pad>",
+    "How do I return an item that I bought online, and how long does it take until I get my money back?",
 ]
+# Short, so that every model and every start of a server has room for it: case, an accent and how a pair is joined.
+SHORT_PAIR = ("A", "é")
 
 # Asked for the attention weights, too. Short, for there are L² of them in each head.
 WITH_ATTENTIONS = ("one_token", "attentions")
@@ -61,7 +63,8 @@ TRIES = {
     "black": "an image of zeros",
     "bright": "values ten times as large as usual",
     "texts": "all texts in one request",
-    "text_pairs": "pairs of texts",
+    "text_pair": "a pair of texts",
+    "text_pairs": "pairs of texts in one request",
 }
 
 
@@ -185,17 +188,25 @@ def _image_cases(size: ImagesConfig) -> Iterator[tuple[str, Arrays]]:
 
 
 def text_cases(tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """Name, text inputs, and the same as tensors for the reference: each text alone, all in one batch, and pairs."""
+    """Name, text inputs, and the same as tensors for the reference: pairs, each text alone, all in one batch."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    yield from _pairs("text_pair", [SHORT_PAIR], tokenizer, max_tokens)
     texts = [text for text in TEXTS if 0 < len(tokenizer.encode(text).ids) <= max_tokens]
     for name, group in [(f"text_{number}", [text]) for number, text in enumerate(texts)] + [("texts", texts)]:
         if group:
             yield name, {"text": np.array(group)}, _tokenized(tokenizer, group)
-    pairs = [pair for pair in pairwise(TEXTS) if 0 < len(tokenizer.encode(*pair).ids) <= max_tokens]
-    if pairs:
-        first, second = zip(*pairs, strict=True)
-        yield "text_pairs", {"text": np.array(first), "text_pair": np.array(second)}, _tokenized(tokenizer, pairs)
+    yield from _pairs("text_pairs", list(pairwise(TEXTS)), tokenizer, max_tokens)
+
+
+def _pairs(
+    name: str, pairs: list[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int
+) -> Iterator[tuple[str, Arrays, Arrays]]:
+    """One case of those that the model takes, if it takes any."""
+    taken = [pair for pair in pairs if 0 < len(tokenizer.encode(*pair).ids) <= max_tokens]
+    if taken:
+        first, second = zip(*taken, strict=True)
+        yield name, {"text": np.array(first), "text_pair": np.array(second)}, _tokenized(tokenizer, taken)
 
 
 def _tokenized(tokenizer: Tokenizer, texts: list[str] | list[tuple[str, str]]) -> Arrays:

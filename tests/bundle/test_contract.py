@@ -372,4 +372,5 @@ def test_what_a_start_checks_stays_small_and_is_of_every_kind(fixture: str, requ
     assert {"one_token", "longest", "pads_right", "pads_left", "pads_in_holes"} <= {case.name for case in at_start}
     takes_text = any("text" in case.inputs for case in cases)
     assert any("text" in case.inputs for case in at_start) == takes_text == (fixture != "tiny_roberta_bundle")
+    assert ("text_pair" in {case.name for case in at_start}) == takes_text
     assert len(at_start) < len(cases)

@@ -1,9 +1,10 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.subjects import Right, make_right
 from tests.contract.support import Oracle, Served
 from tests.support import Running, add_pooling, export_bundle, run_server, save_bert
 
@@ -68,12 +69,19 @@ def served(request: pytest.FixtureRequest) -> Served:
 
 
 @pytest.fixture(scope="session")
-def gate_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BERT with mean pooling whose weights are the same in every run, so that mistakes weigh the same."""
-    torch.manual_seed(9)
-    return add_pooling(save_bert(tmp_path_factory.mktemp("gate-source"), seed=9, intermediate_size=256), "mean")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Right]:
+    """Right bundles of `bench.subjects` by name, each made when it is first asked for."""
+    made: dict[str, Right] = {}
+
+    def one(name: str) -> Right:
+        if name not in made:
+            made[name] = make_right(name, tmp_path_factory.mktemp("right"))
+        return made[name]
+
+    return one
 
 
 @pytest.fixture(scope="session")
-def gate_bundle(gate_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_bundle(gate_source, tmp_path_factory.mktemp("bundles") / "gate")
+def gate_bundle(right: Callable[[str], Right]) -> Path:
+    """Of a small BERT with mean pooling."""
+    return right("sentences").bundle

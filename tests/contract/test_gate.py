@@ -1,6 +1,6 @@
-"""What never becomes READY.
+"""What never becomes READY: damaged files. `test_mistakes.py` has the bundles that only their numbers tell.
 
-Two layers, each tested without the other: numbers on bundles whose digests are right, digests without any numbers.
+Digests, and then the parts that lie though their digests are right.
 """
 
 import json
@@ -14,31 +14,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from bench.mistakes import Mistake, value_weight_scaled_by_1001_thousandths
+from bench.subjects import Right
 from bundle import BundleError, read_manifest
-from bundle.contract import CONTRACT, read_contract
+from bundle.contract import CONTRACT
 from bundle.digests import DIGESTS, REPORT, check_digests, write_digests
 from bundle.manifest import MANIFEST, write_manifest
-from model import Encoder
 from server.errors import StartError
 from server.lifecycle import verified
-from server.model import Model
 from server.settings import Settings
-from tests.contract.mutants import (
-    ENCODER_MISTAKES,
-    TOKENIZER_MISTAKES,
-    export_mistaken,
-    retokenized,
-    scaled_weight,
-    shifted_positions,
-    swapped_layers,
-    tanh_gelu,
-)
-from tests.contract.support import BUDGET
 from tests.support import Running, is_serving, start_server, stop
 
 GRAPHS = ["model.fp32.onnx", "attentions.fp32.onnx", "weights.fp32.data"]
@@ -52,71 +40,6 @@ def settings(folder: Path) -> Settings:
     return Settings(bundle=folder, device="cpu")
 
 
-def budgets_moved(folder: Path) -> float:
-    """By how many budgets the worst answer of the right shape is off the contract."""
-    model = Model(folder, "cpu")
-    worst = 0.0
-    for case in read_contract(folder):
-        for name, answer in model.answer(case.inputs).items():
-            reference = case.outputs[name]
-            if answer.shape == reference.shape:
-                allowed = BUDGET * max(1.0, float(np.abs(reference).max()))
-                worst = max(worst, float(np.abs(answer - reference).max()) / allowed)
-    return worst
-
-
-def assert_numbers_refuse(folder: Path) -> None:
-    check_digests(folder)  # they are right: what refuses is the numbers
-    with pytest.raises(StartError, match=NAMES_THE_PLACE):
-        verified(folder, settings(folder))
-
-
-# Numbers
-
-
-@pytest.mark.parametrize("mistake", ENCODER_MISTAKES)
-def test_a_mistaken_graph_is_refused(
-    gate_source: Path, gate_bundle: Path, tmp_path: Path, mistake: Callable[[Encoder], None]
-) -> None:
-    mistaken = export_mistaken(gate_source, gate_bundle, tmp_path / "mistaken", mistake)
-    assert budgets_moved(mistaken) > 10, "a mistake too small to prove anything"
-    assert_numbers_refuse(mistaken)
-
-
-@pytest.mark.parametrize("mistake", TOKENIZER_MISTAKES)
-def test_another_tokenizer_is_refused(
-    gate_bundle: Path, tmp_path: Path, mistake: Callable[[dict[str, Any]], None]
-) -> None:
-    mistaken = retokenized(gate_bundle, tmp_path / "mistaken", mistake)
-    assert budgets_moved(mistaken) > 10, "a mistake too small to prove anything"
-    assert_numbers_refuse(mistaken)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("mistake", [tanh_gelu, scaled_weight, shifted_positions, swapped_layers])
-def test_a_mistaken_graph_of_minilm_is_refused(
-    minilm: Path, minilm_bundle: Path, tmp_path: Path, mistake: Callable[[Encoder], None]
-) -> None:
-    assert_numbers_refuse(export_mistaken(minilm, minilm_bundle, tmp_path / "mistaken", mistake))
-
-
-@pytest.mark.parametrize("mistake", TOKENIZER_MISTAKES)
-def test_another_tokenizer_for_minilm_is_refused(
-    minilm_bundle: Path, tmp_path: Path, mistake: Callable[[dict[str, Any]], None]
-) -> None:
-    assert_numbers_refuse(retokenized(minilm_bundle, tmp_path / "mistaken", mistake))
-
-
-def test_the_graph_of_the_same_encoder_exported_again_passes(
-    gate_source: Path, gate_bundle: Path, tmp_path: Path
-) -> None:
-    """A control: it is the mistakes that are refused, not the way they are made."""
-    again = export_mistaken(gate_source, gate_bundle, tmp_path / "again", lambda _: None)
-    assert budgets_moved(again) < 1
-    _, report = verified(again, settings(again))
-    assert report.holds
-
-
 def ever_serving(server: Running) -> bool:
     """Whether the health service says SERVING at some time before the process ends."""
     while server.process.poll() is None:
@@ -127,9 +50,10 @@ def ever_serving(server: Running) -> bool:
 
 
 def test_a_server_of_a_mistaken_bundle_never_says_serving_and_exits_with_2(
-    gate_source: Path, gate_bundle: Path, tmp_path: Path
+    right: Callable[[str], Right], tmp_path: Path
 ) -> None:
-    mistaken = export_mistaken(gate_source, gate_bundle, tmp_path / "mistaken", scaled_weight)
+    mistake = Mistake("sentences", "weights", value_weight_scaled_by_1001_thousandths)
+    mistaken = mistake.make(right("sentences"), tmp_path / "mistaken")
     server = start_server(mistaken, tmp_path / "log", "--device", "cpu")
     try:
         assert not ever_serving(server)
@@ -271,7 +195,7 @@ def test_edited_digests_are_refused(copy: Path, edit: Callable[[str], str]) -> N
 
 def test_an_edited_manifest_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
-    manifest["limits"]["text_length"] = 39
+    manifest["limits"]["text_length"] = 79
     (copy / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     assert_digests_refuse(copy, match=f"{MANIFEST} is altered")
 
@@ -279,7 +203,9 @@ def test_an_edited_manifest_is_refused(copy: Path) -> None:
 # Parts that lie, with right digests
 
 
-@pytest.mark.parametrize("file", ["../gate/model.fp32.onnx", "/tmp/model.onnx", "..", ".hidden.onnx", "a/b.onnx", ""])
+@pytest.mark.parametrize(
+    "file", ["../sentences/model.fp32.onnx", "/tmp/model.onnx", "..", ".hidden.onnx", "a/b.onnx", ""]
+)
 def test_a_manifest_cannot_lead_out_of_its_folder(copy: Path, file: str) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["graphs"][0]["file"] = file
@@ -289,11 +215,11 @@ def test_a_manifest_cannot_lead_out_of_its_folder(copy: Path, file: str) -> None
         verified(copy, settings(copy))
 
 
-@pytest.mark.parametrize("location", ["../gate/weights.fp32.data", "/etc/passwd"])
+@pytest.mark.parametrize("location", ["../sentences/weights.fp32.data", "/etc/passwd"])
 def test_a_graph_s_weights_cannot_come_from_outside_its_folder(copy: Path, gate_bundle: Path, location: str) -> None:
     import onnx
 
-    assert (gate_bundle.parent / "gate/weights.fp32.data").exists()
+    assert (gate_bundle.parent / "sentences/weights.fp32.data").exists()
     graph = onnx.load(copy / "model.fp32.onnx", load_external_data=False)
     for tensor in graph.graph.initializer:
         for entry in tensor.external_data:
@@ -340,7 +266,7 @@ def test_a_contract_that_proves_too_little_is_refused(
         verified(copy, settings(copy))
 
 
-@pytest.mark.parametrize(("limit", "tried"), [("length", "40 tokens at most"), ("vocabulary", "ids up to 99")])
+@pytest.mark.parametrize(("limit", "tried"), [("length", "80 tokens at most"), ("vocabulary", "ids up to 99")])
 def test_a_limit_beyond_what_the_contract_tries_is_refused(copy: Path, limit: str, tried: str) -> None:
     manifest = read_manifest(copy)
     limits = manifest.limits.model_copy(update={limit: getattr(manifest.limits, limit) + 1})
