@@ -11,9 +11,12 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from model.families import FAMILIES, Family, Head
-from model.files import INDEX, CheckpointError, read_json, read_weights, weight_files
+from model.files import INDEX, CheckpointError, read_json, read_shapes, read_weights, weight_files
 from model.pooling import PoolingConfig
 from model.sentence_folder import read_sentence_folder, text_limit
+
+LONGEST = 2**17  # what a config may say of any size without a weight of that size: rotary positions have none
+DEEPEST = 1000  # layers that are made whatever the weights are
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint"]
 
@@ -42,8 +45,8 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     inner = outer.transformer
     raw = read_json(inner / "config.json")
     family = _family(raw)
-    encoder = _unweighted(family, raw, outer.pooling)
     weights = weight_files(inner)
+    encoder = _unweighted(family, raw, outer.pooling, read_shapes(weights))
     dense = [weight_files(path) for path in outer.dense]
     _assign(encoder, chain(_of_family(family, family.head(raw.get("architectures")), weights), _of_dense(dense)))
     limit, limits = text_limit(inner)
@@ -65,13 +68,27 @@ def _family(raw: dict[str, Any]) -> Family:
     return FAMILIES[model_type]
 
 
-def _unweighted(family: Family, raw: dict[str, Any], pooling: PoolingConfig | None) -> Encoder:
+def _unweighted(family: Family, raw: dict[str, Any], pooling: PoolingConfig | None, shapes: list[list[int]]) -> Encoder:
     """The encoder that a config describes, with its constants but without storage for its weights."""
     try:
+        _check_sizes(family.keys.read(raw), shapes)
+        config = family.read(raw, pooling)
+        if len(config.layers) > max(DEEPEST, len(shapes)):
+            raise ValueError(f"config.json says {len(config.layers)} layers, but there are only {len(shapes)} weights")
         with torch.device("meta"):
-            return Encoder(family.read(raw, pooling))
+            return Encoder(config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(str(error)) from None
+
+
+def _check_sizes(settings: dict[str, Any], shapes: list[list[int]]) -> None:
+    """Refuses numbers that no weight can bear out, before anything of such a size is made."""
+    largest = max([LONGEST, *(size for shape in shapes for size in shape)])
+    for key, value in settings.items():
+        if isinstance(value, int) and value > largest:
+            raise ValueError(
+                f"config.json: {key}={value}, but the largest size that a weight could bear out is {largest}"
+            )
 
 
 @dataclass(frozen=True)
@@ -125,7 +142,7 @@ def _check(weight: Weight, expected: Tensor) -> None:
         )
     if not tensor.is_floating_point():
         raise CheckpointError(f"weight {weight.published} has type {tensor.dtype}, expected a float type")
-    if not torch.isfinite(tensor).all():
+    if not torch.isfinite(tensor.float()).all():  # not every type can be asked
         raise CheckpointError(f"weight {weight.published} holds NaN or infinity")
 
 

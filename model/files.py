@@ -64,6 +64,22 @@ def _refuse_pickles(folder: Path) -> None:
         )
 
 
+def read_shapes(files: list[Path]) -> list[list[int]]:
+    """The shape of every weight, from the headers alone.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    shapes: list[list[int]] = []
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as weights:
+                shapes += [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged or truncated: {error}") from None
+    return shapes
+
+
 def read_weights(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
     """Every weight and its name.
 

@@ -128,6 +128,17 @@ def empty_weights(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 0)
 
 
+def header_of_nonsense(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[8:40] = bytes(range(32))
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def header_beyond_the_file(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + content[8:])
+
+
 def leave_only_pickled_weights(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -172,6 +183,19 @@ BAD_SOURCES: list[tuple[str, Edit, list[str]]] = [
     ("one_layer_more", set_config(num_hidden_layers=3), ["weights lack blocks.2."]),
     ("one_layer_fewer", set_config(num_hidden_layers=1), ["encoder.layer.1.", "no place in the model"]),
     ("vocabulary", set_config(vocab_size=101), ["word_embeddings.weight has shape [100, 32]", "[101, 32]"]),
+    ("a_vocabulary_beyond_memory", set_config(vocab_size=10**12), ["vocab_size=1000000000000", "could bear out"]),
+    ("a_width_beyond_memory", set_config(hidden_size=10**12), ["hidden_size=1000000000000", "could bear out"]),
+    ("more_layers_than_memory", set_config(num_hidden_layers=10**12), ["num_hidden_layers=1000000000000"]),
+    ("more_layers_than_weights", set_config(num_hidden_layers=10**5), ["says 100000 layers", "weights"]),
+    ("more_heads_than_memory", set_config(num_attention_heads=10**30), ["num_attention_heads=1000"]),
+    ("more_labels_than_memory", set_config(num_labels=10**12), ["num_labels=1000000000000"]),
+    ("negative_width", set_config(hidden_size=-1), ["hidden_size=-1 is not a positive integer"]),
+    ("width_of_zero", set_config(hidden_size=0), ["hidden_size=0 is not a positive integer"]),
+    ("width_that_is_no_integer", set_config(hidden_size=32.5), ["hidden_size=32.5 is not a positive integer"]),
+    ("width_in_words", set_config(hidden_size="32"), ["hidden_size='32' is not a positive integer"]),
+    ("infinite_epsilon", set_config(layer_norm_eps=float("inf")), ["norm_epsilon must lie between 0 and 1"]),
+    ("header_of_nonsense", header_of_nonsense, ["model.safetensors is damaged or truncated"]),
+    ("header_beyond_the_file", header_beyond_the_file, ["model.safetensors is damaged or truncated"]),
     ("unknown_key", set_config(rope_theta=10_000), ["rope_theta=10000 is not known"]),
     ("unknown_activation", set_config(hidden_act="mish"), ["hidden_act='mish' is none of", "gelu"]),
     ("relative_positions", set_config(position_embedding_type="relative_key"), ["position_embedding_type"]),
