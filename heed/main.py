@@ -9,6 +9,7 @@ import typer
 from heed.commands.attend import attend
 from heed.commands.bench import bench
 from heed.commands.call import call
+from heed.commands.diff import diff
 from heed.commands.export import export
 from heed.commands.inspect import inspect
 from heed.commands.serve import serve
@@ -24,5 +25,5 @@ answers, see with [bold]diff[/] how far another bundle's are from them, [bold]se
 app = typer.Typer(
     name="heed", help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False
 )
-for command in (export, inspect, verify, serve, call, attend, bench):
+for command in (export, inspect, verify, diff, serve, call, attend, bench):
     app.command()(command)
