@@ -107,6 +107,7 @@ class Finding:
     budget: float
     reason: str = ""  # why there was no usable answer
     measure: Measure = "share"  # what error and budget count, see `Budget`
+    precision: str = "fp32"
 
     @property
     def holds(self) -> bool:
@@ -115,7 +116,8 @@ class Finding:
     def __str__(self) -> str:
         off = f"has no usable answer ({self.reason})" if self.reason else f"is off by {self.error:.1e}"
         of = " of 1 - cosine" if self.measure == "cosine" else ""
-        return f"{self.output} in case {self.case} {off}, {self.budget:.0e}{of} is allowed"
+        inside = "" if self.precision == "fp32" else f" in {self.precision}"
+        return f"{self.output}{inside} in case {self.case} {off}, {self.budget:.0e}{of} is allowed"
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Report:
     """What a check found."""
 
     findings: list[Finding] = field(default_factory=list)
+    unproven: dict[str, str] = field(default_factory=dict)  # precisions that could not be compared, and why
 
     @property
     def holds(self) -> bool:
@@ -131,6 +134,13 @@ class Report:
     @property
     def worst(self) -> Finding:
         return max(self.findings, key=lambda finding: finding.error / finding.budget)
+
+    def by_precision(self) -> dict[str, "Report"]:
+        """One report for each precision that was compared."""
+        parts: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            parts.setdefault(finding.precision, []).append(finding)
+        return {precision: Report(findings) for precision, findings in parts.items()}
 
 
 def error_of(answer: np.ndarray, reference: np.ndarray) -> float:
@@ -244,15 +254,21 @@ def check(
     """Compares `answer(inputs, outputs)` with the reference for every case, and yields a finding for every output.
 
     An answer that raises is a finding, not an error: a wrong bundle may fail in any way.
+
+    Raises:
+        BundleError: the precision is not for this provider.
     """
+    if not has_budget(precision, provider):
+        raise BundleError(f"{precision} is not for the {provider}: nothing says how far its answers may be off")
     budgets = BUDGETS[precision, provider]
     for case in cases:
         try:
             answers = answer(case.inputs, list(case.outputs))
         except Exception as error:
-            yield from (_failed(case, output, budgets, str(error)) for output in case.outputs)
-            continue
-        yield from (_compare(case, output, answers, budgets) for output in case.outputs)
+            findings = [_failed(case, output, budgets, str(error)) for output in case.outputs]
+        else:
+            findings = [_compare(case, output, answers, budgets) for output in case.outputs]
+        yield from (replace(finding, precision=precision) for finding in findings)
 
 
 def _failed(case: Case, output: str, budgets: Budgets, reason: str) -> Finding:

@@ -91,6 +91,7 @@ class Graph(_Part):
     # Whether it was compared with the reference when it was exported, on the provider that it is for. If not, the first
     # server on such a provider is the first to know.
     proven: bool = True
+    float32_layers: list[str] = []  # linear layers that an int8 graph computes in float32, for int8 cannot hold them
 
 
 class Provenance(_Part):

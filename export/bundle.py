@@ -2,25 +2,30 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from bundle.contract import Report, write_contract
+from bundle.contract import Case, Finding, Report, write_contract
 from bundle.digests import file_digest, write_digests
-from bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Provenance, write_manifest
+from bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Precision, Provenance, write_manifest
 from bundle.signature import read_private_key, sign
 from export import signature
 from export.aside import written_aside
 from export.graph import export_graph
+from export.half import write_half
+from export.int8 import write_int8
 from export.reference import make_contract
 from export.report import write_report
-from export.weights import share_weights
+from export.sensitivity import layers_to_keep
+from export.weights import Places, share_weights
 from model import Checkpoint, Encoder, load_checkpoint
 
 WEIGHTS = "weights.fp32.data"
+Step = Callable[[str], None]
 TOOLS = ("torch", "onnx", "onnxscript", "tokenizers", "numpy")
 
 
@@ -28,8 +33,10 @@ class ExportError(ValueError):
     """Why no bundle was written."""
 
 
-def _manifest(checkpoint: Checkpoint, name: str, digests: dict[str, str]) -> Manifest:
+def _manifest(checkpoint: Checkpoint, name: str, digests: dict[str, str], graphs: list[Graph]) -> Manifest:
     config = checkpoint.encoder.config
+    precisions = list(dict.fromkeys(graph.precision for graph in graphs))
+    others = f" --precision {','.join(precisions)}" if precisions != ["fp32"] else ""
     return Manifest(
         name=name,
         task=signature.task(config),
@@ -41,12 +48,12 @@ def _manifest(checkpoint: Checkpoint, name: str, digests: dict[str, str]) -> Man
         first_tokens_global=config.first_tokens_global,
         labels=signature.labels(config),
         image=signature.image(config),
-        graphs=signature.graphs(checkpoint),
+        graphs=graphs,
         provenance=Provenance(
             family=checkpoint.family,
             source=digests,
             tools={tool: version(tool) for tool in TOOLS},
-            command=f"heed export SOURCE OUT --name {name}",
+            command=f"heed export SOURCE OUT --name {name}{others}",
         ),
     )
 
@@ -61,12 +68,51 @@ def _source_digests(source: Path | Checkpoint, checkpoint: Checkpoint) -> dict[s
     return {"weights": digest.hexdigest()}
 
 
+def _graphs(
+    checkpoint: Checkpoint,
+    cases: list[Case],
+    others: Collection[Precision],
+    unproven: Collection[Precision],
+    step: Step,
+) -> list[Graph]:
+    """Those of float32, and the same in other precisions."""
+    graphs = signature.graphs(checkpoint)
+    found = list(graphs)
+    for precision in others:
+        fields: dict[str, object] = {"precision": precision, "proven": precision not in unproven}
+        if precision == "int8":
+            step("trying which layers int8 can hold")
+            fields["float32_layers"] = layers_to_keep(checkpoint.encoder, cases)
+        found += [graph.model_copy(update=fields | {"file": _named(graph.file, precision)}) for graph in graphs]
+    return found
+
+
+def _named(file: str, precision: Precision) -> str:
+    """The name of what a file of float32 is in another precision."""
+    return file.replace(".fp32.", f".{precision}.")
+
+
 def _write_graphs(encoder: Encoder, graphs: list[Graph], folder: Path) -> None:
-    """Every graph, and one file of weights for all of them."""
-    for graph in graphs:
+    """Every graph, and a file of weights for each precision; a weight that an earlier one has is not written again."""
+    float32 = [graph for graph in graphs if graph.precision == "fp32"]
+    for graph in float32:
         whole = graph.longest is not None or graph.kind == "attentions"
         export_graph(encoder, folder / graph.file, dense=whole, attentions=graph.kind == "attentions")
-    share_weights([folder / graph.file for graph in graphs], folder / WEIGHTS)
+    sources = {_named(graph.file, precision): graph.file for graph in float32 for precision in get_args(Precision)}
+    for graph in graphs:
+        convert(encoder, graph, folder / sources[graph.file], folder / graph.file)
+    places: Places = {}
+    for precision in get_args(Precision):
+        if files := [folder / graph.file for graph in graphs if graph.precision == precision]:
+            share_weights(files, folder / _named(WEIGHTS, precision), places)
+
+
+def convert(encoder: Encoder, graph: Graph, source: Path, target: Path) -> None:
+    """Writes a float32 graph in the precision of another."""
+    if graph.precision == "fp16":
+        write_half(source, target)
+    elif graph.precision == "int8":
+        write_int8(encoder, graph.float32_layers, source, target)
 
 
 def write_bundle(
@@ -75,8 +121,11 @@ def write_bundle(
     prove: Callable[[Path], Report],
     name: str | None = None,
     force: bool = False,
-    step: Callable[[str], None] = lambda _: None,
+    step: Step = lambda _: None,
     key: Path | None = None,
+    precisions: Collection[Precision] = (),
+    unproven: Collection[Precision] = (),
+    explain: Callable[[Path, Checkpoint, Finding], str] = lambda *_: "",
 ) -> Report:
     """Exports a model to the bundle folder `out`.
 
@@ -88,6 +137,9 @@ def write_bundle(
         force: replace `out` if it exists.
         step: is told what happens next.
         key: an Ed25519 private key in PEM; what is proven is signed with it.
+        precisions: which to write beside float32, from which the others are made.
+        unproven: those of them that this machine cannot prove, as the manifest will say.
+        explain: more about a finding that does not hold, in words.
 
     Returns:
         The proof. If it does not hold, nothing was written.
@@ -105,10 +157,12 @@ def write_bundle(
     with written_aside(out) as folder:
         step("loading the weights")
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
-        manifest = _manifest(checkpoint, name, _source_digests(source, checkpoint))
         step("computing the reference's answers in float64")
         cases = make_contract(checkpoint)
         write_contract(folder, cases)
+        others = [precision for precision in get_args(Precision)[1:] if precision in precisions]
+        graphs = _graphs(checkpoint, cases, others, unproven, step)
+        manifest = _manifest(checkpoint, name, _source_digests(source, checkpoint), graphs)
         step("writing the graphs")
         _write_graphs(checkpoint.encoder, manifest.graphs, folder)
         if checkpoint.tokenizer:
@@ -118,8 +172,10 @@ def write_bundle(
         step("comparing the graphs with the reference")
         report = prove(folder)
         if not report.holds:
-            raise ExportError(f"the graph does not answer as the reference: {report.worst}; nothing was written")
-        write_report(folder, manifest, cases, {"fp32": report})
+            step("looking where it begins")
+            more = explain(folder, checkpoint, report.worst)
+            raise ExportError(f"the graph does not answer as the reference: {report.worst}{more}; nothing was written")
+        write_report(folder, manifest, cases, report.by_precision())
         if signer:
             sign(folder, signer)
     return report

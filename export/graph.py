@@ -6,7 +6,8 @@ Letters: B batch, L length, T tokens, G global tokens, F features. See `model/la
 import io
 import logging
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -21,12 +22,32 @@ from model.layout import GlobalTokens, Packed
 OPSET = 20
 
 
+@contextmanager
+def _states_of(encoder: Encoder) -> Iterator[list[Tensor]]:
+    """Collects what the embeddings and every layer give while the encoder runs."""
+    states: list[Tensor] = []
+    hooks = [
+        part.register_forward_hook(lambda _module, _inputs, output: states.append(output))
+        for part in (encoder.embeddings, *encoder.blocks)
+    ]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class PackedEncoder(nn.Module):
     """The encoder over tokens that lie end to end: `[T]` in, `[T, D]` out."""
 
-    def __init__(self, encoder: Encoder, dense: bool, attentions: bool) -> None:
+    def __init__(self, encoder: Encoder, dense: bool, attentions: bool = False, states: bool = False) -> None:
+        """
+        Args:
+            attentions: answer with the attention weights, too.
+            states: answer with nothing but the hidden states behind the embeddings and behind each layer.
+        """
         super().__init__()
-        self.encoder, self.dense = encoder, dense
+        self.encoder, self.dense, self.states = encoder, dense, states
         self.encode = encoder.encode_with_attentions if attentions else encoder.encode
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -41,7 +62,18 @@ class PackedEncoder(nn.Module):
             global_tokens=GlobalTokens(inputs["globals"], inputs["globals_real"]) if "globals" in inputs else None,
             dense=self.dense,
         )
-        return tuple(self.encode(inputs, layout).values())
+        if not self.states:
+            return tuple(self.encode(inputs, layout).values())
+        with _states_of(self.encoder) as states:
+            self.encode(inputs, layout)
+        return tuple(states)
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what it returns, in order."""
+        if self.states:
+            return ["embeddings", *(f"layer_{number}" for number in range(1, len(self.encoder.blocks) + 1))]
+        return self.encoder.outputs + ["attentions"] * (self.encode == self.encoder.encode_with_attentions)
 
 
 def _example(encoder: Encoder) -> dict[str, Tensor]:
@@ -89,24 +121,27 @@ def _dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Dim]]:
     return shapes
 
 
-def export_graph(encoder: Encoder, path: Path, dense: bool = True, attentions: bool = False) -> None:
+def export_graph(
+    encoder: Encoder, path: Path, dense: bool = True, attentions: bool = False, states: bool = False
+) -> None:
     """Writes `path` and its weights beside it as `<path>.data`.
 
     Args:
         dense: attend to all pairs and mask them; otherwise in blocks, where a pattern has a cheaper form.
-        attentions: answer with the attention weights, too.
+        attentions, states: see `PackedEncoder`.
     """
     inputs = _example(encoder)
+    packed = PackedEncoder(encoder, dense, attentions, states).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that nothing here needs
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            PackedEncoder(encoder, dense, attentions).eval(),
+            packed,
             kwargs={"inputs": inputs},
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=encoder.outputs + ["attentions"] * attentions,
+            output_names=packed.outputs,
             dynamic_shapes={"inputs": _dynamic_shapes(inputs)},
         )
     assert program is not None  # it is, with dynamo=True

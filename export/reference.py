@@ -1,6 +1,8 @@
 """The reference's own answers: the contract's cases, computed in float64."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,17 @@ from model import Checkpoint, CheckpointError, Encoder
 from model.config import LabelsConfig
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The last bits, and with them a bundle's digests, would depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Reference:
     """An encoder in float64, from the same float32 weights."""
 
@@ -23,14 +36,9 @@ class Reference:
 
     def answer(self, inputs: Arrays, attentions: bool = False) -> Arrays:
         """What the reference says to padded rows: every output as float64, and labels as their names."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the last bits, and with them a bundle's digests, would depend on how many there are
-        try:
-            with torch.no_grad():
-                tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-                outputs = self._encoder(**tensors, attentions=attentions)
-        finally:
-            torch.set_num_threads(threads)
+        with torch.no_grad(), one_thread():
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            outputs = self._encoder(**tensors, attentions=attentions)
         answers = {name: tensor.numpy() for name, tensor in outputs.items()}
         return answers | self._labels(answers, inputs)
 

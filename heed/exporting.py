@@ -2,18 +2,88 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bundle.contract import Report
+from bundle import read_manifest
+from bundle.contract import (
+    BUDGETS,
+    CPU,
+    CUDA,
+    Finding,
+    Report,
+    attention_cases,
+    check,
+    plain_cases,
+    read_contract,
+)
+from bundle.manifest import Precision
+from bundle.packing import pack
 from export.bundle import ExportError, write_bundle
+from export.drift import drift
 from model import Checkpoint, Encoder
+from server.errors import DeviceError
 from server.model import Model
+from server.runtime import Runtime, without_driver
+from server.settings import Device
+
+
+def unprovable() -> dict[Precision, str]:
+    """The precisions for which this machine has no device, and why."""
+    reason = without_driver()
+    return {"fp16": f"fp16 is for CUDA: {reason}"} if reason else {}
 
 
 def prove(folder: Path) -> Report:
-    """Compares every graph of a bundle with its contract, as a server would run it on the CPU."""
-    return Report(list(Model(folder, "cpu").check_contract(everything=True)))
+    """Compares every graph of a bundle with its contract, as a server would run it.
+
+    Raises:
+        ExportError: the device that a precision is for cannot be used.
+    """
+    findings: list[Finding] = []
+    unproven: dict[str, str] = {}
+    manifest = read_manifest(folder)
+    try:
+        for precision in manifest.precisions:
+            if manifest.is_proven(precision):
+                device: Device = "auto" if precision == "fp16" else "cpu"
+                findings += Model(folder, device, precision).check_contract(everything=True)
+            else:
+                trial = try_on_cpu(folder, precision)
+                findings += [finding for finding in trial.findings if not finding.holds and not finding.reason]
+                unproven[precision] = f"{unprovable()[precision]}. {_outcome(trial)}"
+    except DeviceError as error:
+        raise ExportError(str(error)) from error
+    return Report(findings, unproven)
+
+
+def try_on_cpu(folder: Path, precision: Precision) -> Report:
+    """What a precision that is for CUDA answers on the CPU, by its own budgets. It proves nothing for CUDA, but what is
+    wrong here is likely wrong there."""
+    model = Model(folder, "cpu", precision, anywhere=True)
+    cases = read_contract(folder)
+    return Report(list(check([*plain_cases(cases), *attention_cases(cases)], model.answer, precision, CUDA)))
+
+
+def _outcome(trial: Report) -> str:
+    if trial.worst.reason:
+        return f"It could not be tried on the CPU either ({trial.worst.reason})"
+    where = f"{trial.worst.output} in {trial.worst.case}"
+    return f"Tried on the CPU, which proves nothing for CUDA: {trial.worst.error:.1e} at worst, {where}"
+
+
+def explain(folder: Path, checkpoint: Checkpoint, finding: Finding) -> str:
+    """Where a finding's error begins, from layer to layer."""
+    precision = finding.precision
+    model = Model(folder, "cpu", precision, anywhere=True)
+    case = next(case for case in read_contract(folder) if finding.case in (case.name, f"{case.name} with attentions"))
+    sequences = model.prepare(case.inputs).sequences
+    span = max(member.span(model.manifest.aligned) for member in sequences)
+    graphs = model.manifest.graphs_of(precision)
+    graph = next(graph for graph in graphs if graph.longest is None or span <= graph.longest)
+    budget = BUDGETS[precision, CUDA if precision == "fp16" else CPU].vectors
+    feeds = pack(sequences, model.manifest.aligned)
+    return f"; {drift(checkpoint.encoder, graph, feeds, budget, lambda path, feeds: Runtime(path, 'cpu').run(feeds))}"
 
 
 def export_bundle(
@@ -23,6 +93,7 @@ def export_bundle(
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
     key: Path | None = None,
+    precisions: Collection[Precision] = (),
 ) -> Report:
     """Writes a model to the bundle folder `out`, proven equal to the reference.
 
@@ -33,6 +104,8 @@ def export_bundle(
         force: replace `out` if it exists.
         step: is told what happens next.
         key: an Ed25519 private key in PEM to sign the bundle with.
+        precisions: what to write beside float32. Those that this machine has no device for are written unproven, and
+            the report says why.
 
     Raises:
         CheckpointError, ExportError, BundleError: see `write_bundle`; nothing is written then.
@@ -41,7 +114,7 @@ def export_bundle(
         source = Checkpoint(source.eval())
     elif isinstance(source, str):
         source = Path(source)
-    return write_bundle(source, Path(out), prove, name, force, step, key)
+    return write_bundle(source, Path(out), prove, name, force, step, key, precisions, unprovable(), explain)
 
 
 def own_model(reference: str) -> Checkpoint:

@@ -15,7 +15,7 @@ from bundle.manifest import TOKENIZER
 from bundle.packing import Arrays, Sequence, unpack, unpack_attentions
 from server.graphs import Answer, Graphs
 from server.requests import Request, check_request
-from server.runtime import CUDA, Runtime
+from server.runtime import CUDA, Runtime, device_for
 from server.settings import Device
 from server.text import TextEncoder
 
@@ -23,8 +23,12 @@ from server.text import TextEncoder
 class Model:
     """One bundle on one device, in one precision."""
 
-    def __init__(self, folder: Path, device: Device = "auto", precision: str = "fp32") -> None:
+    def __init__(self, folder: Path, device: Device = "auto", precision: str = "fp32", anywhere: bool = False) -> None:
         """
+        Args:
+            device: "auto" is the one that the precision is for, where it is for one only.
+            anywhere: on any device, to try what it does there. It proves nothing and cannot be served.
+
         Raises:
             BundleError: the bundle is not usable. Its digests are not looked at here (see `bundle/digests.py`).
             DeviceError: the device is not usable.
@@ -34,6 +38,7 @@ class Model:
         self.precision = precision
         self.digest = bundle_digest(folder) if (folder / DIGESTS).exists() else ""
         self.text = self._text_encoder()
+        device = device if anywhere else device_for(precision, device)
         self.graphs = Graphs(folder, self.manifest, precision, "answers", device)
         self._per_token = {spec.name for spec in self.manifest.outputs if spec.shape[:2] == [-1, -1]}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from bundle.contract import has_budget
 from bundle.packing import GRAPH_INPUTS, Arrays
 from server.errors import DeviceError
 from server.settings import Device
@@ -25,7 +26,22 @@ def session_options() -> onnxruntime.SessionOptions:
     return options
 
 
-def _without_driver() -> str:
+def device_for(precision: str, device: Device) -> Device:
+    """The device that a precision is for: CUDA for float16, the CPU for int8, the one asked for otherwise.
+
+    Raises:
+        DeviceError: another one was asked for.
+    """
+    on_cuda, on_cpu = has_budget(precision, CUDA), has_budget(precision, CPU)
+    if on_cuda == on_cpu:
+        return device
+    only: Device = "cuda" if on_cuda else "cpu"
+    if device not in ("auto", only):
+        raise DeviceError(f"{precision} is for {'CUDA' if on_cuda else 'the CPU'}; --device {device} cannot serve it")
+    return only
+
+
+def without_driver() -> str:
     """Why CUDA cannot work at all on this machine; empty if a driver is there."""
     if CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime is built for the CPU only; the extra `gpu` brings CUDA"
@@ -76,7 +92,7 @@ class Runtime:
         return session
 
     def _open_cuda(self, graph: Path) -> onnxruntime.InferenceSession:
-        if reason := _without_driver():
+        if reason := without_driver():
             raise DeviceError(f"CUDA cannot be used: {reason}")
         onnxruntime.preload_dlls()  # CUDA and cuDNN as Python packages bring them, if they do
         try:

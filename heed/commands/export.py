@@ -1,18 +1,42 @@
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
+from rich.markup import escape
 
 from heed.console import err, fail, out, stages
 from heed.interrupts import stopping_at_once
 from heed.reports import summary
+
+if TYPE_CHECKING:
+    from bundle.contract import Report
+    from bundle.manifest import Precision
 
 
 def _abandon() -> bool:
     """Before the module is there, nothing was written."""
     aside = sys.modules.get("export.aside")
     return aside is None or not hasattr(aside, "abandon") or bool(aside.abandon())
+
+
+def _precisions(asked: str) -> "list[Precision]":
+    from bundle.manifest import Precision
+
+    known = get_args(Precision)
+    names = [name.strip() for name in asked.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        fail(f"--precision {unknown[0]} is none of {', '.join(known)}")
+    return [precision for precision in known if precision in names]
+
+
+def _say(report: "Report") -> None:
+    """What was proven, and what was not."""
+    parts = report.by_precision()
+    for precision, part in parts.items():
+        err.print(f"{precision}: {summary(part)}" if len(parts) > 1 else summary(part))
+    for precision, reason in report.unproven.items():
+        err.print(f"{precision}: [yellow]not proven here[/]. {escape(reason)}", soft_wrap=True)
 
 
 @stopping_at_once(_abandon)
@@ -31,6 +55,9 @@ def export(
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this Ed25519 private key (PEM).")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, and with commas fp16 (for CUDA) and int8 (for the CPU); fp32 is always there.")
+    ] = "fp32",
 ) -> None:
     """Turn a model into a bundle, with the proof that it answers as the PyTorch reference does.
 
@@ -46,6 +73,7 @@ def export(
     """
     from bundle import BundleError
 
+    precisions = _precisions(precision)
     with stages("starting PyTorch") as step:
         try:
             from export.bundle import ExportError
@@ -56,10 +84,11 @@ def export(
 
         try:
             own = ":" in source and not Path(source).exists()
-            report = export_bundle(own_model(source) if own else Path(source), bundle, name, force, step, sign)
+            model = own_model(source) if own else Path(source)
+            report = export_bundle(model, bundle, name, force, step, sign, precisions)
         except (CheckpointError, ExportError, BundleError, OSError) as error:
             fail(error)
     size = sum(path.stat().st_size for path in bundle.iterdir())
-    err.print(summary(report))
+    _say(report)
     out.print(f"{bundle} [dim]({size / 1e6:.0f} MB)[/]")
     err.print(f"[dim]next: heed serve {bundle}[/]")

@@ -328,9 +328,23 @@ def test_a_finding_names_output_case_and_budget() -> None:
     assert str(turned) == "y in case a is off by 1.2e-02, 1e-02 of 1 - cosine is allowed"
 
 
-def test_an_unknown_precision_has_no_budget() -> None:
-    with pytest.raises(KeyError):
-        list(check([case_of(REFERENCE)], lambda *_: {"y": REFERENCE}, "int4", CPU))
+@pytest.mark.parametrize(
+    ("precision", "provider"), [("int4", CPU), ("fp16", CPU), ("int8", "CUDAExecutionProvider"), ("fp32", "none")]
+)
+def test_what_has_no_budget_is_not_compared(precision: str, provider: str) -> None:
+    with pytest.raises(BundleError, match=f"{precision} is not for the {provider}"):
+        list(check([case_of(REFERENCE)], lambda *_: {"y": REFERENCE}, precision, provider))
+
+
+def test_findings_know_their_precision_and_can_be_told_apart() -> None:
+    (exact,) = check([case_of(REFERENCE)], lambda *_: {"y": REFERENCE}, "fp32", CPU)
+    (turned,) = check([case_of(REFERENCE)], lambda *_: {"y": -REFERENCE}, "int8", CPU)
+    assert (exact.precision, turned.precision) == ("fp32", "int8")
+    assert str(turned).startswith("y in int8 in case a is off by")
+    parts = Report([exact, turned]).by_precision()
+    assert {precision: part.findings for precision, part in parts.items()} == {"fp32": [exact], "int8": [turned]}
+    assert parts["fp32"].holds
+    assert not parts["int8"].holds
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Which linear layers int8 cannot hold: those whose rounding moves the answers most stay float32.
+
+In trained encoders few layers do most of the harm, those behind an activation with a few values far beyond the others
+(Bondarenko et al., 2021). They are found by trying: each layer alone rounds as it would in int8, in PyTorch, and the
+contract's budgets say how far the answers moved.
+
+Letters: K values of a token in, M values out.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bundle.contract import BUDGETS, CPU, Case
+from export.int8 import LARGEST_VALUE, LEAST, linear_layers, quantized
+from export.reference import one_thread
+from model import Encoder
+
+USABLE = 0.9  # of the budget; the other cases of the contract need the rest
+LEAST_SHARE = 0.5  # of the weights must be int8; a model that cannot have so many is none for int8
+FEW_TOKENS, MANY_TOKENS = 128, 400  # padding included, of the cases for one layer alone and for many together
+
+
+class _Rounding(nn.Module):
+    """A linear layer as int8 computes it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        int8_MK, scale_M = quantized(layer.weight.detach().numpy())
+        self.weight_MK = torch.from_numpy(int8_MK.astype(np.float32) * scale_M[:, None])
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.abs().amax(-1, keepdim=True).clamp(min=LEAST) / LARGEST_VALUE
+        return nn.functional.linear((x / scale).round() * scale, self.weight_MK, self.bias)
+
+
+@contextmanager
+def _rounded(encoder: Encoder, names: Collection[str]) -> Iterator[None]:
+    """The encoder with these layers as int8 computes them."""
+    layers = linear_layers(encoder)
+    try:
+        for name in names:
+            encoder.set_submodule(name, _Rounding(layers[name]))
+        yield
+    finally:
+        for name in names:
+            encoder.set_submodule(name, layers[name])
+
+
+def _harm(encoder: Encoder, cases: list[Case], names: Collection[str]) -> float:
+    """How much of the budget is used at worst if these layers are int8."""
+    budgets = BUDGETS["int8", CPU]
+    worst = 0.0
+    with _rounded(encoder, names), torch.no_grad(), one_thread():
+        for case in cases:
+            tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
+            answers = encoder(**tensors, attentions="attentions" in case.outputs)
+            for name, answer in answers.items():
+                budget = budgets.of(name, case.outputs[name])
+                worst = max(worst, budget.used(answer.numpy(), case.outputs[name]) / budget.limit)
+    return worst
+
+
+def _tried(cases: list[Case], most_tokens: int) -> list[Case]:
+    """The cases of a start that are tensors and no larger: every kind of mask and of token is among them."""
+    return [
+        case
+        for case in cases
+        if case.at_start and "text" not in case.inputs and case.outputs["last_hidden_state"][..., 0].size <= most_tokens
+    ]
+
+
+def _harmless(encoder: Encoder, cases: list[Case], order: list[str]) -> list[str]:
+    """As many layers as can be int8 together, the first ones of the order if possible."""
+    fewest, most = 0, len(order)
+    while fewest < most:
+        tried = (fewest + most + 1) // 2
+        if _harm(encoder, cases, order[:tried]) <= USABLE:
+            fewest = tried
+        else:
+            most = tried - 1
+    found = order[:fewest]
+    for name in order[fewest + 1 :]:  # the one after the last is known to be too much
+        if _harm(encoder, cases, [*found, name]) <= USABLE:
+            found.append(name)
+    return found
+
+
+def layers_to_keep(encoder: Encoder, cases: list[Case]) -> list[str]:
+    """The linear layers that must stay float32 for the others to be int8 within the budget; none if too many must."""
+    layers = linear_layers(encoder)
+    few, many = _tried(cases, FEW_TOKENS), _tried(cases, MANY_TOKENS)
+    if _harm(encoder, many, layers) <= USABLE:
+        return []
+    alone = {name: _harm(encoder, few, [name]) for name in layers}
+    found = _harmless(encoder, many, sorted(layers, key=alone.__getitem__))
+    weights = {name: layer.weight.numel() for name, layer in layers.items()}
+    if sum(weights[name] for name in found) < LEAST_SHARE * sum(weights.values()):
+        return []
+    return [name for name in layers if name not in found]
