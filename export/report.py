@@ -35,7 +35,7 @@ def report_page(manifest: Manifest, digest: str, cases: Sequence[Case], proofs: 
         style=STYLE,
         name=escape(manifest.name),
         about=_about(manifest, digest),
-        verdict=_verdict(proofs),
+        verdict=_verdict(manifest, proofs),
         legend=_legend(_measured(outputs)),
         overview=_overview(proofs, outputs),
         pictures="\n".join(_picture(precision, report, outputs) for precision, report in proofs.items()),
@@ -59,8 +59,18 @@ def _about(manifest: Manifest, digest: str) -> str:
     return f'{chips}<code class="chip">{escape(digest[:19])}…</code>'
 
 
-def _verdict(proofs: Mapping[str, Report]) -> str:
-    return "\n".join(_precision_verdict(precision, report) for precision, report in proofs.items())
+def _verdict(manifest: Manifest, proofs: Mapping[str, Report]) -> str:
+    proven = [_precision_verdict(precision, report) for precision, report in proofs.items()]
+    unproven = [precision for precision in manifest.precisions if not manifest.is_proven(precision)]
+    return "\n".join([*proven, *(_unproven(precision) for precision in unproven if precision not in proofs)])
+
+
+def _unproven(precision: str) -> str:
+    return (
+        f'<div class="tile unproven"><div class="precision">{escape(precision)}</div>'
+        '<div class="sign">not proven yet</div><div>The machine that made the bundle has no device for it. '
+        "The first server on such a device compares before it is ready.</div></div>"
+    )
 
 
 def _precision_verdict(precision: str, report: Report) -> str:
@@ -203,7 +213,8 @@ code { font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu S
 .tile { flex: 1 1 260px; padding: 14px 18px; border-radius: 10px; font-size: 14px; }
 .holds { background: var(--good-paper); } .broken { background: var(--bad-paper); }
 .precision { font-weight: 600; } .sign { font-size: 19px; font-weight: 650; margin: 2px 0 6px; color: var(--good); }
-.broken .sign, .wrong { color: var(--bad); } .key { margin-right: 20px; white-space: nowrap; }
+.broken .sign, .wrong { color: var(--bad); } .unproven { background: var(--stripe); }
+.unproven .sign { color: var(--faint); } .key { margin-right: 20px; white-space: nowrap; }
 .key svg { vertical-align: -2px; margin-right: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; } th { text-align: left; color: var(--faint);
   font-weight: 600; font-size: 13px; } th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line);

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto, which is the default.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Which of the bundle's precisions to compute in; fp32 by default.")
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ask a running server instead of computing here.")
     ] = None,
@@ -39,11 +42,11 @@ def verify(
     Exit code 0: equal within the budget. 1: not, or the endpoint serves another bundle. 2: it could not be compared.
     """
     if endpoint is None:
-        proof = _offline(bundle, device or "auto")
-    elif device is None:
+        proof = _offline(bundle, device or "auto", precision or "fp32")
+    elif device is None and precision is None:
         proof = _online(bundle, endpoint, model, timeout, as_json)
     else:
-        fail("--device is for what is computed here; the endpoint has its own")
+        fail("--device and --precision are for what is computed here; the endpoint has its own")
     if as_json:
         print(json.dumps(_content(proof), indent=2))
     else:
@@ -72,7 +75,7 @@ def _compared(findings: "Iterable[Finding]") -> "Report":
     return Report(list(track(findings, "comparing", console=err, transient=True)))
 
 
-def _offline(bundle: Path, device: str) -> Proof:
+def _offline(bundle: Path, device: str, precision: str) -> Proof:
     from bundle import BundleError
     from bundle.digests import check_digests
     from server.errors import HeedError
@@ -82,7 +85,7 @@ def _offline(bundle: Path, device: str) -> Proof:
         fail(f"--device {device} is none of auto, cpu, cuda")
     try:
         check_digests(bundle)
-        model = Model(bundle, device)  # type: ignore[arg-type]  # checked above
+        model = Model(bundle, device, precision)  # type: ignore[arg-type]  # checked above
         report = _compared(model.check_contract(everything=True))
     except (BundleError, HeedError, OSError) as error:
         fail(error)

@@ -163,6 +163,15 @@ def test_precisions_are_shown_side_by_side(tiny_bundle: Path) -> None:
     assert f"last_hidden_state in {cases[0].name}: 2.0e-03 (1 - cosine), 1e-02 allowed" in page
 
 
+def test_a_precision_that_no_machine_has_proven_is_shown_so(tiny_bundle: Path, tiny_report: str) -> None:
+    manifest = read_manifest(tiny_bundle)
+    half = manifest.graphs[0].model_copy(update={"precision": "fp16", "proven": False})
+    manifest = manifest.model_copy(update={"graphs": [*manifest.graphs, half]})
+    page = report_page(manifest, "sha256:1", read_contract(tiny_bundle), {"fp32": prove(tiny_bundle)})
+    assert "fp16 not proven yet" in Page(page).text
+    assert "not proven yet" not in tiny_report
+
+
 def finding(error: float, budget: float = 1e-5) -> Finding:
     return Finding("a", "logits", error, budget)
 

@@ -131,10 +131,17 @@ def test_a_server_that_is_starting_is_waited_for(tiny_bundle: Path, tmp_path: Pa
         server.process.wait()
 
 
-def test_what_is_computed_here_and_there_cannot_both_be_chosen(tiny_bundle: Path) -> None:
-    done = heed("verify", tiny_bundle, "--endpoint", "127.0.0.1:1", "--device", "cpu")
+@pytest.mark.parametrize("option", [("--device", "cpu"), ("--precision", "fp32")])
+def test_what_is_computed_here_and_there_cannot_both_be_chosen(tiny_bundle: Path, option: tuple[str, str]) -> None:
+    done = heed("verify", tiny_bundle, "--endpoint", "127.0.0.1:1", *option)
     assert done.code == 2
-    assert "--device" in done.said
+    assert "--device and --precision are for what is computed here" in done.said
+
+
+def test_a_precision_that_is_not_there_is_told(tiny_bundle: Path) -> None:
+    done = heed("verify", tiny_bundle, "--precision", "int8")
+    assert done.code == 2
+    assert "tiny has no int8 graph of answers" in done.said
 
 
 def test_large_answers_come_in_parts(minilm_bundle: Path, tmp_path: Path) -> None:
