@@ -81,8 +81,10 @@ def test_serving_loads_nothing_of_the_export(program: str) -> None:
     assert loaded & {"torch", "model", "export", "transformers", "onnx", "onnxscript", "safetensors"} == set()
 
 
-def test_verifying_loads_nothing_of_the_export(tiny_bundle: Path) -> None:
-    program = f"import sys; sys.argv = ['heed', 'verify', {str(tiny_bundle)!r}, '--json']\n"
+@pytest.mark.parametrize("command", ["verify", "inspect", "diff"])
+def test_looking_at_bundles_loads_nothing_of_the_export(tiny_bundle: Path, command: str) -> None:
+    bundles = [str(tiny_bundle)] * (1 + (command == "diff"))
+    program = f"import sys; sys.argv = ['heed', {command!r}, *{bundles!r}, '--json']\n"
     program += "import contextlib, io\nfrom heed.main import app\n"
     program += "with contextlib.redirect_stdout(io.StringIO()):\n    app(standalone_mode=False)"
     loaded = loaded_by(program)
