@@ -11,9 +11,9 @@ import pytest
 
 from bench import mistakes
 from bench.corruptions import corruptions, is_sprung
-from bench.gate import Load, Off, Verdict, off, protected_files, refused_by, settings, summary
-from bench.mistakes import MISTAKES, Mistake
-from bench.subjects import Right
+from bench.gate import OTHERS, Load, Off, Verdict, off, precisions, protected_files, refused_by, settings, summary
+from bench.mistakes import INT8_MISTAKES, MISTAKES, Mistake
+from bench.subjects import Right, make_right
 from bundle.digests import check_digests
 from model import Encoder, load_checkpoint
 from server.errors import StartError
@@ -41,6 +41,16 @@ def test_a_mistake_is_refused_by_its_numbers(right: Callable[[str], Right], tmp_
     check_digests(wrong)  # they are right: what refuses is the numbers
     assert off(wrong).fair, "a mistake too small to prove anything"
     assert refused_by(wrong) == "numbers"
+
+
+@pytest.mark.long
+def test_int8_is_made_of_the_same_mistake(tmp_path: Path) -> None:
+    right = make_right("sentences", tmp_path, OTHERS)
+    assert precisions(right.bundle) == ["fp32", "int8"]
+    for number, mistake in enumerate([Mistake("sentences", "weights", mistakes.two_layers_swapped), *INT8_MISTAKES]):
+        wrong = mistake.make(right, tmp_path / str(number))
+        assert refused_by(wrong) == "numbers"
+        assert (refused_by(wrong, "int8") == "numbers") == (number == 0)  # what is right in int8 is wrong in float32
 
 
 def test_a_refusal_names_the_place(right: Callable[[str], Right], tmp_path: Path) -> None:
