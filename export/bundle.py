@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from bundle.contract import Case, Finding, Report, write_contract
@@ -56,6 +57,19 @@ def _manifest(checkpoint: Checkpoint, name: str, digests: dict[str, str], graphs
             command=f"heed export SOURCE OUT --name {name}{others}",
         ),
     )
+
+
+def _load(source: Path | Checkpoint) -> Checkpoint:
+    return source if isinstance(source, Checkpoint) else load_checkpoint(source)
+
+
+def _let_go(encoder: Encoder) -> None:
+    """Frees the weights: they and the graphs that are loaded next would take twice the memory.
+
+    It is not enough to forget the encoder, because the exporter's rules remember the last graph that they matched.
+    """
+    for weight in encoder.parameters():
+        weight.data = torch.empty(0)
 
 
 def _source_digests(source: Path | Checkpoint, checkpoint: Checkpoint) -> dict[str, str]:
@@ -156,7 +170,7 @@ def write_bundle(
     signer = read_private_key(key) if key else None
     with written_aside(out) as folder:
         step("loading the weights")
-        checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
+        checkpoint = _load(source)
         step("computing the reference's answers in float64")
         cases = make_contract(checkpoint)
         write_contract(folder, cases)
@@ -169,11 +183,13 @@ def write_bundle(
             shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
         write_manifest(folder, manifest)
         write_digests(folder)
+        if isinstance(source, Path):
+            _let_go(checkpoint.encoder)
         step("comparing the graphs with the reference")
         report = prove(folder)
         if not report.holds:
             step("looking where it begins")
-            more = explain(folder, checkpoint, report.worst)
+            more = explain(folder, _load(source), report.worst)
             raise ExportError(f"the graph does not answer as the reference: {report.worst}{more}; nothing was written")
         write_report(folder, manifest, cases, report.by_precision())
         if signer:

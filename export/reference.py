@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor, nn
 
 from bundle.contract import START_TOKENS, Case
 from bundle.packing import Arrays, Ints
@@ -28,11 +29,46 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class _Linear(nn.Linear):
+    """Keeps its weights in float32 and computes in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.double()
+        return nn.functional.linear(x.double(), self.weight.double(), bias)
+
+
+class _Embedding(nn.Embedding):
+    """Keeps its rows in float32 and gives them in float64."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).double()
+
+
+def _in_float64(encoder: Encoder) -> Encoder:
+    """A copy that computes in float64.
+
+    The matrices of layers and tables, which are nearly all of a model, stay the encoder's own in float32: each is
+    converted when its layer is computed, and let go. A whole copy in float64 would take twice the model's memory.
+    """
+    casting = {nn.Linear: _Linear, nn.Embedding: _Embedding}
+    large = [part for part in encoder.modules() if type(part) in casting]
+    shared = {id(weight): weight for part in large for weight in part.parameters()}
+    copied = copy.deepcopy(encoder, shared)
+    for part in copied.modules():
+        if type(part) in casting:
+            part.__class__ = casting[type(part)]
+        else:
+            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.double()
+    return copied.eval()
+
+
 class Reference:
     """An encoder in float64, from the same float32 weights."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = copy.deepcopy(encoder).double().eval()
+        self._encoder = _in_float64(encoder)
 
     def answer(self, inputs: Arrays, attentions: bool = False) -> Arrays:
         """What the reference says to padded rows: every output as float64, and labels as their names."""
