@@ -30,6 +30,16 @@ def tiny_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def precise_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in every precision."""
+    from heed.exporting import export_bundle as export_precisions
+
+    out = tmp_path_factory.mktemp("bundles") / "precise"
+    export_precisions(tiny, out, precisions=["fp16", "int8"])
+    return out
+
+
+@pytest.fixture(scope="session")
 def tiny_cls_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`cls` pooling, of any length."""
     source = add_pooling(save_bert(tmp_path_factory.mktemp("tiny-cls"), seed=1), "cls", unit_length=False)

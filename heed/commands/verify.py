@@ -21,7 +21,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto, which is the default.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Which of the bundle's precisions to compute in; fp32 by default.")
+        str | None, typer.Option(help="fp32, fp16, int8, or all that the bundle has, which is the default.")
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ask a running server instead of computing here.")
@@ -39,10 +39,12 @@ def verify(
     The answers come from the very runtime that serves; the reference's were computed in float64 when the bundle was
     made. Needs no network and no torch. With --endpoint a running server is asked, which must serve this very bundle.
 
+    Every precision is compared on the device that it is for; where this machine has none, that is said.
+
     Exit code 0: equal within the budget. 1: not, or the endpoint serves another bundle. 2: it could not be compared.
     """
     if endpoint is None:
-        proof = _offline(bundle, device or "auto", precision or "fp32")
+        proof = _offline(bundle, device or "auto", precision or "all")
     elif device is None and precision is None:
         proof = _online(bundle, endpoint, model, timeout, as_json)
     else:
@@ -60,8 +62,7 @@ class Proof:
 
     bundle: str
     digest: str
-    precision: str
-    provider: str
+    providers: dict[str, str]  # by precision
     report: "Report"
     endpoint: str = ""
     left_out: tuple[str, ...] = ()  # cases too large for the endpoint's messages
@@ -76,20 +77,32 @@ def _compared(findings: "Iterable[Finding]") -> "Report":
 
 
 def _offline(bundle: Path, device: str, precision: str) -> Proof:
-    from bundle import BundleError
-    from bundle.digests import check_digests
-    from server.errors import HeedError
+    from bundle import BundleError, read_manifest
+    from bundle.contract import Report
+    from bundle.digests import bundle_digest, check_digests
+    from server.errors import DeviceError, HeedError
     from server.model import Model
 
     if device not in ("auto", "cpu", "cuda"):
         fail(f"--device {device} is none of auto, cpu, cuda")
+    report = Report()
+    providers: dict[str, str] = {}
     try:
         check_digests(bundle)
-        model = Model(bundle, device, precision)  # type: ignore[arg-type]  # checked above
-        report = _compared(model.check_contract(everything=True))
+        manifest = read_manifest(bundle)
+        for each in manifest.precisions if precision == "all" else [precision]:
+            try:
+                model = Model(bundle, device, each)  # type: ignore[arg-type]  # checked above
+            except DeviceError as error:
+                report.unproven[each] = str(error)
+            else:
+                providers[each] = model.runtime.provider
+                report.findings.extend(_compared(model.check_contract(everything=True)).findings)
     except (BundleError, HeedError, OSError) as error:
         fail(error)
-    return Proof(model.manifest.name, model.digest, model.precision, model.runtime.provider, report)
+    if not report.findings:
+        fail("; ".join(dict.fromkeys(report.unproven.values())))
+    return Proof(manifest.name, bundle_digest(bundle), providers, report)
 
 
 def _online(bundle: Path, address: str, name: str | None, seconds: float, as_json: bool) -> Proof:
@@ -112,7 +125,7 @@ def _online(bundle: Path, address: str, name: str | None, seconds: float, as_jso
     left_out = tuple(asked.left_out)
     if not report.findings:
         fail(f"no case fits into a message of {address}")
-    return Proof(manifest.name, asked.digest, asked.precision, asked.provider, report, address, left_out)
+    return Proof(manifest.name, asked.digest, {asked.precision: asked.provider}, report, address, left_out)
 
 
 def _refuse(error: "OtherBundle", manifest: "Manifest", asked: "Endpoint", as_json: bool) -> NoReturn:
@@ -128,9 +141,11 @@ def _content(proof: Proof) -> dict[str, object]:
     content: dict[str, object] = {
         "bundle": proof.bundle,
         "digest": proof.digest,
-        "precision": proof.precision,
-        "provider": proof.provider,
+        "precision": ",".join(proof.providers),
+        "provider": ",".join(dict.fromkeys(proof.providers.values())),
     }
+    if proof.report.unproven:
+        content |= {"not_compared": proof.report.unproven}
     if proof.endpoint:
         content |= {"endpoint": proof.endpoint, "left_out": list(proof.left_out)}
     return content | {"holds": proof.report.holds, "findings": [_row(finding) for finding in proof.report.findings]}
@@ -143,9 +158,12 @@ def _row(finding: "Finding") -> dict[str, object]:
 
 
 def _show(proof: Proof) -> None:
-    out.print(report_table(proof.report.findings))
     at = f" at {proof.endpoint}" if proof.endpoint else ""
-    out.print(f"{proof.bundle}{at}, {proof.precision} on {proof.provider}: {summary(proof.report)}")
+    for precision, part in proof.report.by_precision().items():
+        out.print(report_table(part.findings))
+        out.print(f"{proof.bundle}{at}, {precision} on {proof.providers[precision]}: {summary(part)}")
+    for precision, reason in proof.report.unproven.items():
+        err.print(f"[yellow]not compared[/]: {precision}. {escape(reason)}", soft_wrap=True)
     if proof.left_out:
         names = escape(", ".join(proof.left_out))
         err.print(f"[yellow]not compared[/], too large for a message of {proof.endpoint}: {names}", soft_wrap=True)

@@ -1,4 +1,7 @@
-"""Random sequences for models of every kind."""
+"""Random sequences for models of every kind, and who is served in groups."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +9,10 @@ import pytest
 from bundle import Manifest
 from bundle.manifest import Image
 from bundle.packing import pack
-from server.warmup import random_sequence
+from server import warmup
+from server.runtime import CPU, CUDA
+from server.scheduler import Alone, Neighbours
+from server.warmup import random_sequence, warm_up
 from tests.server.support import manifest_of
 
 MODELS = [
@@ -41,3 +47,25 @@ def test_an_image_has_its_own_length() -> None:
     assert member.tokens["features"].shape == (7, 12)
     assert not member.tokens["features"][0].any()
     assert member.tokens["features"][1:].all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "provider", "equal", "alone"),
+    [
+        ("fp32", CPU, True, False),
+        ("fp32", CPU, False, True),  # float32 on the CPU promises bits
+        ("fp32", CUDA, False, False),
+        ("int8", CPU, True, False),
+        ("int8", CPU, False, False),  # the others tell how far a group moves them
+        ("fp16", CUDA, False, False),
+    ],
+)
+def test_bits_that_neighbours_change_forbid_groups_in_float32_on_the_cpu_only(
+    monkeypatch: pytest.MonkeyPatch, precision: str, provider: str, equal: bool, alone: bool
+) -> None:
+    monkeypatch.setattr(warmup, "_compare_groups", lambda *_: (equal, 0.0 if equal else 0.25))
+    monkeypatch.setattr(warmup, "_choose", lambda *_: Neighbours(128))
+    model: Any = SimpleNamespace(precision=precision, runtime=SimpleNamespace(provider=provider))
+    found = warm_up(model)
+    assert isinstance(found.strategy, Alone if alone else Neighbours)
+    assert (found.bit_equal, found.difference) == (equal, 0.0 if equal else 0.25)
