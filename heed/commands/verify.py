@@ -32,6 +32,9 @@ def verify(
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for the endpoint to be ready, and for each of its answers.")
     ] = 60.0,
+    signature: Annotated[
+        Path | None, typer.Option(metavar="PUBKEY", help="First see that this Ed25519 key's owner signed it (PEM).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Compare a bundle's answers with the PyTorch reference's, on every case of its contract.
@@ -43,6 +46,8 @@ def verify(
 
     Exit code 0: equal within the budget. 1: not, or the endpoint serves another bundle. 2: it could not be compared.
     """
+    if signature is not None:
+        _check_signature(bundle, signature)
     if endpoint is None:
         proof = _offline(bundle, device or "auto", precision or "all")
     elif device is None and precision is None:
@@ -54,6 +59,16 @@ def verify(
     else:
         _show(proof)
     raise typer.Exit(0 if proof.report.holds else 1)
+
+
+def _check_signature(bundle: Path, key: Path) -> None:
+    from bundle import BundleError
+    from bundle.signature import check_signature
+
+    try:
+        check_signature(bundle, key)
+    except (BundleError, OSError) as error:
+        fail(error)
 
 
 @dataclass(frozen=True)

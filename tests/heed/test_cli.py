@@ -23,7 +23,7 @@ from bundle import read_manifest
 from bundle.contract import BUDGETS, Budgets, read_contract, write_contract
 from bundle.digests import bundle_digest, check_digests, write_digests
 from bundle.manifest import Graph
-from bundle.signature import check_signature
+from bundle.signature import check_signature, read_private_key, sign
 from client import Client
 from heed.main import app
 from tests.support import Running, free_port, make_keys
@@ -287,6 +287,17 @@ def test_export_signs_what_it_proved(tiny: Path, tmp_path: Path) -> None:
     keys = make_keys(tmp_path)
     assert heed("export", tiny, tmp_path / "out", "--sign", keys.private).code == 0
     check_signature(tmp_path / "out", keys.public)
+
+
+def test_verify_sees_who_signed_it_before_anything_else(tiny_bundle: Path, tmp_path: Path) -> None:
+    keys, other = make_keys(tmp_path), make_keys(tmp_path, "other")
+    bundle = copytree(tiny_bundle, tmp_path / "tiny")
+    refused = heed("verify", bundle, "--signature", keys.public)
+    assert (refused.code, refused.out) == (2, "")
+    assert "is not signed" in refused.said
+    sign(bundle, read_private_key(keys.private))
+    assert heed("verify", bundle, "--signature", keys.public).code == 0
+    assert "another key signed it" in heed("verify", bundle, "--signature", other.public).said
 
 
 @pytest.mark.parametrize("content", [b"nonsense", b"", None])
