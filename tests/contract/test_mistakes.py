@@ -71,7 +71,9 @@ def last_bits(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize(
-    "control", [Mistake("sentences", "graphs", no_change), Mistake("sentences", "weights", last_bits)], ids=str
+    "control",
+    [Mistake("sentences", "graphs", no_change), Mistake("sentences", "weights", last_bits)],
+    ids=("nothing changed", "last bits"),
 )
 def test_what_is_no_mistake_becomes_ready(right: Callable[[str], Right], tmp_path: Path, control: Mistake) -> None:
     """A control: it is the mistakes that are refused, not the way they are made."""
