@@ -1,9 +1,9 @@
 """A float32 graph with its linear layers in int8, for the CPU.
 
-Dynamic quantization: weights are int8 with a scale for each output channel, made here; activations are uint8 with a
-scale for each token, found anew in every run (ZeroQuant: Yao et al., 2022). One scale for a whole tensor, as
-`onnxruntime.quantization.quantize_dynamic` would write, lets a token's neighbours in a group change its answer, and one
-large value anywhere takes the precision from all tokens.
+Dynamic quantization: weights are int8 with a scale for each output channel, made here; activations are uint8 between
+each token's lowest and highest value, found anew in every run (ZeroQuant: Yao et al., 2022). One scale for a whole
+tensor, as `onnxruntime.quantization.quantize_dynamic` would write, lets a token's neighbours in a group change its
+answer, and one large value anywhere takes the precision from all tokens.
 
 Weights keep to 7 of their 8 bits. A CPU without VNNI adds two products of uint8 and int8 in 16 bits, and those of all 8
 bits saturate there, far from the right sum and without a word; 2 * 255 * 63 fits.
@@ -25,8 +25,8 @@ from torch import nn
 
 from model import Encoder
 
-LARGEST_WEIGHT, LARGEST_VALUE, ZERO = 63, 127, 128
-LEAST = 1e-12  # a token of zeros has a scale, too
+LARGEST_WEIGHT, STEPS = 63, 255
+LEAST = 1e-12  # a token of equal values has a scale, too
 
 
 def linear_layers(encoder: Encoder) -> dict[str, nn.Linear]:
@@ -97,31 +97,36 @@ class _Quantization:
         return weight_MK if _digest(weight_MK) in self._weights else None
 
     def _quantize(self, x: str) -> Iterator[NodeProto]:
-        """`round(x / scale) + 128` with the scale of each token, its largest value by 127."""
+        """`round((x - lowest) / scale)`: between a token's lowest value and its highest lie 255 steps."""
         axis = self._constant("int8_axis", np.array([-1]))
         least = self._constant("int8_least", np.float32(LEAST))
-        step = self._constant("int8_step", np.float32(1 / LARGEST_VALUE))
-        one, zero = self._constant("int8_one", np.float32(1)), self._constant("int8_zero", np.uint8(ZERO))
-        yield _node("Abs", [x], f"{x}_abs")
-        yield _node("ReduceMax", [f"{x}_abs", axis], f"{x}_largest", keepdims=1)
-        yield _node("Max", [f"{x}_largest", least], f"{x}_range")
+        step = self._constant("int8_step", np.float32(1 / STEPS))
+        one, zero = self._constant("int8_one", np.float32(1)), self._constant("int8_zero", np.uint8(0))
+        yield _node("ReduceMin", [x, axis], f"{x}_lowest", keepdims=1)
+        yield _node("ReduceMax", [x, axis], f"{x}_highest", keepdims=1)
+        yield _node("Sub", [f"{x}_highest", f"{x}_lowest"], f"{x}_width")
+        yield _node("Max", [f"{x}_width", least], f"{x}_range")
         yield _node("Mul", [f"{x}_range", step], f"{x}_scale")
-        yield _node("Div", [x, f"{x}_scale"], f"{x}_scaled")
-        yield _node("QuantizeLinear", [f"{x}_scaled", one, zero], f"{x}_uint8")
+        yield _node("Sub", [x, f"{x}_lowest"], f"{x}_from_0")
+        yield _node("Div", [f"{x}_from_0", f"{x}_scale"], f"{x}_steps")
+        yield _node("QuantizeLinear", [f"{x}_steps", one, zero], f"{x}_uint8")
 
     def _multiply(self, node: NodeProto, x: str, weight: str, weight_MK: np.ndarray) -> Iterator[NodeProto]:
+        """The product of the steps, in integers, and of the lowest values with the sum of each channel's weights."""
         y = node.output[0]
         int8_MK, scale_M = quantized(weight_MK)
         weights = self._constant(f"{weight}_int8", np.ascontiguousarray(int8_MK.T))
         scales = self._constant(f"{weight}_scale", scale_M)
-        zero = self._constant("int8_zero", np.uint8(ZERO))
+        sums = self._constant(f"{weight}_sum", int8_MK.sum(1).astype(np.float32) * scale_M)
         bias = node.input[2] if len(node.input) == 3 else ""
-        yield _node("MatMulInteger", [f"{x}_uint8", weights, zero], f"{y}_int32")
+        yield _node("MatMulInteger", [f"{x}_uint8", weights], f"{y}_int32")
         yield _node("Cast", [f"{y}_int32"], f"{y}_float", to=TensorProto.FLOAT)
         yield _node("Mul", [f"{y}_float", scales], f"{y}_by_channel")
-        yield _node("Mul", [f"{y}_by_channel", f"{x}_scale"], f"{y}_by_token" if bias else y)
+        yield _node("Mul", [f"{y}_by_channel", f"{x}_scale"], f"{y}_by_token")
+        yield _node("Mul", [sums, f"{x}_lowest"], f"{y}_lowest")
+        yield _node("Add", [f"{y}_by_token", f"{y}_lowest"], f"{y}_sum" if bias else y)
         if bias:
-            yield _node("Add", [f"{y}_by_token", bias], y)
+            yield _node("Add", [f"{y}_sum", bias], y)
 
     def _constant(self, name: str, values: np.ndarray | np.generic) -> str:
         if name not in self.made:

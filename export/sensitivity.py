@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.contract import BUDGETS, CPU, Case
-from export.int8 import LARGEST_VALUE, LEAST, linear_layers, quantized
+from export.int8 import LEAST, STEPS, linear_layers, quantized
 from export.reference import one_thread
 from model import Encoder
 
@@ -34,8 +34,9 @@ class _Rounding(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = x.abs().amax(-1, keepdim=True).clamp(min=LEAST) / LARGEST_VALUE
-        return nn.functional.linear((x / scale).round() * scale, self.weight_MK, self.bias)
+        lowest, highest = x.aminmax(dim=-1, keepdim=True)
+        scale = (highest - lowest).clamp(min=LEAST) / STEPS
+        return nn.functional.linear(((x - lowest) / scale).round() * scale + lowest, self.weight_MK, self.bias)
 
 
 @contextmanager

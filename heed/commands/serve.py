@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from heed.console import err, fail, out
-from heed.reports import error_text
+from heed.reports import budget_text, error_text
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _show(ready: "Ready") -> None:
         "metrics": f"{ready.metrics} (Prometheus, HTTP)" if ready.metrics else "none",
         "runs on": f"{provider}, {ready.threads} thread{'s' * (ready.threads != 1)}",
         "groups": f"{ready.warmup.strategy}; {bits}",
-        "error": f"{error_text(worst)} at most, {worst.budget:.0e} allowed "
+        "error": f"{error_text(worst)} at most, {budget_text(worst)} allowed "
         f"[dim]({len(ready.report.findings)} comparisons with the reference)[/]",
     }
     table = Table.grid(padding=(0, 2))
