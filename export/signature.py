@@ -163,6 +163,8 @@ def graphs(checkpoint: Checkpoint) -> list[Graph]:
     found = [plain]
     if config.cheap and config.max_length > dense_columns:
         found.insert(0, plain.model_copy(update={"file": "short.fp32.onnx", "longest": dense_columns}))
+    elif config.cheap:  # no row is long
+        found = [plain.model_copy(update={"longest": config.max_length})]
     if gives_attentions(config):
         found.append(
             Graph(

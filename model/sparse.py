@@ -101,13 +101,21 @@ class Blocks:
         self.allowed = local.allows(pairs) & inside_CK[None, None, :, None, :]  # [1, 1, C, S, K]
 
     def queries(self, x_BNLH: Tensor) -> Tensor:
-        return x_BNLH[:, :, self.queries_CS]  # [B, N, C, S, H]
+        return _at(x_BNLH, self.queries_CS)  # [B, N, C, S, H]
 
     def keys(self, x_BNLH: Tensor) -> Tensor:
-        return x_BNLH[:, :, self.keys_CK]  # [B, N, C, K, H]
+        return _at(x_BNLH, self.keys_CK)  # [B, N, C, K, H]
 
     def of_keys(self, values_BL: Tensor) -> Tensor:
         return values_BL[:, self.keys_CK][:, None, :, None, :]  # [B, 1, C, 1, K]
+
+
+def _at(x_BNLH: Tensor, slots: Tensor) -> Tensor:
+    """The vectors in some slots, the same of each row: `[B, N, ..., H]`.
+
+    An index along one axis: onnxruntime copies whole vectors then, and transposes nothing.
+    """
+    return x_BNLH.index_select(2, slots.reshape(-1)).reshape(*x_BNLH.shape[:2], *slots.shape, x_BNLH.shape[-1])
 
 
 def _first_of(blocks_CM: Tensor) -> Tensor:
