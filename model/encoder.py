@@ -136,25 +136,13 @@ class Encoder(nn.Module):
         Returns:
             See `encode`; per-token answers are `[B, L, ...]`, zeros at padding.
         """
-        inputs: dict[str, Tensor] = {}
-        if pixel_values is not None:
-            assert isinstance(self.config.inputs, ImagesConfig)
-            features = cut_into_patches(pixel_values, self.config.inputs.patch)
-        if features is not None:
-            inputs["features"] = features.to(next(self.parameters()).dtype)
-            real_BL = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-        elif input_ids is not None:
-            inputs["input_ids"] = input_ids
-            inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            real_BL = torch.ones_like(input_ids, dtype=torch.bool)
-        else:
-            raise ValueError("one of input_ids, features and pixel_values must be given")
-        if real_BL.shape[1] > self.config.max_length:
-            raise ValueError(
-                f"rows of {real_BL.shape[1]} columns are more than the model takes, {self.config.max_length}"
-            )
-        if attention_mask is not None:
-            real_BL = attention_mask.bool()
+        inputs = self._rows(input_ids, token_type_ids, features, pixel_values)
+        shape = next(iter(inputs.values())).shape[:2]
+        if shape[1] > self.config.max_length:
+            raise ValueError(f"rows of {shape[1]} columns are more than the model takes, {self.config.max_length}")
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, device=next(self.parameters()).device)
+        real_BL = attention_mask.bool()
         first_real_B1 = real_BL.long().argmax(1, keepdim=True)
         if self.config.position_rule.kind == "stripped":
             inputs = {name: _rolled(tensor, first_real_B1) for name, tensor in inputs.items()}
@@ -178,6 +166,24 @@ class Encoder(nn.Module):
         if attentions and self.config.position_rule.kind == "stripped":
             outputs["attentions"] = _rolled_pairs(outputs["attentions"], -first_real_B1)
         return outputs
+
+    def _rows(
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        features: Tensor | None,
+        pixel_values: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """What `encode` takes of a request's rows, but for the positions."""
+        if pixel_values is not None:
+            assert isinstance(self.config.inputs, ImagesConfig)
+            features = cut_into_patches(pixel_values, self.config.inputs.patch)
+        if features is not None:
+            return {"features": features.to(next(self.parameters()).dtype)}
+        if input_ids is None:
+            raise ValueError("one of input_ids, features and pixel_values must be given")
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        return {"input_ids": input_ids, "token_type_ids": types}
 
     def _positions(self, inputs: dict[str, Tensor], real_BL: Tensor) -> Tensor:
         rule = self.config.position_rule

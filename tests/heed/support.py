@@ -30,8 +30,8 @@ def heed(*arguments: object) -> Done:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200", "TERM": "dumb"})
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return Done(result.exit_code, _without_colours(result.stdout), _without_colours(result.stderr))
+    return Done(result.exit_code, without_colours(result.stdout), without_colours(result.stderr))
 
 
-def _without_colours(text: str) -> str:
+def without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)

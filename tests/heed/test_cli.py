@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile, copytree
 from typing import Any
@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import export.bundle
 from bundle import read_manifest
@@ -25,34 +24,10 @@ from bundle.digests import REPORT, bundle_digest, check_digests, write_digests
 from bundle.manifest import Graph
 from bundle.signature import check_signature, read_private_key, sign
 from client import Client
-from heed.main import app
+from tests.heed.support import heed
 from tests.support import Running, free_port, make_keys
 
 COMMANDS = ["export", "verify", "serve", "call", "attend", "bench"]
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        """What went to stderr, in one line."""
-        return " ".join(self.err.split())
-
-
-def heed(*arguments: object) -> Done:
-    """Runs a command in this process. What is raised and not caught is raised here too."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200", "TERM": "dumb"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Done(result.exit_code, without_colours(result.stdout), without_colours(result.stderr))
-
-
-def without_colours(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
 def inside(folder: Path) -> list[str]:
