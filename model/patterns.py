@@ -325,10 +325,23 @@ class Random(Pattern):
 
 
 @dataclass(frozen=True)
-class Union(Pattern):
-    """Pairs that any of the patterns allows. Written `a | b`."""
+class Combination(Pattern):
+    """Several patterns in one."""
 
     patterns: tuple[Pattern, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(pattern.needs for pattern in self.patterns))
+
+    @property
+    def max_length(self) -> int | None:
+        return least(pattern.max_length for pattern in self.patterns)
+
+
+@dataclass(frozen=True)
+class Union(Combination):
+    """Pairs that any of the patterns allows. Written `a | b`."""
 
     def allows(self, pairs: Pairs) -> Tensor:
         return reduce(or_, (pattern.allows(pairs) for pattern in self.patterns))
@@ -356,20 +369,10 @@ class Union(Pattern):
     def parts(self) -> tuple[Pattern, ...]:
         return self.patterns
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset().union(*(pattern.needs for pattern in self.patterns))
-
-    @property
-    def max_length(self) -> int | None:
-        return least(pattern.max_length for pattern in self.patterns)
-
 
 @dataclass(frozen=True)
-class Intersection(Pattern):
+class Intersection(Combination):
     """Pairs that all of the patterns allow. Written `a & b`."""
-
-    patterns: tuple[Pattern, ...]
 
     def allows(self, pairs: Pairs) -> Tensor:
         return reduce(and_, (pattern.allows(pairs) for pattern in self.patterns))
@@ -377,14 +380,6 @@ class Intersection(Pattern):
     @property
     def reach(self) -> int | None:
         return least(pattern.reach for pattern in self.patterns)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset().union(*(pattern.needs for pattern in self.patterns))
-
-    @property
-    def max_length(self) -> int | None:
-        return least(pattern.max_length for pattern in self.patterns)
 
 
 def big_bird(size: int, random: int, blocks: int, seed: int = 0) -> Pattern:
