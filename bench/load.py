@@ -8,14 +8,37 @@ the requests that would have come meanwhile.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
+import grpc
 import numpy as np
 
 from bench.workloads import SEED, Request
 from client import AsyncClient, CallError
+from client.wire import infer_request
+
+# Sends the request of a number and waits for its answer. Raises CallError or grpc.RpcError if there is none.
+Ask = Callable[[int], Awaitable[object]]
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def ask_by_client(client: AsyncClient, requests: Sequence[Request], outputs: Sequence[str]) -> Ask:
+    """The requests in turn and over again, as a program sends them that uses heed's client."""
+    return lambda number: client.infer(requests[number % len(requests)], outputs, truncate=True)
+
+
+def ask_by_message(
+    channel: grpc.aio.Channel, model: str, requests: Sequence[Request], outputs: Sequence[str], deadline: float = 60.0
+) -> Ask:
+    """The same for any server that speaks the Open Inference Protocol, with as little work in the caller as there can
+    be: messages are made beforehand, and answers stay bytes. `deadline` in seconds."""
+    messages = [infer_request(model, "", request, outputs, False).SerializeToString() for request in requests]
+    call: Any = channel.unary_unary(INFER)  # bytes to bytes
+    return lambda number: call(messages[number % len(messages)], timeout=deadline)
 
 
 @dataclass
@@ -25,6 +48,7 @@ class Load:
     name: str
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)  # of what was answered, in seconds
+    refusals: list[float] = field(default_factory=list)  # latencies of what was not
     errors: Counter[str] = field(default_factory=Counter)  # by status code
 
     @property
@@ -38,10 +62,10 @@ class Load:
 
 
 class Driver:
-    """Sends requests, in turn and over again, to one model."""
+    """Sends requests to one server."""
 
-    def __init__(self, client: AsyncClient, requests: Sequence[Request], outputs: Sequence[str]) -> None:
-        self._client, self._requests, self._outputs = client, requests, outputs
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
 
     async def closed(self, callers: int, seconds: float) -> Load:
         """So many callers, each of whom sends the next request when it has its answer."""
@@ -74,10 +98,11 @@ class Driver:
         return load
 
     async def _send(self, number: int, meant: float, load: Load) -> None:
-        request = self._requests[number % len(self._requests)]
         try:
-            await self._client.infer(request, self._outputs, truncate=True)
-        except CallError as error:
-            load.errors[error.code.name] += 1
+            await self._ask(number)
+        except (CallError, grpc.aio.AioRpcError) as error:
+            code = error.code if isinstance(error, CallError) else error.code()
+            load.errors[code.name] += 1
+            load.refusals.append(time.perf_counter() - meant)
         else:
             load.latencies.append(time.perf_counter() - meant)

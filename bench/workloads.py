@@ -136,3 +136,17 @@ def _text(random: np.random.Generator, length: int) -> np.ndarray:
     """About `length` tokens, with the two that tokenizers put around a text."""
     words = random.choice(WORDS, max(1, length - 2))
     return np.array([" ".join(words)], object)
+
+
+def id_requests(workload: Workload, vocabulary: int, token_types: int, count: int) -> list[Request]:
+    """Requests as any server takes them: ids of the whole vocabulary, a mask of ones, token types where there are
+    some."""
+    random = np.random.default_rng(SEED)
+    made = []
+    for length in workload.lengths(random, count).astype(int):
+        request = {
+            "input_ids": random.integers(0, vocabulary, (1, length)),
+            "attention_mask": np.ones((1, length), np.int64),
+        }
+        made.append(request | ({"token_type_ids": np.zeros((1, length), np.int64)} if token_types else {}))
+    return made

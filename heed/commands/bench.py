@@ -79,7 +79,7 @@ class _Plan:
 
 async def _drive(address: str, model: str, plan: _Plan, timeout: float, done: Callable[["Load"], None]) -> list["Load"]:
     """One load after the other, a short one first to warm up."""
-    from bench.load import Driver
+    from bench.load import Driver, ask_by_client
     from bench.workloads import WORKLOADS, requests
     from client import AsyncClient
 
@@ -87,7 +87,7 @@ async def _drive(address: str, model: str, plan: _Plan, timeout: float, done: Ca
     async with AsyncClient(address, model, timeout=timeout) as client:
         info = await client.info()
         outputs = plan.outputs or _smallest(list(info.outputs))
-        driver = Driver(client, requests(WORKLOADS[plan.workload], info, REQUESTS), outputs)
+        driver = Driver(ask_by_client(client, requests(WORKLOADS[plan.workload], info, REQUESTS), outputs))
         await driver.closed(CAPACITY, min(1.0, plan.seconds))
         for callers in sorted({*plan.callers, *([CAPACITY] if plan.loads else [])}):
             loads.append(await driver.closed(callers, plan.seconds))

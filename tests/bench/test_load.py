@@ -1,6 +1,5 @@
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
 
 import grpc
 import numpy as np
@@ -8,8 +7,7 @@ import pytest
 
 from bench.load import Driver
 from bench.workloads import WORKLOADS, requests
-from client import AsyncClient, CallError, ModelInfo
-from client.wire import Answer, Inputs
+from client import CallError, ModelInfo
 
 
 def info(**inputs: tuple[str, list[int]]) -> ModelInfo:
@@ -52,31 +50,27 @@ def test_every_kind_of_input_is_made() -> None:
         requests(WORKLOADS["queries"], info(smells=("FP32", [-1])), 1)
 
 
-class Waiting(AsyncClient):
+class Waiting:
     """Answers after a while; every `fails`-th call is refused."""
 
     def __init__(self, seconds: float, fails: int = 0) -> None:
         self.seconds, self.fails = seconds, fails
         self.calls = self.at_once = self.most = 0
 
-    async def infer(self, inputs: Inputs, outputs: Iterable[str] = (), truncate: bool = False) -> Answer:
+    async def __call__(self, number: int) -> None:
         self.calls += 1
         self.at_once += 1
         self.most = max(self.most, self.at_once)
-        number = self.calls
+        fails = self.fails and self.calls % self.fails == 0
         await asyncio.sleep(self.seconds)
         self.at_once -= 1
-        if self.fails and number % self.fails == 0:
+        if fails:
             raise CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
-        return Answer({}, "", "", "", 0.0, 0.0)
-
-
-NOTHING: Sequence[dict[str, np.ndarray]] = [{}]
 
 
 async def test_a_closed_loop_has_so_many_requests_on_their_way_and_no_more() -> None:
     client = Waiting(0.01)
-    load = await Driver(client, NOTHING, []).closed(5, 0.3)
+    load = await Driver(client).closed(5, 0.3)
     assert client.most == 5
     assert len(load.latencies) == client.calls
     assert load.percentile(50) >= 0.01
@@ -84,24 +78,24 @@ async def test_a_closed_loop_has_so_many_requests_on_their_way_and_no_more() -> 
 
 async def test_an_open_loop_does_not_wait_for_answers() -> None:
     client = Waiting(0.5)
-    load = await Driver(client, NOTHING, []).open(100, 0.4, "open")
+    load = await Driver(client).open(100, 0.4, "open")
     assert client.most > 15  # 40 are meant to come before the first is answered
     assert len(load.latencies) == client.calls
 
 
 async def test_latency_counts_from_the_moment_that_was_meant() -> None:
     class Stalling(Waiting):
-        async def infer(self, inputs: Inputs, outputs: Iterable[str] = (), truncate: bool = False) -> Answer:
+        async def __call__(self, number: int) -> None:
             if self.calls == 0:
                 time.sleep(0.3)
-            return await super().infer(inputs, outputs, truncate)
+            await super().__call__(number)
 
-    load = await Driver(Stalling(0.0), NOTHING, []).open(100, 0.2, "open")
+    load = await Driver(Stalling(0.0)).open(100, 0.2, "open")
     assert load.percentile(50) > 0.1
 
 
 async def test_refusals_are_counted_and_have_no_latency() -> None:
     client = Waiting(0.001, fails=2)
-    load = await Driver(client, NOTHING, []).closed(1, 0.1)
-    assert load.errors["RESOURCE_EXHAUSTED"] == client.calls // 2
+    load = await Driver(client).closed(1, 0.1)
+    assert load.errors["RESOURCE_EXHAUSTED"] == len(load.refusals) == client.calls // 2
     assert len(load.latencies) == client.calls - client.calls // 2
