@@ -213,9 +213,9 @@ class MultiHeadAttention(Attention):
             mechanism(query, key, value, layout, run_bias)
             for mechanism, query, key, value, run_bias in zip(
                 self.mechanisms,
-                torch.split(query_BNLH, self.runs, 1),
-                torch.split(key_BNLH, self.runs, 1),
-                torch.split(value_BNLV, self.runs, 1),
+                self._split(query_BNLH),
+                self._split(key_BNLH),
+                self._split(value_BNLV),
                 self._split_bias(bias),
                 strict=True,
             )
@@ -228,8 +228,8 @@ class MultiHeadAttention(Attention):
             mechanism.weights(query, key, layout, run_bias)
             for mechanism, query, key, run_bias in zip(
                 self.mechanisms,
-                torch.split(query_BNLH, self.runs, 1),
-                torch.split(key_BNLH, self.runs, 1),
+                self._split(query_BNLH),
+                self._split(key_BNLH),
                 self._split_bias(bias),
                 strict=True,
             )
@@ -241,6 +241,10 @@ class MultiHeadAttention(Attention):
         if self.rotary is not None:
             query, key = (self.rotary(each, layout.positions) for each in (query, key))
         return layout.to_heads(query, self.heads), layout.to_heads(key, self.heads)
+
+    def _split(self, x_BNLH: Tensor) -> Iterable[Tensor]:
+        """The heads of each run. A single run is no split: in a graph that would be a copy."""
+        return [x_BNLH] if len(self.runs) == 1 else torch.split(x_BNLH, self.runs, 1)
 
     def _split_bias(self, bias: Bias | None) -> list[Bias | None]:
         """The bias of each run of heads."""

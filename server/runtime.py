@@ -8,6 +8,7 @@ import onnxruntime
 
 from bundle.contract import has_budget
 from bundle.packing import GRAPH_INPUTS, Arrays
+from server import denormals
 from server.errors import DeviceError
 from server.settings import Device
 
@@ -82,7 +83,8 @@ class Runtime:
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
         """Every output of the graph for the graph's inputs (see `bundle/packing.py`)."""
-        answers = self._session.run(None, {name: feeds[name] for name in self._inputs})
+        with denormals.as_zero():
+            answers = self._session.run(None, {name: feeds[name] for name in self._inputs})
         return dict(zip(self.outputs, answers, strict=True))
 
     @staticmethod
