@@ -1,6 +1,7 @@
 """Runs one graph with onnxruntime on the provider that was asked for, or not at all."""
 
 import ctypes
+from collections.abc import Sequence as Many
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +82,16 @@ class Runtime:
         self.outputs = [output.name for output in self._session.get_outputs()]
         self._inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
 
-    def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
-        """Every output of the graph for the graph's inputs (see `bundle/packing.py`)."""
+    def run(self, feeds: Arrays, outputs: Many[str] = ()) -> dict[str, np.ndarray]:
+        """These outputs, or all, for the graph's inputs (see `bundle/packing.py`).
+
+        All are computed either way, but what is not asked for stays on the device: 8,192 tokens' hidden states are
+        25 MB for a width of 768, their embeddings less than 1.
+        """
+        names = list(outputs or self.outputs)
         with denormals.as_zero():
-            answers = self._session.run(None, {name: feeds[name] for name in self._inputs})
-        return dict(zip(self.outputs, answers, strict=True))
+            answers = self._session.run(names, {name: feeds[name] for name in self._inputs})
+        return dict(zip(names, answers, strict=True))
 
     @staticmethod
     def _open(graph: Path, provider: str, **options: str) -> onnxruntime.InferenceSession:
