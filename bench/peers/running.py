@@ -1,0 +1,267 @@
+"""A peer at work: started, asked, measured, stopped.
+
+Letters: N requests, D width.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+
+from bench.load import Ask, Driver, Load, ask_by_message
+from bench.peers.catalog import ROOT, Peer
+from bench.peers.install import Failure, reason_in
+from bench.workloads import Request
+from examples.serving import free_port
+from protos import open_inference_pb2 as pb
+
+MODEL = "minilm"
+OUTPUT = "sentence_embedding"
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one load came to."""
+
+    rate: float  # answers per second
+    p50: float  # seconds; NaN for loops, which nobody waits for
+    p99: float
+    cpu: float  # seconds for each answer, of the peer's processes
+    memory: float  # bytes, after the load
+
+
+class Tree:
+    """A process and all that it started."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._root = psutil.Process(process.pid)
+
+    def cpu_seconds(self) -> float:
+        return self._total(lambda member: sum(member.cpu_times()[:2]))  # user and system
+
+    def memory(self) -> float:
+        """Bytes. What processes share is counted once where the system tells (PSS), else once for each."""
+        return self._total(lambda member: getattr(member.memory_full_info(), "pss", member.memory_info().rss))
+
+    def stop(self) -> None:
+        """SIGTERM to the first, which has to take the others along; SIGKILL to whom it left."""
+        members = [self._root, *self._children()]
+        self.process.terminate()
+        _, alive = psutil.wait_procs(members, STOP_SECONDS)
+        for member in alive:
+            member.kill()
+        self.process.wait()
+
+    def _children(self) -> list[psutil.Process]:
+        try:
+            return self._root.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def _total(self, of: Callable[[psutil.Process], float]) -> float:
+        total = 0.0
+        for member in [self._root, *self._children()]:
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                total += of(member)
+        return total
+
+
+class Running(ABC):
+    """A peer that is ready."""
+
+    def __init__(self, tree: Tree, log: Path) -> None:
+        self._tree = tree
+        self._log = log
+
+    @abstractmethod
+    def answers(self, count: int) -> np.ndarray:
+        """To the first so many requests, one by one and then all at once: `[2 N, D]`, or `[N, D]` of a loop."""
+
+    def round(self, seconds: float) -> Round:
+        """One load.
+
+        Raises:
+            Failure: calls were not answered.
+        """
+        before = self._tree.cpu_seconds()
+        load = self._load(seconds)
+        if load.errors or not load.latencies:
+            calls = ", ".join(f"{number} {code}" for code, number in load.errors.items()) or "all"
+            raise Failure(f"calls without an answer: {calls}", self._log)
+        cpu = (self._tree.cpu_seconds() - before) / len(load.latencies)
+        return Round(load.rate, load.percentile(50), load.percentile(99), cpu, self._tree.memory())
+
+    @abstractmethod
+    def _load(self, seconds: float) -> Load: ...
+
+
+class Served(Running):
+    """A server, asked over gRPC."""
+
+    def __init__(self, tree: Tree, log: Path, address: str, requests: Sequence[Request], callers: int) -> None:
+        super().__init__(tree, log)
+        self._address = address
+        self._requests = requests
+        self._callers = callers
+
+    def answers(self, count: int) -> np.ndarray:
+        return asyncio.run(self._answers(count))
+
+    def _load(self, seconds: float) -> Load:
+        return asyncio.run(self._closed(seconds))
+
+    async def wait(self) -> None:
+        """Until the first request is answered."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self._tree.process.poll() is None:
+            try:
+                async with self._asking() as ask:
+                    await ask(0)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.2)
+            else:
+                return
+        raise Failure(reason_in(self._log), self._log)
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[Ask]:
+        """A channel lives and dies with its event loop."""
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            yield ask_by_message(channel, MODEL, self._requests, [OUTPUT])
+
+    async def _answers(self, count: int) -> np.ndarray:
+        async with self._asking() as ask:
+            try:
+                alone = [await ask(number) for number in range(count)]
+                together = await asyncio.gather(*(ask(number) for number in range(count)))
+            except grpc.aio.AioRpcError as error:
+                details = (error.details() or "").strip().splitlines() or [""]
+                raise Failure(f"{error.code().name}: {details[-1]}", self._log) from error
+        return np.stack([embedding(answer) for answer in (*alone, *together)])
+
+    async def _closed(self, seconds: float) -> Load:
+        async with self._asking() as ask:
+            return await Driver(ask).closed(self._callers, seconds)
+
+
+def embedding(message: object) -> np.ndarray:
+    """`[D]`, whichever way the server writes numbers. Whatever else it may be is no answer, and far from any."""
+    assert isinstance(message, bytes)
+    response = pb.ModelInferResponse.FromString(message)
+    for number, output in enumerate(response.outputs):
+        if output.name == OUTPUT:
+            if response.raw_output_contents:
+                return np.frombuffer(response.raw_output_contents[number], np.float32)
+            return np.array(output.contents.fp32_contents, np.float32)
+    return np.empty(0, np.float32)
+
+
+class Loop(Running):
+    """A loop in its own process, told by lines."""
+
+    def __init__(self, tree: Tree, log: Path, folder: Path) -> None:
+        super().__init__(tree, log)
+        self._answered = folder / "answers.npy"
+
+    def answers(self, count: int) -> np.ndarray:
+        self._told({"answers": count, "path": str(self._answered)})
+        return np.asarray(np.load(self._answered))
+
+    def _load(self, seconds: float) -> Load:
+        done = self._told({"seconds": seconds})
+        return Load("loop", done["seconds"], [nan] * int(done["answered"]))
+
+    def wait(self) -> None:
+        self._line()
+
+    def _told(self, order: dict[str, object]) -> dict[str, float]:
+        stdin = self._tree.process.stdin
+        assert stdin is not None
+        stdin.write(json.dumps(order) + "\n")
+        stdin.flush()
+        return self._line()
+
+    def _line(self) -> dict[str, float]:
+        stdout = self._tree.process.stdout
+        assert stdout is not None
+        line = stdout.readline()
+        if not line:
+            raise Failure(reason_in(self._log), self._log)
+        return dict(json.loads(line))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all peers are given."""
+
+    folder: Path
+    source: Path  # the checkpoint
+    bundle: Path
+    graph: Path  # padded
+    requests: Sequence[Request]
+    callers: int
+
+    @property
+    def requests_file(self) -> Path:
+        return self.folder / "requests.npz"
+
+    def log(self, name: str) -> Path:
+        folder = self.folder / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.log"
+
+    def save_requests(self) -> None:
+        np.savez(self.requests_file, *(request["input_ids"][0] for request in self.requests))
+
+
+@contextmanager
+def started(peer: Peer, python: Path, setting: str, place: Place) -> Iterator[Running]:
+    """The peer with one of its settings, from ready to stopped.
+
+    Raises:
+        Failure: it did not start.
+    """
+    port, log = free_port(), place.log(peer.name)
+    files = {"graph": place.graph, "bundle": place.bundle, "source": place.source, "requests": place.requests_file}
+    command = [part.format(port=port, **files) for part in (*peer.command, *peer.settings[setting])]
+    work = place.folder / "work" / peer.name
+    work.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [str(python), *command],
+            cwd=work,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"} | dict(peer.environment),
+            stdin=subprocess.PIPE,
+            stdout=output if peer.served else subprocess.PIPE,
+            stderr=output,
+            text=True,
+        )
+    tree = Tree(process)
+    try:
+        if peer.served:
+            server = Served(tree, log, f"127.0.0.1:{port}", place.requests, place.callers)
+            asyncio.run(server.wait())
+            yield server
+        else:
+            loop = Loop(tree, log, work)
+            loop.wait()
+            yield loop
+    finally:
+        tree.stop()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
