@@ -1,0 +1,115 @@
+"""Other ways to attend with a model's own projections: what its attention is measured against on a GPU.
+
+Letters: B batch, L length, T tokens, D width, N heads, H head width.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from bench.gpu.rows import Skipped
+from model import Encoder
+from model.attention import Attention, Exact, MultiHeadAttention
+from model.layout import Layout, Packed, Padded
+from model.patterns import Full
+from model.scores import ScaledDot
+from model.selection import soft
+from model.sparse import Bias
+
+OPERATOR = "PackedMultiHeadAttention"  # of com.microsoft, for CUDA only
+
+# Projected queries, keys and values of all heads side by side, and how many heads: what each query takes of the values.
+Attend = Callable[[Tensor, Tensor, Tensor, int, Layout], Tensor]
+
+
+class Swapped(Attention):
+    """A model's own four projections around another way to attend."""
+
+    def __init__(self, own: MultiHeadAttention, attend: Attend) -> None:
+        super().__init__()
+        self.own, self.attend = own, attend
+
+    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+        own = self.own
+        attended: Tensor = own.out(self.attend(own.query(x), own.key(x), own.value(x), own.heads, layout))
+        return attended
+
+
+def swapped(encoder: Encoder, attend: Attend) -> Encoder:
+    """A copy that attends in another way.
+
+    Raises:
+        Skipped: its attention is not softmax over all pairs by scaled dot products, which is all that others compute.
+    """
+    if encoder.relative_bias is not None or not all(_is_plain(block.attention) for block in encoder.blocks):
+        raise Skipped("its attention is not plain softmax over all pairs")
+    other = copy.deepcopy(encoder)
+    for block in other.blocks:
+        assert isinstance(block.attention, MultiHeadAttention)
+        block.attention = Swapped(block.attention, attend)
+    return other
+
+
+def _is_plain(attention: nn.Module) -> bool:
+    return (
+        isinstance(attention, MultiHeadAttention)
+        and attention.rotary is None
+        and all(
+            isinstance(each, Exact) and type(each.score) is ScaledDot and (each.select, each.pattern) == (soft, Full())
+            for each in attention.mechanisms
+        )
+    )
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: Layout) -> Tensor:
+    """torch's own, over padded rows `[B, L, D]`, with their mask."""
+    assert isinstance(layout, Padded)
+    query, key, value = (layout.to_heads(each, heads) for each in (query, key, value))
+    return layout.from_heads(scaled_dot_product_attention(query, key, value, layout.real_BL[:, None, None, :]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEnd(Packed):
+    """Tokens end to end, and where each row ends: what attention over rows of any length wants to know."""
+
+    ends_B1: Tensor  # int32, 0 first
+    longest: int
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: Layout) -> Tensor:
+    """torch's flash attention over rows of any length `[T, D]`: nothing is padded, and nothing gathered."""
+    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later
+
+    assert isinstance(layout, EndToEnd)
+    query, key, value = (each.reshape(len(each), heads, -1) for each in (query, key, value))
+    ends, longest = layout.ends_B1, layout.longest
+    attended = varlen_attn(query, key, value, ends, ends, longest, longest)
+    assert isinstance(attended, Tensor)  # it is, without return_aux
+    return attended.flatten(1)
+
+
+def packed_operator(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: Layout) -> Tensor:
+    """onnxruntime's operator for tokens end to end, as a node of an exported graph. Torch itself cannot compute it.
+
+    It knows rows by their lengths alone, so all tokens must be real.
+    """
+    assert isinstance(layout, Packed)
+    places_BL, ends_B1 = layout.shared.once(packed_operator, lambda: _places_and_ends(layout.real_BL))
+    inputs = (query, key, value, None, places_BL, ends_B1)
+    return torch.onnx.ops.symbolic(
+        f"com.microsoft::{OPERATOR}", inputs, {"num_heads": heads}, dtype=query.dtype, shape=query.shape, version=1
+    )
+
+
+def _places_and_ends(real_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """The slots of real tokens and then those without, and where each row's tokens end: what the operator asks for."""
+    batch, length = real_BL.shape
+    slots_BL = torch.arange(batch * length).reshape(batch, length)
+    # Flash attention reads the second only. Without it the operator pads, and looks the slots up.
+    order = torch.argsort((~real_BL).flatten().long() * batch * length + slots_BL.flatten())
+    ends_B1 = nn.functional.pad(real_BL.sum(1).cumsum(0), (1, 0))
+    return order.reshape(batch, length).int(), ends_B1.int()

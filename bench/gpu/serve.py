@@ -1,0 +1,167 @@
+"""The model behind gRPC, in a process of its own: whether its answers are the CPU's, and how many it gives."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic, sleep
+
+import grpc
+import numpy as np
+
+from bench.gpu.exporting import NAME, PRECISIONS
+from bench.gpu.rows import Row, Skipped, attempted
+from bench.gpu.speed import Subject
+from bench.gpu.ways import EMBEDDING
+from bench.load import Driver, Load, ask_by_message
+from bench.workloads import WORKLOADS, Request, id_requests
+from bundle.contract import BUDGETS, has_budget
+from client import CallError, Client
+from server.runtime import CPU, CUDA
+from server.settings import Device
+
+COMPARED = 64  # requests whose answers are compared
+
+
+@dataclass(frozen=True)
+class Loads:
+    """What the servers are asked."""
+
+    callers: tuple[int, ...] = (32, 128, 512)  # at once, one row each
+    rows: int = 32  # of a request, once more by the fewest callers
+    seconds: float = 4.0
+    requests: int = 1024
+
+
+def libraries() -> str:
+    """The folders of the CUDA libraries that this process has loaded, as LD_LIBRARY_PATH wants them.
+
+    A server does not import torch, and would not find libraries that only torch's package brought.
+    """
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    files = [Path(line.split(maxsplit=5)[5]) for line in lines if line.count("/")]
+    folders = {str(file.parent) for file in files if file.name.startswith(("libcu", "libnvrtc", "libnvJitLink"))}
+    return os.pathsep.join([*sorted(folders), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def served(bundle: Path, device: Device, precision: str, ready: Request) -> Iterator[str]:
+    """The address of a server that is ready, and that is always stopped.
+
+    Raises:
+        RuntimeError: it ended instead; the message is its last line.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "heed", "serve", str(bundle), "--device", device, "--precision", precision]
+    command += ["--port", address.rpartition(":")[2], "--metrics-port", "-1", "--linger-seconds", "0"]
+    with tempfile.TemporaryFile() as said:
+        environment = os.environ | {"LD_LIBRARY_PATH": libraries()}
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        try:
+            _wait(process, address, ready)
+            yield address
+        except CallError as error:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            raise RuntimeError(f"{error}; the server said: {' '.join(lines[-5:])}") from error
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait(process: "subprocess.Popen[bytes]", address: str, ready: Request) -> None:
+    """Asks until there is an answer. Raises CallError if there will be none."""
+    until = monotonic() + 180
+    with Client(address, NAME) as client:
+        while True:
+            try:
+                client.infer(ready, [EMBEDDING])
+                return
+            except CallError:
+                if process.poll() is not None or monotonic() > until:
+                    raise
+                sleep(0.2)
+
+
+def embeddings(address: str, asked: list[Request]) -> tuple[str, np.ndarray]:
+    """Who answers, and what."""
+    with Client(address, NAME) as client:
+        answers = [client.infer(request, [EMBEDDING]) for request in asked]
+    return answers[0].provider, np.concatenate([answer[EMBEDDING] for answer in answers])
+
+
+def answers_and_speed(subject: Subject, loads: Loads) -> Iterator[Row]:
+    """Each precision on the device, beside float32 on the CPU."""
+    part, config = f"{subject.name}, served", subject.encoder.config
+    asked = id_requests(WORKLOADS["sentences"], config.vocabulary, config.token_types, loads.requests)
+    asked = [{name: row[:, : config.max_length] for name, row in request.items()} for request in asked]
+    with served(subject.file("bundle"), "cpu", "fp32", asked[0]) as address:
+        _, reference = embeddings(address, asked[:COMPARED])
+    for precision in PRECISIONS:
+        rows = partial(_of_precision, subject, part, precision, asked, reference, loads)
+        yield from attempted(part, precision, rows, must=True)
+
+
+def _of_precision(
+    subject: Subject, part: str, precision: str, asked: list[Request], reference: np.ndarray, loads: Loads
+) -> Iterator[Row]:
+    provider = CUDA if subject.device == "cuda" else CPU
+    if not has_budget(precision, provider):
+        raise Skipped(f"{precision} is not for the CPU")
+    with served(subject.file("bundle"), subject.device, precision, asked[0]) as address:
+        by, answers = embeddings(address, asked[:COMPARED])
+        budget = BUDGETS[precision, provider].of(EMBEDDING, reference)
+        error = budget.used(answers, reference)
+        right = by == provider and error <= budget.limit
+        yield Row(part, f"{precision}, answers", f"{by}, {error:.1e} from the CPU's, {budget.limit:.0e} allowed", right)
+        for load, rows in asyncio.run(_drive(address, asked, loads)):
+            yield _told(part, precision, load, rows)
+
+
+async def _drive(address: str, asked: list[Request], loads: Loads) -> list[tuple[Load, int]]:
+    """One closed loop after the other, a short one first to warm up."""
+    many = together(asked, loads.rows)
+    plans = [(callers, asked, 1) for callers in loads.callers] + [(loads.callers[0], many, loads.rows)]
+    found = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        for callers, requests, rows in plans:
+            driver = Driver(ask_by_message(channel, NAME, requests, [EMBEDDING]))
+            await driver.closed(callers, loads.seconds / 4)
+            found.append((await driver.closed(callers, loads.seconds), rows))
+    return found
+
+
+def together(asked: list[Request], rows: int) -> list[Request]:
+    """The same in requests of several padded rows."""
+    whole = [asked[first : first + rows] for first in range(0, len(asked), rows)]
+    return [{name: _stacked([request[name] for request in some]) for name in some[0]} for some in whole]
+
+
+def _stacked(rows: list[np.ndarray]) -> np.ndarray:
+    length = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 0), (0, length - row.shape[1]))) for row in rows])
+
+
+def _told(part: str, precision: str, load: Load, rows: int) -> Row:
+    rate, middle, late = load.rate * rows, load.percentile(50), load.percentile(99)
+    found = f"{rate:,.0f} sequences/s, {1e3 * middle:.1f} ms in the middle, {1e3 * late:.1f} ms for 99 %"
+    if load.errors:
+        found += ", " + ", ".join(f"{count} {code}" for code, count in load.errors.items())
+    what = f"{precision}, {load.name}" + f" with {rows} rows each" * (rows > 1)
+    figures = {"sequences/s": rate, "median seconds": middle, "p99 seconds": late}
+    return Row(part, what, found, not load.errors, figures)
