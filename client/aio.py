@@ -5,6 +5,7 @@ from typing import Self
 import grpc
 import numpy as np
 
+from client.streams import Streams
 from client.wire import (
     DEFAULT_TIMEOUT,
     OPTIONS,
@@ -31,14 +32,12 @@ class AsyncClient:
         self._model, self._version, self._timeout = model, version, timeout
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._stub = GRPCInferenceServiceStub(self._channel)
+        self._streams = Streams(self._stub)
 
     async def infer(self, inputs: Inputs, outputs: Iterable[str] = (), truncate: bool = False) -> Answer:
         """See `Client.infer`."""
         request = infer_request(self._model, self._version, inputs, outputs, truncate)
-        try:
-            return read_answer(await self._stub.ModelInfer(request, timeout=self._timeout))
-        except grpc.RpcError as error:
-            raise call_error(error) from None
+        return read_answer(await self._streams.ask(request, self._timeout))
 
     async def embed(self, texts: Iterable[str], truncate: bool = False) -> np.ndarray:
         """See `Client.embed`."""
@@ -59,6 +58,7 @@ class AsyncClient:
             raise call_error(error) from None
 
     async def close(self) -> None:
+        self._streams.close()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

@@ -79,6 +79,7 @@ class Server:
         self._served = Served(read_manifest(settings.bundle))
         self._registry = Registry([self._served])
         self._health = Health([SERVICE])
+        self._inference = InferenceService(self._registry, settings.max_message_mib * 2**20)
         self._metrics = Metrics()
         self._recheck: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -142,6 +143,7 @@ class Server:
             await asyncio.sleep(self._settings.linger_seconds)
         self._served.state = State.DRAINING
         self._health.end_watches()
+        self._inference.end_streams()
         await self._grpc.stop(self._settings.grace_seconds)
         if self._served.serving:
             await self._served.serving.close()
@@ -161,7 +163,7 @@ class Server:
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a server to share it with
             ]
         )
-        add_GRPCInferenceServiceServicer_to_server(InferenceService(self._registry, limit), self._grpc)
+        add_GRPCInferenceServiceServicer_to_server(self._inference, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         _enable_reflection(self._grpc)
         wanted = f"{self._settings.host}:{self._settings.port}"

@@ -4,7 +4,7 @@ import functools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -18,15 +18,15 @@ MAX_MESSAGE = 500
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+def describe(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """What a caller is told about an error."""
     if isinstance(error, HeedError):
         message = str(error)
-        shown = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
-        await context.abort(status_of(error), shown)
+        return status_of(error), message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
     # What nobody foresaw may say things that are not for callers: they get an id, the log gets the rest.
     reference = uuid.uuid4().hex[:12]
     log.error("internal error %s", reference, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, f"internal error {reference}; the server's log has the details")
+    return grpc.StatusCode.INTERNAL, f"internal error {reference}; the server's log has the details"
 
 
 def guarded(method: Method) -> Method:
@@ -39,6 +39,6 @@ def guarded(method: Method) -> Method:
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(context, error)
+            await context.abort(*describe(error))
 
     return wrapper  # type: ignore[return-value]

@@ -4,7 +4,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +20,7 @@ from server.model import Model
 from server.registry import Registry, Serving, State
 from server.requests import Request
 from server.scheduler import Answered
-from server.services.guard import guarded
+from server.services.guard import describe, guarded
 from server.services.tensors import check_response_size, decode_inputs, encode_outputs
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,6 +28,8 @@ Parameters = Mapping[str, pb.InferParameter]
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
 INLINE_CHARACTERS = 4096
+# How many requests of one stream are in the server at a time; the next ones wait in the connection.
+STREAM_REQUESTS = 256
 
 
 def _truncate(parameters: Parameters) -> bool:
@@ -37,12 +40,10 @@ def _truncate(parameters: Parameters) -> bool:
     return parameters["truncate"].bool_param
 
 
-def _deadline(context: Context, parameters: Parameters) -> float:
+def _deadline(remaining: float | None, parameters: Parameters) -> float:
     """The earlier of the call's deadline and the parameter `timeout` (microseconds in the queue), on time.monotonic's
     clock."""
-    seconds = [math.inf]
-    if (remaining := context.time_remaining()) is not None:
-        seconds.append(remaining)
+    seconds = [math.inf if remaining is None else remaining]
     if "timeout" in parameters:
         if parameters["timeout"].WhichOneof("parameter_choice") not in ("int64_param", "uint64_param"):
             raise InvalidArgument("parameter timeout must be an integer, in microseconds")
@@ -61,32 +62,25 @@ async def _prepare(model: Model, inputs: Arrays, request: pb.ModelInferRequest) 
     return model.prepare(inputs, outputs, truncate)
 
 
-def _response(
-    request: pb.ModelInferRequest, model: Model, prepared: Request, answered: Answered
-) -> pb.ModelInferResponse:
+def _fill(response: pb.ModelInferResponse, model: Model, prepared: Request, answered: Answered) -> None:
     """The answer, and what produced it."""
-    response = pb.ModelInferResponse(
-        model_name=model.manifest.name, model_version=str(model.manifest.version), id=request.id
-    )
+    response.model_name, response.model_version = model.manifest.name, str(model.manifest.version)
     encode_outputs(response, model.assemble(prepared, answered.answers))
     response.parameters["digest"].string_param = model.digest
     response.parameters["provider"].string_param = model.runtime.provider
     response.parameters["precision"].string_param = model.precision
     response.parameters["queue_ns"].int64_param = int(answered.queue_seconds * 1e9)
     response.parameters["compute_ns"].int64_param = int(answered.compute_seconds * 1e9)
-    return response
 
 
-async def _answer(
-    serving: Serving, request: pb.ModelInferRequest, prepared: Request, deadline: float
-) -> pb.ModelInferResponse:
+async def _answer(serving: Serving, prepared: Request, deadline: float, response: pb.ModelInferResponse) -> None:
     if prepared.kind == "answers":
         answered = await serving.scheduler.submit(prepared.sequences, deadline)
-        return _response(request, serving.model, prepared, answered)
+        return _fill(response, serving.model, prepared, answered)
     scheduler, _ = await serving.attentions.loaded()
     answered = await scheduler.submit(prepared.sequences, deadline)
     # They are large: putting them together here would make all others wait.
-    return await asyncio.to_thread(_response, request, serving.model, prepared, answered)
+    await asyncio.to_thread(_fill, response, serving.model, prepared, answered)
 
 
 def _properties(manifest: Manifest) -> dict[str, str]:
@@ -102,6 +96,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         """`max_message` is the largest message that can be sent, in bytes."""
         self._registry = registry
         self._max_message = max_message
+        self._reading: set[asyncio.Task[None]] = set()  # one for each open stream
 
     @guarded
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
@@ -137,9 +132,54 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     @guarded
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        response = pb.ModelInferResponse()
+        await self._infer(request, response, context.time_remaining())
+        return response
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
+        """An error is an answer, too: it ends nothing. Requests are computed together, and answered in their order."""
+        answers: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_REQUESTS)
+
+        async def read() -> None:
+            with suppress(asyncio.CancelledError):  # of `end_streams`
+                async for request in requests:
+                    await room.acquire()
+                    answers.put_nowait(group.create_task(self._answer_one_of_many(request)))
+            answers.put_nowait(None)
+
+        async with asyncio.TaskGroup() as group:  # if the caller goes, all of it is cancelled
+            reading = group.create_task(read())
+            self._reading.add(reading)
+            reading.add_done_callback(self._reading.discard)
+            while (answer := await answers.get()) is not None:
+                await context.write(await answer)
+                room.release()
+
+    def end_streams(self) -> None:
+        """Streams read nothing more and end when what they have read is answered."""
+        for reading in self._reading:
+            reading.cancel()
+
+    async def _answer_one_of_many(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        answer = pb.ModelStreamInferResponse()
+        try:
+            await self._infer(request, answer.infer_response, None)
+        except Exception as error:
+            code, message = describe(error)
+            answer = pb.ModelStreamInferResponse(error_message=message)
+            answer.infer_response.id = request.id
+            answer.infer_response.parameters["status"].string_param = code.name
+        return answer
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+    ) -> None:
+        """Fills the response. `remaining` are the seconds until the call's own deadline."""
+        response.id = request.id
         serving = self._registry.find_ready(request.model_name, request.model_version)
         manifest = serving.model.manifest
-        deadline = _deadline(context, request.parameters)
+        deadline = _deadline(remaining, request.parameters)
         prepared = await _prepare(serving.model, decode_inputs(manifest, request), request)
         check_response_size(manifest, prepared, self._max_message)
-        return await _answer(serving, request, prepared, deadline)
+        await _answer(serving, prepared, deadline, response)

@@ -17,7 +17,7 @@ import pytest
 from grpc import StatusCode
 
 from bundle.digests import bundle_digest
-from client import Answer, AsyncClient, CallError, Client
+from client import Answer, AsyncClient, CallError, Client, streams
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 from tests.support import Running, free_port
@@ -36,7 +36,7 @@ class Fake(GRPCInferenceServiceServicer):
     """Refuses its first calls, then answers; or keeps its callers waiting."""
 
     def __init__(self, refusals: int = 0, code: StatusCode = StatusCode.UNAVAILABLE, *, silent: bool = False) -> None:
-        self.calls = 0
+        self.calls = self.streams = 0
         self.left = threading.Event()  # a caller has gone
         self._refusals, self._code, self._silent = refusals, code, silent
 
@@ -47,6 +47,25 @@ class Fake(GRPCInferenceServiceServicer):
             self.left.wait(20)
         elif self.calls <= self._refusals:
             context.abort(self._code, "not now")
+        return self._answer(request)
+
+    def ModelStreamInfer(
+        self, requests: Iterator[pb.ModelInferRequest], context: Any
+    ) -> Iterator[pb.ModelStreamInferResponse]:
+        self.streams += 1
+        for request in requests:
+            self.calls += 1
+            if self._silent:
+                context.add_callback(self.left.set)
+                self.left.wait(20)
+            if self.calls <= self._refusals:
+                refusal = pb.ModelStreamInferResponse(error_message="not now")
+                refusal.infer_response.parameters["status"].string_param = self._code.name
+                yield refusal
+            else:
+                yield pb.ModelStreamInferResponse(infer_response=self._answer(request))
+
+    def _answer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         response = pb.ModelInferResponse(model_name=request.model_name)
         response.outputs.add(name="sentence_embedding", datatype="FP32", shape=[1, 2])
         response.raw_output_contents.append(np.array([0.6, 0.8], "<f4").tobytes())
@@ -307,6 +326,39 @@ async def test_an_unavailable_server_is_asked_again_by_the_async_client() -> Non
         async with AsyncClient(address, "fake") as other:
             assert (await other.embed(["a"])).shape == (1, 2)
     assert fake.calls == 3
+
+
+async def test_async_calls_one_after_the_other_share_a_stream_whatever_they_are_answered() -> None:
+    fake = Fake(refusals=1, code=StatusCode.INVALID_ARGUMENT)
+    with serving(fake) as address:
+        async with AsyncClient(address, "fake") as other:
+            with pytest.raises(CallError, match="INVALID_ARGUMENT: not now"):
+                await other.embed(["a"])
+            for _ in range(5):
+                await other.embed(["a"])
+    assert (fake.calls, fake.streams) == (6, 1)
+
+
+async def test_a_stream_gives_way_to_another_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "SECONDS", 0.2)
+    fake = Fake()
+    with serving(fake) as address:
+        async with AsyncClient(address, "fake") as other:
+            await other.embed(["a"])
+            await asyncio.sleep(0.3)
+            await other.embed(["a"])  # on the old one, which ends then
+            await other.embed(["a"])
+    assert (fake.calls, fake.streams) == (3, 2)
+
+
+async def test_streams_to_a_server_that_went_away_are_not_used_again() -> None:
+    port = free_port()
+    async with AsyncClient(f"127.0.0.1:{port}", "fake") as other:
+        with serving(Fake(), port):
+            await asyncio.gather(*(other.embed(["a"]) for _ in range(4)))
+        with serving(Fake(), port):
+            vectors = await asyncio.gather(*(other.embed(["a"]) for _ in range(4)))
+    assert [vector.shape for vector in vectors] == [(1, 2)] * 4
 
 
 async def test_the_server_hears_of_a_cancelled_async_call() -> None:

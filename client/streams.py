@@ -1,0 +1,128 @@
+"""Calls on streams that stay open.
+
+A message on an open stream costs both sides about a quarter of what a call of its own does. A stream carries one
+request at a time, so an answer belongs to the request before it, and a caller who leaves closes the stream: the server
+stops working on the request, as it does for a cancelled call.
+"""
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import grpc
+
+from client.wire import CallError
+from protos import open_inference_pb2 as pb
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+# A stream stays with one server. It ends after a while, so that new servers get their share of the load.
+SECONDS = 30.0
+RETRIES = 4  # of what a server that starts, stops or is gone has not answered
+FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between them, doubling
+
+# How a stream ends that has not answered: the server stops reading, or a write meets a connection that is broken.
+GONE = dict.fromkeys((grpc.StatusCode.OK, grpc.StatusCode.INTERNAL), grpc.StatusCode.UNAVAILABLE)
+
+Call = Any  # grpc.aio.StreamStreamCall
+
+
+class Stream:
+    """One call that carries one request after the other."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._ends = time.monotonic() + SECONDS
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it may carry another request."""
+        return time.monotonic() < self._ends and not self.over
+
+    @property
+    def over(self) -> bool:
+        return bool(self._call.done())
+
+    async def ask(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        """Raises CallError. UNAVAILABLE: the stream was over before the answer came."""
+        try:
+            await self._call.write(request)
+            answer = await self._call.read()
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            answer = grpc.aio.EOF
+        if answer is grpc.aio.EOF:
+            code = await self._call.code()
+            raise CallError(GONE.get(code, code), await self._call.details() or "the stream has ended")
+        if answer.error_message:
+            status = answer.infer_response.parameters["status"].string_param
+            raise CallError(grpc.StatusCode[status], answer.error_message)
+        response: pb.ModelInferResponse = answer.infer_response
+        return response
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def finish(self) -> None:
+        """Says that nothing more comes."""
+        await self._call.done_writing()
+
+
+class Streams:
+    """As many streams as there are requests at the same time."""
+
+    def __init__(self, stub: GRPCInferenceServiceStub) -> None:
+        self._stub = stub
+        self._idle: list[Stream] = []
+
+    async def ask(self, request: pb.ModelInferRequest, timeout: float) -> pb.ModelInferResponse:
+        """
+        Args:
+            timeout: seconds, retries included.
+
+        Raises:
+            CallError: the server refused, or did not answer in time.
+        """
+        request.parameters["timeout"].int64_param = int(timeout * 1e6)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._ask_again(request)
+        except TimeoutError:
+            raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {timeout:g} s") from None
+
+    async def _ask_again(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        wait = FIRST_WAIT
+        for _ in range(RETRIES):
+            try:
+                return await self._ask_once(request)
+            except CallError as error:
+                if error.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(wait * random.uniform(0.8, 1.2))
+            wait = min(2 * wait, LONGEST_WAIT)
+        return await self._ask_once(request)
+
+    async def _ask_once(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        stream = self._take()
+        try:
+            return await stream.ask(request)
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        finally:
+            if stream.fresh:
+                self._idle.append(stream)
+            elif not stream.over:
+                await stream.finish()
+
+    def _take(self) -> Stream:
+        """The one that was used last, or a new one."""
+        while self._idle:
+            stream = self._idle.pop()
+            if not stream.over:
+                return stream
+        return Stream(self._stub.ModelStreamInfer())
+
+    def close(self) -> None:
+        for stream in self._idle:
+            stream.cancel()
+        self._idle.clear()

@@ -1,0 +1,89 @@
+"""Many requests on one stream."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from protos import open_inference_pb2 as pb
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.server.support import ids_request
+from tests.support import Running, start_server, stop, wait_until_serving
+
+
+@pytest.fixture
+def stub(tiny_server: Running) -> Iterator[GRPCInferenceServiceStub]:
+    with grpc.insecure_channel(tiny_server.address) as channel:
+        yield GRPCInferenceServiceStub(channel)
+
+
+def numbered(count: int) -> list[pb.ModelInferRequest]:
+    """Requests of many lengths, each with an id."""
+    random = np.random.default_rng(0)
+    requests = [ids_request(random.integers(5, 50, (1, 1 + number * 7 % 31)).tolist()) for number in range(count)]
+    for number, request in enumerate(requests):
+        request.id = str(number)
+    return requests
+
+
+def test_answers_come_in_the_order_of_the_requests_and_with_the_bits_of_single_calls(
+    stub: GRPCInferenceServiceStub,
+) -> None:
+    requests = numbered(300)  # more than are in the server at a time
+    answers = list(stub.ModelStreamInfer(iter(requests)))
+    assert [answer.infer_response.id for answer in answers] == [request.id for request in requests]
+    assert {answer.error_message for answer in answers} == {""}
+    for request, answer in list(zip(requests, answers, strict=True))[::37]:
+        assert answer.infer_response.raw_output_contents == stub.ModelInfer(request).raw_output_contents
+
+
+def test_an_error_is_told_with_its_id_and_status_and_the_others_are_answered(stub: GRPCInferenceServiceStub) -> None:
+    requests = numbered(5)
+    requests[2].model_name = "big"
+    requests[3].inputs[0].name = "smell"
+    answers = list(stub.ModelStreamInfer(iter(requests)))
+    assert [bool(answer.error_message) for answer in answers] == [False, False, True, True, False]
+    assert [answer.infer_response.id for answer in answers] == list("01234")
+    assert [answer.infer_response.parameters["status"].string_param for answer in answers[2:4]] == [
+        "NOT_FOUND",
+        "INVALID_ARGUMENT",
+    ]
+    assert "model 'big'" in answers[2].error_message
+    assert "input smell is unknown" in answers[3].error_message
+
+
+def test_an_answer_does_not_wait_for_the_next_request(stub: GRPCInferenceServiceStub) -> None:
+    heard: list[str] = []
+
+    def one_after_the_other() -> Iterator[pb.ModelInferRequest]:
+        for request in numbered(3):
+            yield request
+            while int(request.id) >= len(heard):
+                time.sleep(0.001)
+
+    for answer in stub.ModelStreamInfer(one_after_the_other(), timeout=30):
+        heard.append(answer.infer_response.id)
+    assert heard == ["0", "1", "2"]
+
+
+def test_a_stream_that_says_nothing_does_not_hold_up_the_end(tiny_bundle: Path, tmp_path: Path) -> None:
+    server = start_server(tiny_bundle, tmp_path / "log", "--linger-seconds", "0", "--grace-seconds", "30")
+    wait_until_serving(server)
+    ended = False
+
+    def requests() -> Iterator[pb.ModelInferRequest]:
+        yield ids_request([[5, 6]])
+        while not ended:
+            time.sleep(0.01)
+
+    with grpc.insecure_channel(server.address) as channel:
+        answers = GRPCInferenceServiceStub(channel).ModelStreamInfer(requests())
+        assert not next(answers).error_message
+        before = time.monotonic()
+        assert stop(server) == 0
+        assert time.monotonic() - before < 10
+        ended = True
+        assert list(answers) == []  # and it ended well
