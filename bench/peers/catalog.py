@@ -1,13 +1,14 @@
 """Who takes part, and which settings are tried for each: all that its documentation names for a CPU."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.bare import BATCH
 from server.machine import usable_cpus
 
 ROOT = Path(__file__).parent.parent.parent
+REQUIREMENTS = Path(__file__).parent / "requirements"
 CORES = str(usable_cpus())
 
 
@@ -19,12 +20,7 @@ class Peer:
     command: tuple[str, ...]  # after the interpreter
     settings: Mapping[str, tuple[str, ...]]  # by what they are called; the fastest whose answers are right is kept
     served: bool = True  # or a loop in its own process
-    own: bool = True  # an environment of its own, from requirements/NAME.txt
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def requirements(self) -> Path:
-        return ROOT / "bench" / "peers" / "requirements" / f"{self.name}.txt"
+    requirements: Path | None = None  # of an environment of its own; heed's if there are none
 
 
 def program(name: str, *arguments: str) -> tuple[str, ...]:
@@ -37,7 +33,6 @@ HEED = Peer(
     name="heed",
     command=("-m", "heed", "serve", "{bundle}", "--port", "{port}", "--metrics-port", "-1", "--linger-seconds", "0"),
     settings={"as it comes": ()},
-    own=False,
 )
 
 BARE = Peer(
@@ -53,12 +48,12 @@ BARE = Peer(
         )
     },
     served=False,
-    own=False,
 )
 
 PEERS = (
     Peer(
         name="grpcio",
+        requirements=REQUIREMENTS / "grpcio.txt",
         command=program("grpcio", *SERVER),
         settings={
             "a thread for each core, each run on one core": ("--workers", CORES, "--threads", "1"),
@@ -68,6 +63,7 @@ PEERS = (
     ),
     Peer(
         name="mlserver",
+        requirements=REQUIREMENTS / "mlserver.txt",
         command=program("mlserver", *SERVER),
         settings={
             "a worker for each core": ("--workers", CORES, "--threads", "1"),
@@ -81,6 +77,7 @@ PEERS = (
     ),
     Peer(
         name="pytriton",
+        requirements=REQUIREMENTS / "pytriton.txt",
         command=program("pytriton", *SERVER),
         settings={
             "an instance for each core": ("--instances", CORES, "--threads", "1"),
@@ -94,6 +91,7 @@ PEERS = (
     ),
     Peer(
         name="kserve",
+        requirements=REQUIREMENTS / "kserve.txt",
         command=program("kserve", *SERVER),
         settings={
             "a thread for each core": ("--pool", CORES, "--threads", "1"),
@@ -103,6 +101,7 @@ PEERS = (
     ),
     Peer(
         name="sentence-transformers",
+        requirements=REQUIREMENTS / "sentence-transformers.txt",
         command=program("sentence_transformers", "--source", "{source}", "--requests", "{requests}"),
         settings={
             "one by one": ("--way", "1", "--threads", CORES),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bench.peers.catalog import Peer
 
-# Where a peer has these too, it has the versions that heed runs: it is the servers that are compared.
-SAME = ("grpcio", "numpy", "onnxruntime", "protobuf", "torch")
+# What computes is of the same version everywhere: it is the servers that are compared.
+SAME = ("onnxruntime", "torch")
 
 
 class Failure(Exception):
@@ -26,15 +26,15 @@ def install(peer: Peer, folder: Path, log: Path) -> Path:
     Raises:
         Failure: pip could not install it.
     """
-    if not peer.own:
+    if peer.requirements is None:
         return Path(sys.executable)
     python, constraints, stamp = folder / "bin" / "python", folder / "constraints.txt", folder / "installed.txt"
     wanted = peer.requirements.read_text() + constraints_text()
     if stamp.exists() and stamp.read_text() == wanted:
         return python
-    _run([sys.executable, "-m", "venv", "--clear", str(folder)], log, "w")
+    _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], log, "w")
     constraints.write_text(constraints_text())
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--no-input", "install"]
     _run([*pip, "--requirement", str(peer.requirements), "--constraint", str(constraints)], log, "a")
     stamp.write_text(wanted)
     return python

@@ -244,7 +244,7 @@ def started(peer: Peer, python: Path, setting: str, place: Place) -> Iterator[Ru
         process = subprocess.Popen(
             [str(python), *command],
             cwd=work,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"} | dict(peer.environment),
+            env=os.environ | {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"},
             stdin=subprocess.PIPE,
             stdout=output if peer.served else subprocess.PIPE,
             stderr=output,
