@@ -5,8 +5,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO
 
 import torch
 
@@ -33,8 +31,13 @@ def write(kind: str, model: str, folder: Path) -> None:
     if kind == "padded":
         export_padded(made.encoder, single)
     else:
-        half.FOLLOWS.add(OPERATOR)  # it computes in float16 if what comes in is float16
         export_graph(swapped(made.encoder, packed_operator), single)
+    in_half(single, target)
+
+
+def in_half(single: Path, target: Path) -> None:
+    """A graph in float16, the operator as well: it computes in what comes in."""
+    half.FOLLOWS.add(OPERATOR)
     half.write_half(single, target)
 
 
@@ -44,7 +47,7 @@ class Writing:
 
     kind: str
     process: "subprocess.Popen[bytes]"
-    said: IO[bytes]
+    log: Path
 
     def wait(self) -> None:
         """
@@ -52,20 +55,21 @@ class Writing:
             RuntimeError: it was not written; the message is the process's last line.
         """
         if self.process.wait():
-            self.said.seek(0)
-            lines = self.said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
             raise RuntimeError(f"{self.kind} was not exported: {lines[-1]}")
 
 
-def start(model: str, folder: Path) -> dict[str, Writing]:
-    """Begins to write all kinds into `folder`."""
+def start(model: str, folder: Path, kinds: tuple[str, ...] = KINDS) -> dict[str, Writing]:
+    """Begins to write graphs into `folder`."""
     folder.mkdir()
-    started = {}
-    for kind in KINDS:
-        said = TemporaryFile()  # noqa: SIM115 - open for as long as the process runs
+    return {kind: _start(kind, model, folder) for kind in kinds}
+
+
+def _start(kind: str, model: str, folder: Path) -> Writing:
+    log = folder / f"{kind}.log"
+    with log.open("wb") as said:
         command = [sys.executable, "-m", "bench.gpu.exporting", kind, model, str(folder)]
-        started[kind] = Writing(kind, subprocess.Popen(command, stdout=said, stderr=said), said)
-    return started
+        return Writing(kind, subprocess.Popen(command, stdout=said, stderr=said), log)
 
 
 def main() -> None:

@@ -67,13 +67,15 @@ def checkpoint(name: str) -> Checkpoint:
 
 
 def randomised(config: EncoderConfig) -> Encoder:
-    """Weights so large that no part of the model can be left out unnoticed."""
+    """Weights so large that no part of the model can be left out unnoticed. Queries and keys are larger than the rest:
+    a row's tokens would all be looked at alike."""
     encoder = Encoder(config).eval().requires_grad_(False)
     source = torch.Generator().manual_seed(SEED)
     for name, weight in encoder.named_parameters():
         noise = torch.randn(weight.shape, generator=source)
         if weight.dim() == 2:
-            weight.copy_(noise * 0.85 / math.sqrt(weight.shape[1]))
+            gain = 1.5 if name.endswith(("query.weight", "key.weight")) else 0.85
+            weight.copy_(noise * gain / math.sqrt(weight.shape[1]))
         else:
             weight.copy_(noise * 0.15 + float(name.endswith("norm.weight")))
     return encoder
