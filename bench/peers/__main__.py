@@ -80,7 +80,9 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             str(ratio(outcome, own, lambda each: each.p50)),
             str(ratio(outcome, own, lambda each: each.p99)),
             str(ratio(outcome, own, lambda each: each.cpu)),
-            str(ratio(outcome, own, lambda each: each.memory)),
+            "–"
+            if outcome is bare
+            else str(ratio(outcome, own, lambda each: each.memory)),  # its process holds torch too
             f"{outcome.error:.1e}",
         )
     return shown

@@ -76,9 +76,8 @@ def choose(outcome: Outcome, place: Place, reference_ND: np.ndarray, seconds: fl
 def measure(outcome: Outcome, place: Place, seconds: float) -> None:
     """One round of a peer that has a setting.
 
-    It is started for the round and stopped after it: servers that idle are not free (heed looks at its contract, others
-    poll their workers), and two that are up share caches and memory. So each has the machine for itself, and a round
-    is a new process, warmed up.
+    It is started for the round and stopped after it: a server that idles is not free (heed repeats cases of its
+    contract), and would share the machine's caches. A new process each time also shows what a restart changes.
     """
     try:
         with started(outcome.peer, outcome.python, outcome.setting, place) as running:

@@ -129,11 +129,12 @@ def test_a_peer_that_pip_cannot_install_is_told_with_pips_reason(tmp_path: Path,
 
 
 def test_a_peer_without_a_result_keeps_its_row_and_its_log(tmp_path: Path) -> None:
-    absent = Outcome(Peer("absent", (), {}))
+    absent = measured("absent", 1.0)
     absent.fail(Failure("ERROR: no [wheel] for this Python", tmp_path / "pip.log"))
     shown = printed([measured(BARE.name, 1.0), measured(HEED.name, 1.0), absent])
     assert "absent" in shown
     assert "no result: ERROR: no [wheel] for this Python" in shown
+    assert figures(absent)["rounds"] == []
     assert figures(absent)["log"] == str(tmp_path / "pip.log")
 
 

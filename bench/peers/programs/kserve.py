@@ -1,6 +1,6 @@
 """KServe's model server with a custom model.
 
-https://kserve.github.io/website/docs/model-serving/predictive-inference/frameworks/custom-predictor/custom-predictor
+https://kserve.github.io/archive/0.10/modelserving/v1beta1/custom/custom_model
 """
 
 import asyncio

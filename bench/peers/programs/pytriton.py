@@ -26,9 +26,9 @@ def instance(graph: Graph) -> Callable[..., object]:
 
 def main() -> None:
     parser = command_line()
-    # https://triton-inference-server.github.io/pytriton/latest/binding_models/#multi-instance-model-inference
+    # https://triton-inference-server.github.io/pytriton/latest/binding_models
     parser.add_argument("--instances", type=int, required=True)
-    # https://triton-inference-server.github.io/pytriton/latest/binding_configuration/#dynamic-batching
+    # https://triton-inference-server.github.io/pytriton/latest/binding_configuration
     parser.add_argument("--batch", type=int, default=32, help="the most rows of one batch")
     parser.add_argument("--wait", type=int, default=0, help="microseconds that a batch waits for more")
     options = parser.parse_args()
