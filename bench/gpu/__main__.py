@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import onnxruntime
 import torch
 import typer
 from rich.console import Console
@@ -18,11 +19,12 @@ from bench.gpu import exporting, prove, rates, rows, serve, speed, subjects, way
 from bench.gpu.rows import Row, attempted
 from bench.gpu.speed import Plan, Subject
 from bundle.packing import pack
+from server.runtime import without_driver
 from server.settings import Device
 
 
 class Part(StrEnum):
-    """What is measured, in this order."""
+    """What is measured."""
 
     rates = "rates"
     contract = "contract"
@@ -41,12 +43,16 @@ LARGEST = {"cuda": 8192, "cpu": 256}  # rows and columns of the largest product
 
 
 def machine(device: Device) -> Row:
-    """What it ran on."""
-    import onnxruntime
+    """What it runs on.
 
+    Raises:
+        RuntimeError: there is no CUDA here.
+    """
+    if device == "cuda" and (reason := without_driver()):
+        raise RuntimeError(reason)
     name = torch.cuda.get_device_name() if device == "cuda" else "the CPU: what needs CUDA is skipped"
     found = f"{name}, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    return Row("machine", device, found)
+    return Row("machine", device, found, True)
 
 
 def _rates(started: list[Subject], plan: Plan) -> Iterator[Row]:
@@ -78,7 +84,7 @@ def _trials(subject: Subject, plan: Plan) -> Iterator[Row]:
     yield from _kernels(subject, plan, speed.TRIALS[1].name, partial(subject.file, "operator"))
 
 
-OF_SUBJECT = {Part.contract: _contract, Part.serve: _serve, Part.speed: _speed, Part.trials: _trials}
+OF_SUBJECT = {Part.contract: _contract, Part.serve: _serve, Part.speed: _speed}
 
 
 def _contests(subject: Subject, entered: list[speed.Way], plan: Plan) -> Iterator[Row]:
@@ -99,15 +105,34 @@ def _kernels(subject: Subject, plan: Plan, what: str, graph: Callable[[], Path])
 
 
 def all_rows(parts: list[Part], started: list[Subject], plan: Plan) -> Iterator[Row]:
-    """One part after the other, each for all models."""
-    yield from attempted("machine", plan.device, lambda: [machine(plan.device)], must=True)
+    """One model after the other, in the order in which their graphs get ready; what may break the device comes last."""
     if Part.rates in parts:
         yield from _rates(started, plan)
-    for part, measure in OF_SUBJECT.items():
-        for subject in started if part in parts else []:
-            if part != Part.serve or subject is started[0]:  # one model tells what the serving costs
-                yield from measure(subject, plan)
-            subject.close()
+    for subject in started:
+        served = [Part.serve] * (subject is started[0])  # one model tells what the serving costs
+        for part in (Part.contract, *served, Part.speed):
+            yield from OF_SUBJECT[part](subject, plan) if part in parts else ()
+        subject.close()
+    for subject in started if Part.trials in parts else []:
+        yield from _trials(subject, plan)
+        subject.close()
+
+
+def measured(names: list[str], parts: list[Part], plan: Plan, folder: Path) -> Iterator[Row]:
+    """All rows; none but the first where there is no such device."""
+    (row,) = attempted("machine", plan.device, lambda: [machine(plan.device)], must=True)
+    yield row
+    if not row.holds:
+        return
+    if plan.device == "cuda":  # a stream that onnxruntime can be told of
+        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+    started: list[Subject] = []
+    try:
+        started += [start(name, plan.device, folder / str(number)) for number, name in enumerate(names)]
+        yield from all_rows(parts, started, plan)
+    finally:
+        for subject in started:
+            subject.stop()
 
 
 def main(
@@ -124,20 +149,15 @@ def main(
     plan = replace(PLANS[device], compiled=compiled)
     names = [*(model or MODELS[device]), *([str(source)] if source else [])]
     found: list[Row] = []
-    if device == "cuda" and torch.cuda.is_available():
-        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
-        started = [start(name, plan.device, Path(folder) / str(number)) for number, name in enumerate(names)]
-        try:
-            for row in all_rows(part or list(Part), started, plan):
-                found.append(row)
-                print(f"{row.part}: {row.what}: {row.found}", file=sys.stderr, flush=True)
-        finally:
-            for subject in started:
-                subject.stop()
+        for row in measured(names, part or list(Part), plan, Path(folder)):
+            found.append(row)
+            print(f"{row.part}: {row.what}: {row.found}", file=sys.stderr, flush=True)
     if as_json:
         as_json.write_text(json.dumps(rows.as_json(found), indent=1))
-    Console(width=160, highlight=False).print(rows.table(found))
+    out = Console(width=160, highlight=False)
+    for shown in (rows.table(found), rows.summary(found)):
+        out.print(shown, "")
     raise typer.Exit(0 if rows.holds(found) else 1)
 
 

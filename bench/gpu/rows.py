@@ -52,5 +52,20 @@ def table(rows: Iterable[Row]) -> Table:
     return shown
 
 
+def summary(rows: Iterable[Row]) -> Table:
+    """Sequences per second: a line for each way, a column for each model and what it was asked."""
+    speeds: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if "FLOP/s" in row.figures:
+            speeds.setdefault(row.what, {})[row.part] = row.figures["sequences/s"]
+    parts = list(dict.fromkeys(part for each in speeds.values() for part in each))
+    shown = Table("sequences/s" if parts else "", box=None, pad_edge=False)
+    for part in parts:
+        shown.add_column(part, justify="right")
+    for way, each in speeds.items():
+        shown.add_row(way, *(f"{each[part]:,.0f}" if part in each else "" for part in parts))
+    return shown
+
+
 def as_json(rows: Iterable[Row]) -> list[dict[str, object]]:
     return [asdict(row) for row in rows]
