@@ -20,6 +20,10 @@ from server.graphs import Answer
 
 CLOSED = "the server is shutting down; call another one"
 WINDOW = 32  # how many of the oldest entries a group is chosen from
+MEMORY = 8192  # tokens, over which a worker's pace is averaged
+# A request is taken only if what is before it should be done after this share of its time: work differs from what is
+# expected of it, and an answer that comes too late was computed for nobody.
+SAFE = 0.75
 
 
 @dataclass(eq=False)
@@ -85,6 +89,18 @@ class Neighbours:
         return f"neighbours in length, up to {self.max_tokens} tokens"
 
 
+class Pace:
+    """How long a worker takes, judged by what it did last."""
+
+    def __init__(self) -> None:
+        self.seconds_per_token = 0.0  # until something is known
+
+    def saw(self, tokens: int, seconds: float) -> None:
+        """A worker took so long for so many tokens."""
+        share = tokens / (tokens + MEMORY) if self.seconds_per_token else 1.0
+        self.seconds_per_token += share * (seconds / tokens - self.seconds_per_token)
+
+
 class Scheduler:
     """Owns the queue of one model."""
 
@@ -99,10 +115,12 @@ class Scheduler:
         self._run = run
         self._strategy = strategy
         self._max_tokens = max_tokens
-        self._idle = workers
+        self._workers = self._idle = workers
+        self._pace = Pace()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="heed-worker")
         self._waiting: dict[Entry, None] = {}  # in the order of arrival
         self._tokens = 0  # of the entries that wait
+        self._running_tokens = 0
         self._spare: dict[Entry, None] = {}  # what is in no hurry
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -112,7 +130,7 @@ class Scheduler:
 
         Raises:
             InvalidArgument: the request is larger than the whole queue.
-            Exhausted: there is no room now.
+            Exhausted: there is no room now, or no time until the deadline.
             DeadlineExceeded: the deadline passed before the work began.
             Unavailable: the scheduler is closed.
         """
@@ -169,16 +187,34 @@ class Scheduler:
         if self._closed:
             raise Unavailable(CLOSED)
 
+    @property
+    def wait_seconds(self) -> float:
+        """How long the workers will be busy with what is here already."""
+        return (self._tokens + self._running_tokens) * self._pace.seconds_per_token / self._workers
+
+    def check_time(self, deadline: float) -> None:
+        """Refuses what could not be answered in time. It needs nothing but the deadline: overload makes little work.
+
+        Raises:
+            DeadlineExceeded: the deadline has passed.
+            Exhausted: it will have passed when all that is before the request is done.
+            Unavailable: the scheduler is closed.
+        """
+        self._check_open()
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline had passed when the request arrived")
+        if (wait := self.wait_seconds) > SAFE * left:
+            raise Exhausted(f"too much is waiting: {wait:.2f} s of work, and the deadline is in {left:.2f} s")
+
     def _admit(self, sequences: list[Sequence], deadline: float) -> None:
         tokens = sum(map(len, sequences))
-        self._check_open()
+        self.check_time(deadline)
         if tokens > self._max_tokens:
             raise InvalidArgument(
                 f"the request has {tokens} tokens, more than the whole queue holds ({self._max_tokens}); "
                 "send fewer rows at a time"
             )
-        if deadline <= time.monotonic():
-            raise DeadlineExceeded("the deadline had passed when the request arrived")
         if self._tokens + tokens > self._max_tokens:
             raise Exhausted(
                 f"the queue is full: {self._tokens} of {self._max_tokens} tokens wait, {tokens} more do not fit"
@@ -224,9 +260,12 @@ class Scheduler:
         task.add_done_callback(self._running.discard)
 
     async def _work(self, group: list[Entry]) -> None:
+        tokens = sum(len(entry.sequence) for entry in group)
+        self._running_tokens += tokens
         try:
             await self._answer(group)
         finally:
+            self._running_tokens -= tokens
             self._idle += 1
             self._dispatch()
 
@@ -245,6 +284,7 @@ class Scheduler:
                 group[0].reply.set_exception(error)
             return
         finished = time.monotonic()
+        self._pace.saw(sum(len(entry.sequence) for entry in group), finished - started)
         for entry, answer in zip(group, answers, strict=True):
             entry.started, entry.finished = started, finished
             if not entry.reply.done():

@@ -180,6 +180,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         serving = self._registry.find_ready(request.model_name, request.model_version)
         manifest = serving.model.manifest
         deadline = _deadline(remaining, request.parameters)
+        serving.scheduler.check_time(deadline)
         prepared = await _prepare(serving.model, decode_inputs(manifest, request), request)
         check_response_size(manifest, prepared, self._max_message)
         await _answer(serving, prepared, deadline, response)

@@ -15,7 +15,7 @@ import pytest
 from bundle.packing import Sequence
 from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
 from server.graphs import Answer
-from server.scheduler import WINDOW, Alone, Answered, Entry, Neighbours, Scheduler, Strategy
+from server.scheduler import MEMORY, WINDOW, Alone, Answered, Entry, Neighbours, Pace, Scheduler, Strategy
 from tests.server.support import row
 
 BAD = 666  # a row with this id cannot be computed
@@ -479,7 +479,7 @@ async def test_random_traffic_is_answered_whole_and_never_mixed_up() -> None:
             assert doubles(result) == wanted
         elif isinstance(result, BadRow):
             assert index % 4 == 3
-        elif isinstance(result, DeadlineExceeded):
+        elif isinstance(result, DeadlineExceeded | Exhausted):
             assert number % 7 == 0
         else:
             assert isinstance(result, asyncio.CancelledError)
@@ -552,3 +552,44 @@ async def test_what_is_in_no_hurry_may_fail() -> None:
         with pytest.raises(BadRow):
             await scheduler.submit_spare(row(BAD))
         assert (await scheduler.submit([row(2)])).answers[0]["double"].tolist() == [4]
+
+
+class Slow(Doubling):
+    """Takes a tenth of a second for every token."""
+
+    def __call__(self, group: Many[Sequence]) -> list[Answer]:
+        time.sleep(0.1 * sum(map(len, group)))
+        return super().__call__(group)
+
+
+async def test_a_request_that_could_not_be_answered_in_time_is_refused_at_once() -> None:
+    async with scheduling(Slow()) as scheduler:
+        await scheduler.submit([row(1)])  # now its pace is known
+        tasks = [await waiting(scheduler, row(1, 2, 3)), await waiting(scheduler, row(4, 5, 6))]
+        assert scheduler.wait_seconds == pytest.approx(0.6, abs=0.2)
+        before = time.monotonic()
+        with pytest.raises(Exhausted, match=r"too much is waiting: 0\.\d+ s of work, and the deadline is in 0\.30 s"):
+            await scheduler.submit([row(7)], deadline=before + 0.3)
+        assert time.monotonic() - before < 0.1
+        tasks.append(asyncio.create_task(scheduler.submit([row(8)], deadline=before + 5)))
+        await asyncio.gather(*tasks)
+        assert scheduler.wait_seconds == 0
+
+
+async def test_an_idle_server_tries_whatever_time_is_left() -> None:
+    """What is expected may be wrong: a request is refused for what others have in the queue, not for its own work."""
+    async with scheduling(Slow()) as scheduler:
+        await scheduler.submit([row(1)])
+        answered = await scheduler.submit([row(2)], deadline=time.monotonic() + 0.05)
+    assert doubles(answered) == [[4]]
+
+
+def test_a_pace_follows_what_workers_do_and_forgets_what_they_did_long_ago() -> None:
+    pace = Pace()
+    pace.saw(100, 1.0)
+    assert pace.seconds_per_token == 0.01
+    pace.saw(10, 10.0)  # one small group counts for little
+    assert pace.seconds_per_token < 0.02
+    for _ in range(100):
+        pace.saw(MEMORY // 10, MEMORY // 10 * 0.5)
+    assert pace.seconds_per_token == pytest.approx(0.5, rel=0.01)
