@@ -16,7 +16,7 @@ from time import monotonic, sleep
 import grpc
 import numpy as np
 
-from bench.gpu.exporting import NAME, PRECISIONS
+from bench.gpu.exporting import NAME
 from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.speed import Subject
 from bench.gpu.ways import EMBEDDING
@@ -28,6 +28,9 @@ from server.runtime import CPU, CUDA
 from server.settings import Device
 
 COMPARED = 64  # requests whose answers are compared
+# Precision and threads, 0 for the server's own choice, which is a thread for each CPU: a share of what waits for each,
+# where a GPU would rather have all of it at once.
+SERVERS = (("fp32", 0), ("fp16", 0), ("fp16", 2))
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,15 @@ class Loads:
     rows: int = 32  # of a request, once more by the fewest callers
     seconds: float = 4.0
     requests: int = 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every server is asked, and what the CPU answers to the first of it."""
+
+    requests: list[Request]
+    reference: np.ndarray
+    loads: Loads
 
 
 def libraries() -> str:
@@ -60,7 +72,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(bundle: Path, device: Device, precision: str, ready: Request) -> Iterator[str]:
+def served(bundle: Path, device: Device, precision: str, threads: int, ready: Request) -> Iterator[str]:
     """The address of a server that is ready, and that is always stopped.
 
     Raises:
@@ -69,6 +81,7 @@ def served(bundle: Path, device: Device, precision: str, ready: Request) -> Iter
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "heed", "serve", str(bundle), "--device", device, "--precision", precision]
     command += ["--port", address.rpartition(":")[2], "--metrics-port", "-1", "--linger-seconds", "0"]
+    command += ["--threads", str(threads)]
     with tempfile.TemporaryFile() as said:
         environment = os.environ | {"LD_LIBRARY_PATH": libraries()}
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
@@ -106,37 +119,36 @@ def embeddings(address: str, asked: list[Request]) -> tuple[str, np.ndarray]:
 
 
 def answers_and_speed(subject: Subject, loads: Loads) -> Iterator[Row]:
-    """Each precision on the device, beside float32 on the CPU."""
+    """Every server on the device, beside float32 on the CPU."""
     part, config = f"{subject.name}, served", subject.encoder.config
-    asked = id_requests(WORKLOADS["sentences"], config.vocabulary, config.token_types, loads.requests)
-    asked = [{name: row[:, : config.max_length] for name, row in request.items()} for request in asked]
-    with served(subject.file("bundle"), "cpu", "fp32", asked[0]) as address:
-        _, reference = embeddings(address, asked[:COMPARED])
-    for precision in PRECISIONS:
-        rows = partial(_of_precision, subject, part, precision, asked, reference, loads)
-        yield from attempted(part, precision, rows, must=True)
+    requests = id_requests(WORKLOADS["sentences"], config.vocabulary, config.token_types, loads.requests)
+    requests = [{name: row[:, : config.max_length] for name, row in request.items()} for request in requests]
+    with served(subject.file("bundle"), "cpu", "fp32", 0, requests[0]) as address:
+        _, reference = embeddings(address, requests[:COMPARED])
+    asked = Asked(requests, reference, loads)
+    for precision, threads in SERVERS:
+        name = precision + f", {threads} threads" * (threads > 0)
+        yield from attempted(part, name, partial(_of_server, subject, name, precision, threads, asked), must=True)
 
 
-def _of_precision(
-    subject: Subject, part: str, precision: str, asked: list[Request], reference: np.ndarray, loads: Loads
-) -> Iterator[Row]:
-    provider = CUDA if subject.device == "cuda" else CPU
+def _of_server(subject: Subject, name: str, precision: str, threads: int, asked: Asked) -> Iterator[Row]:
+    part, provider = f"{subject.name}, served", CUDA if subject.device == "cuda" else CPU
     if not has_budget(precision, provider):
         raise Skipped(f"{precision} is not for the CPU")
-    with served(subject.file("bundle"), subject.device, precision, asked[0]) as address:
-        by, answers = embeddings(address, asked[:COMPARED])
-        budget = BUDGETS[precision, provider].of(EMBEDDING, reference)
-        error = budget.used(answers, reference)
+    with served(subject.file("bundle"), subject.device, precision, threads, asked.requests[0]) as address:
+        by, answers = embeddings(address, asked.requests[:COMPARED])
+        budget = BUDGETS[precision, provider].of(EMBEDDING, asked.reference)
+        error = budget.used(answers, asked.reference)
         right = by == provider and error <= budget.limit
-        yield Row(part, f"{precision}, answers", f"{by}, {error:.1e} from the CPU's, {budget.limit:.0e} allowed", right)
-        for load, rows in asyncio.run(_drive(address, asked, loads)):
-            yield _told(part, precision, load, rows)
+        yield Row(part, f"{name}, answers", f"{by}, {error:.1e} from the CPU's, {budget.limit:.0e} allowed", right)
+        for load, rows in asyncio.run(_drive(address, asked)):
+            yield _told(part, name, load, rows)
 
 
-async def _drive(address: str, asked: list[Request], loads: Loads) -> list[tuple[Load, int]]:
+async def _drive(address: str, asked: Asked) -> list[tuple[Load, int]]:
     """One closed loop after the other, a short one first to warm up."""
-    many = together(asked, loads.rows)
-    plans = [(callers, asked, 1) for callers in loads.callers] + [(loads.callers[0], many, loads.rows)]
+    loads, many = asked.loads, together(asked.requests, asked.loads.rows)
+    plans = [(callers, asked.requests, 1) for callers in loads.callers] + [(loads.callers[0], many, loads.rows)]
     found = []
     async with grpc.aio.insecure_channel(address) as channel:
         for callers, requests, rows in plans:
@@ -157,11 +169,11 @@ def _stacked(rows: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.pad(row, ((0, 0), (0, length - row.shape[1]))) for row in rows])
 
 
-def _told(part: str, precision: str, load: Load, rows: int) -> Row:
+def _told(part: str, server: str, load: Load, rows: int) -> Row:
     rate, middle, late = load.rate * rows, load.percentile(50), load.percentile(99)
     found = f"{rate:,.0f} sequences/s, {1e3 * middle:.1f} ms in the middle, {1e3 * late:.1f} ms for 99 %"
     if load.errors:
         found += ", " + ", ".join(f"{count} {code}" for code, count in load.errors.items())
-    what = f"{precision}, {load.name}" + f" with {rows} rows each" * (rows > 1)
+    what = f"{server}, {load.name}" + f" with {rows} rows each" * (rows > 1)
     figures = {"sequences/s": rate, "median seconds": middle, "p99 seconds": late}
     return Row(part, what, found, not load.errors, figures)

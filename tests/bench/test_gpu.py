@@ -213,7 +213,7 @@ def test_rows_of_one_request_are_padded_and_masked() -> None:
 def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="bundle"),
-        serve.served(tmp_path, "cpu", "fp32", {"input_ids": np.ones((1, 2))}),
+        serve.served(tmp_path, "cpu", "fp32", 0, {"input_ids": np.ones((1, 2))}),
     ):
         pass
 
