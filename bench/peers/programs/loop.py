@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = 512  # requests that a loop is given at once; it may look at all of them to make its batches
+CHUNK = 256  # requests that a loop is given at once; it may look at all of them to make its batches
 
 Ids = np.ndarray  # [L]
 Answer = Callable[[Sequence[Ids]], list[np.ndarray]]  # [D] for each request, in their order

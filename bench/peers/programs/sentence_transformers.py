@@ -6,6 +6,7 @@ Letters: B batch, L length, D width.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,21 +19,23 @@ from bench.peers.programs.loop import Ids, command_line, follow
 class Encoder:
     """`encode()` without its tokenizer, so that it is given the ids that the others are given."""
 
-    def __init__(self, folder: str, batch: int) -> None:
+    def __init__(self, folder: str, batch: int, pool: ThreadPoolExecutor) -> None:
         self._model = SentenceTransformer(folder, device="cpu")
         self._batch = batch
+        self._pool = pool
 
     def answer(self, requests: Sequence[Ids]) -> list[np.ndarray]:
         """`[D]` for each, in batches of like length, longest first, as `encode` makes them."""
         order = sorted(range(len(requests)), key=lambda index: -len(requests[index]))
-        answers: list[np.ndarray] = [np.empty(0)] * len(requests)
-        for start in range(0, len(order), self._batch):
-            chosen = order[start : start + self._batch]
-            with torch.inference_mode():
-                embedding_BD = self._model(features([requests[index] for index in chosen]))["sentence_embedding"]
-            for index, row_D in zip(chosen, embedding_BD.numpy(), strict=True):
-                answers[index] = row_D
-        return answers
+        batches = [order[start : start + self._batch] for start in range(0, len(order), self._batch)]
+        answered = self._pool.map(lambda batch: self._embeddings([requests[index] for index in batch]), batches)
+        by_index = dict(zip(order, (row_D for rows_BD in answered for row_D in rows_BD), strict=True))
+        return [by_index[index] for index in range(len(requests))]
+
+    def _embeddings(self, requests: Sequence[Ids]) -> np.ndarray:
+        """`[B, D]`."""
+        with torch.inference_mode():
+            return np.asarray(self._model(features(requests))["sentence_embedding"])
 
 
 def features(requests: Sequence[Ids]) -> dict[str, Tensor]:
@@ -48,10 +51,12 @@ def features(requests: Sequence[Ids]) -> dict[str, Tensor]:
 def main() -> None:
     parser = command_line()
     parser.add_argument("--source", required=True)
-    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True, help="of torch, for one batch")
+    parser.add_argument("--pool", type=int, default=1, help="batches that are computed at once")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    follow(options.requests, Encoder(options.source, int(options.way)).answer)
+    with ThreadPoolExecutor(options.pool) as pool:
+        follow(options.requests, Encoder(options.source, int(options.way), pool).answer)
 
 
 if __name__ == "__main__":
