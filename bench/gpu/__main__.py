@@ -153,8 +153,8 @@ def main(
         for row in measured(names, part or list(Part), plan, Path(folder)):
             found.append(row)
             print(f"{row.part}: {row.what}: {row.found}", file=sys.stderr, flush=True)
-    if as_json:
-        as_json.write_text(json.dumps(rows.as_json(found), indent=1))
+            if as_json:  # whatever comes next, this is known
+                as_json.write_text(json.dumps(rows.as_json(found), indent=1))
     out = Console(width=160, highlight=False)
     for shown in (rows.table(found), rows.summary(found)):
         out.print(shown, "")

@@ -16,6 +16,19 @@ from server.settings import Device
 Shapes = Callable[[Arrays], dict[str, tuple[int, ...]]]
 
 
+def open_session(graph: Path, device: Device, **options: str) -> onnxruntime.InferenceSession:
+    """With the server's own options and more for CUDA.
+
+    Raises:
+        RuntimeError: onnxruntime took another provider.
+    """
+    provider = (CUDA, {"use_tf32": "0"} | options) if device == "cuda" else (CPU, {})
+    session = onnxruntime.InferenceSession(graph, session_options(), providers=[provider])
+    if session.get_providers()[0] != provider[0]:
+        raise RuntimeError(f"onnxruntime loaded {session.get_providers()[0]}")
+    return session
+
+
 class Buffer:
     """Memory of the device, and pinned memory of the host before it; both grow to the largest array and stay."""
 
@@ -55,13 +68,8 @@ class Bound:
 
     def __init__(self, graph: Path, device: Device, outputs: Shapes, **options: str) -> None:
         if device == "cuda":
-            stream = str(torch.cuda.current_stream().cuda_stream)
-            provider = (CUDA, {"use_tf32": "0", "user_compute_stream": stream} | options)
-        else:
-            provider = (CPU, {})
-        self._session = onnxruntime.InferenceSession(graph, session_options(), providers=[provider])
-        if self._session.get_providers()[0] != provider[0]:
-            raise RuntimeError(f"onnxruntime loaded {self._session.get_providers()[0]}")
+            options["user_compute_stream"] = str(torch.cuda.current_stream().cuda_stream)
+        self._session = open_session(graph, device, **options)
         self._device: Device = device
         self._outputs = outputs
         self._names = {node.name for node in self._session.get_inputs()}

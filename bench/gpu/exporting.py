@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -27,12 +28,13 @@ def write(kind: str, model: str, folder: Path) -> None:
     if kind == "bundle":
         export_bundle(made, folder / "bundle", NAME, precisions=PRECISIONS)
         return
-    single, target = folder / f"{kind}.onnx", folder / f"{kind}.fp16.onnx"
-    if kind == "padded":
-        export_padded(made.encoder, single)
-    else:
-        export_graph(swapped(made.encoder, packed_operator), single)
-    in_half(single, target)
+    with TemporaryDirectory() as beside:
+        single = Path(beside) / f"{kind}.onnx"
+        if kind == "padded":
+            export_padded(made.encoder, single)
+        else:
+            export_graph(swapped(made.encoder, packed_operator), single)
+        in_half(single, folder / f"{kind}.fp16.onnx")
 
 
 def in_half(single: Path, target: Path) -> None:

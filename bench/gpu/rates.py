@@ -42,7 +42,7 @@ def matrix_rates(widths: dict[str, int], largest: int, tokens: int, device: Devi
     Args:
         widths: D of each model; F is 4 D.
     """
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")  # no TF32
     shapes = {f"{largest}³": (largest, largest, largest)}
     for name, width in widths.items():
         shapes |= {

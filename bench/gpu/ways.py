@@ -15,17 +15,16 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 
 from bench.bare import Request, padded
 from bench.gpu.attend import EndToEnd, sdpa, swapped, varlen
-from bench.gpu.bound import Bound
+from bench.gpu.bound import Bound, open_session
 from bundle.packing import Arrays, Sequence, pack
 from model import Encoder
 from server.graphs import Graphs
-from server.runtime import CPU, CUDA, Runtime, session_options
+from server.runtime import Runtime
 from server.settings import Device
 
 EMBEDDING = "sentence_embedding"
@@ -107,8 +106,7 @@ def bound(graph: Path, device: Device, width: int) -> Callable[[Arrays], np.ndar
 
 def padded_graph(graph: Path, device: Device, padding_id: int) -> Make:
     """The graph that anybody would export, in plain onnxruntime."""
-    provider = (CUDA, {"use_tf32": "0"}) if device == "cuda" else (CPU, {})
-    session = onnxruntime.InferenceSession(graph, session_options(), providers=[provider])
+    session = open_session(graph, device)
     names = {node.name for node in session.get_inputs()}
 
     def make(asked: Asked, size: int) -> Work:
