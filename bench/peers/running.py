@@ -151,7 +151,10 @@ class Served(Running):
             except grpc.aio.AioRpcError as error:
                 details = (error.details() or "").strip().splitlines() or [""]
                 raise Failure(f"{error.code().name}: {details[-1]}", self._log) from error
-        return np.stack([embedding(answer) for answer in (*alone, *together)])
+        embeddings = [embedding(answer) for answer in (*alone, *together)]
+        if len(widths := {len(embedding_D) for embedding_D in embeddings}) > 1:
+            raise Failure(f"answers have {min(widths)} to {max(widths)} values", self._log)
+        return np.stack(embeddings)
 
     async def _closed(self, seconds: float) -> Load:
         async with self._asking() as ask:
@@ -159,7 +162,7 @@ class Served(Running):
 
 
 def embedding(message: object) -> np.ndarray:
-    """`[D]`, whichever way the server writes numbers. Whatever else it may be is no answer, and far from any."""
+    """`[D]`, whichever way the server writes numbers; nothing if it is not there."""
     assert isinstance(message, bytes)
     response = pb.ModelInferResponse.FromString(message)
     for number, output in enumerate(response.outputs):

@@ -13,8 +13,9 @@ from bench.peers.__main__ import figures, table
 from bench.peers.catalog import BARE, HEED, PEERS, Peer
 from bench.peers.comparison import Outcome, choose, compare
 from bench.peers.install import Failure, install, reason_in
-from bench.peers.running import Place, Round
+from bench.peers.running import Place, Round, embedding
 from bench.workloads import WORKLOADS, id_requests
+from protos import open_inference_pb2 as pb
 
 CHECKED = 6
 VOCABULARY = 100
@@ -106,6 +107,16 @@ def test_a_nan_is_a_wrong_answer(tiny_graph: Tiny) -> None:
     outcome = Outcome(GRPCIO, python=Path(sys.executable))
     choose(outcome, tiny_graph.place, np.full_like(tiny_graph.reference_ND, nan), seconds=0.1)
     assert outcome.reason.startswith("answers are off by nan")
+
+
+def test_an_embedding_is_read_from_raw_and_from_typed_contents() -> None:
+    named = pb.ModelInferResponse.InferOutputTensor(name="sentence_embedding", datatype="FP32", shape=[1, 2])
+    raw = pb.ModelInferResponse(outputs=[named], raw_output_contents=[np.array([1, 2], np.float32).tobytes()])
+    typed = pb.ModelInferResponse(outputs=[named])
+    typed.outputs[0].contents.fp32_contents.extend([3, 4])
+    assert embedding(raw.SerializeToString()).tolist() == [1, 2]
+    assert embedding(typed.SerializeToString()).tolist() == [3, 4]
+    assert embedding(pb.ModelInferResponse().SerializeToString()).tolist() == []
 
 
 def test_a_setting_that_does_not_start_is_told_and_another_one_kept(tiny_graph: Tiny) -> None:
