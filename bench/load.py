@@ -81,6 +81,20 @@ class Driver:
         load.seconds = time.perf_counter() - started
         return load
 
+    async def each(self, callers: int, number: int) -> Load:
+        """The first so many requests, once each, by so many callers: the same work for whoever answers them."""
+        load = Load(f"{callers} callers")
+        numbers = iter(range(number))
+
+        async def caller() -> None:
+            for request in numbers:
+                await self._send(request, time.perf_counter(), load)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        load.seconds = time.perf_counter() - started
+        return load
+
     async def open(self, rate: float, seconds: float, name: str) -> Load:
         """Requests at random moments, so many a second on average (Poisson), whatever the answers take."""
         load = Load(name)

@@ -16,9 +16,9 @@ def heed(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "heed", *arguments]
 
 
-def free_port() -> int:
-    """8001 if nobody listens there, else any other."""
-    for port in (8001, 0):
+def free_port(preferred: int = 8001) -> int:
+    """That one if nobody listens there, else any other."""
+    for port in (preferred, 0):
         with socket.socket() as listener:
             try:
                 listener.bind(("127.0.0.1", port))

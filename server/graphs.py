@@ -1,6 +1,7 @@
 """The graphs of one kind, as one function from sequences to answers."""
 
 import math
+from collections.abc import Collection
 from collections.abc import Sequence as Many
 from pathlib import Path
 
@@ -60,13 +61,15 @@ class Graphs:
         """The spans up to which each graph but the last is used."""
         return [int(longest) for longest in self._longest[:-1]]
 
-    def run(self, group: Many[Sequence]) -> list[Answer]:
-        """The answers to a group of sequences, of one request or of many. Safe in several threads."""
+    def run(self, group: Many[Sequence], outputs: Collection[str] = ()) -> list[Answer]:
+        """The answers to a group of sequences, of one request or of many: these outputs, or all. Safe in several
+        threads."""
         chosen = [self._choose(member) for member in group]
         answers: list[Answer] = [{} for _ in group]
         for number in sorted(set(chosen)):
             places = [place for place, choice in enumerate(chosen) if choice == number]
-            for place, answer in zip(places, self._run(number, [group[place] for place in places]), strict=True):
+            members = [group[place] for place in places]
+            for place, answer in zip(places, self._run(number, members, outputs), strict=True):
                 answers[place] = answer
         return answers
 
@@ -74,9 +77,9 @@ class Graphs:
         span = member.span(self._aligned)
         return next(number for number, longest in enumerate(self._longest) if span <= longest)
 
-    def _run(self, number: int, group: list[Sequence]) -> list[Answer]:
-        outputs = self._runtimes[number].run(pack(group, self._aligned))
-        columns = {name: self._of_members(name, values, group) for name, values in outputs.items()}
+    def _run(self, number: int, group: list[Sequence], outputs: Collection[str]) -> list[Answer]:
+        answers = self._runtimes[number].run(pack(group, self._aligned), outputs)
+        columns = {name: self._of_members(name, values, group) for name, values in answers.items()}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _of_members(self, name: str, values: np.ndarray, group: list[Sequence]) -> list[np.ndarray]:

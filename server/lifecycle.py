@@ -24,6 +24,7 @@ from server.metrics import Metrics
 from server.model import Model
 from server.recheck import Recheck, cases_at_start
 from server.registry import Registry, Served, Serving, State
+from server.runtime import CUDA
 from server.scheduler import Scheduler
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
@@ -69,18 +70,22 @@ def verified(folder: Path, settings: Settings) -> tuple[Model, Report]:
     return model, report
 
 
+def default_threads(model: Model) -> int:
+    """How many groups to compute at a time: one on each CPU, or one on a GPU while the next is prepared."""
+    return 2 if model.runtime.provider == CUDA else usable_cpus()
+
+
 class Server:
     """One process that serves one bundle. `serve` does everything; its steps are `startup` and `shutdown`."""
 
     def __init__(self, settings: Settings, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
         self._settings = settings
         self._on_ready = on_ready
-        self._threads = settings.threads or usable_cpus()
         self._served = Served(read_manifest(settings.bundle))
         self._registry = Registry([self._served])
         self._health = Health([SERVICE])
-        self._inference = InferenceService(self._registry, settings.max_message_mib * 2**20)
         self._metrics = Metrics()
+        self._inference = InferenceService(self._registry, settings.max_message_mib * 2**20, self._metrics.requested)
         self._recheck: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
 
@@ -112,7 +117,8 @@ class Server:
         model, report = await asyncio.to_thread(verified, self._settings.bundle, self._settings)
         warmup = await asyncio.to_thread(warm_up, model)
         tokens = self._settings.max_queue_tokens
-        scheduler = Scheduler(model.run, warmup.strategy, workers=self._threads, max_tokens=tokens)
+        threads = self._settings.threads or default_threads(model)
+        scheduler = Scheduler(model.run, warmup.strategy, workers=threads, max_tokens=tokens)
         attentions = Attentions(model, max_tokens=tokens)
         self._served.serving = Serving(model, scheduler, attentions)
         if self._settings.attentions:
@@ -121,7 +127,7 @@ class Server:
         await self._go_on_proving(model, scheduler, report)
         self._served.state = State.READY
         await self._health.report(SERVING)
-        self._on_ready(Ready(address, model, report, warmup, self._threads, metrics_address))
+        self._on_ready(Ready(address, model, report, warmup, threads, metrics_address))
 
     async def _go_on_proving(self, model: Model, scheduler: Scheduler, report: Report) -> None:
         """Shows the errors of the start, and repeats its cases from now on."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from bundle.contract import Finding
 from server.errors import StartError
 from server.model import Model
 
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 HOLDS, BROKEN = "holds", "broken"  # what came of repeating a case
 
 
@@ -24,6 +25,13 @@ class Metrics:
 
         self._info = gauge("heed_model_info", "1: a model that is ready.", "digest", "precision", "provider")
         self._waiting = gauge("heed_waiting_tokens", "Tokens that wait in the queue.")
+        self._requests = Histogram(
+            "heed_request_seconds",
+            "Time from a request's arrival to its answer or refusal.",
+            ["model", "code"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self._error = gauge(
             "heed_contract_error",
             "How far answers are from the reference's: 1 is as far as the budget allows. The worst case counts.",
@@ -35,6 +43,10 @@ class Metrics:
             [*model, "result"],
             registry=self.registry,
         )
+
+    def requested(self, model: str, code: str, seconds: float) -> None:
+        """A request came to its end. `model` is one that is served, or empty: callers shall not invent labels."""
+        self._requests.labels(model, code).observe(seconds)
 
     def add(self, model: Model, waiting_tokens: Callable[[], int]) -> "ContractMetrics":
         """A model that is ready."""

@@ -1,6 +1,6 @@
 """A bundle in memory: checks requests, runs groups of sequences, puts answers together. No network, no queue."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Sequence as Many
 from functools import cached_property
 from itertools import chain
@@ -72,13 +72,13 @@ class Model:
         """See `check_request`."""
         return check_request(self.manifest, self.text, inputs, outputs, truncate)
 
-    def run(self, group: Many[Sequence]) -> list[Answer]:
-        """The plain answers. Safe in several threads."""
-        return self.graphs.run(group)
+    def run(self, group: Many[Sequence], outputs: Collection[str] = ()) -> list[Answer]:
+        """The plain answers: these, or all. Safe in several threads."""
+        return self.graphs.run(group, outputs)
 
-    def run_attentions(self, group: Many[Sequence]) -> list[Answer]:
+    def run_attentions(self, group: Many[Sequence], outputs: Collection[str] = ()) -> list[Answer]:
         """The plain answers and `attentions`."""
-        return self.attention_graphs.run(group)
+        return self.attention_graphs.run(group, outputs)
 
     def assemble(self, request: Request, answers: list[Answer]) -> Arrays:
         """The answers to a request's rows as the caller sees them, zeros (or "") at padding."""

@@ -38,6 +38,11 @@ class Request:
         return sum(len(sequence) for sequence in self.sequences)
 
     @property
+    def computed(self) -> frozenset[str]:
+        """What of the graph's outputs the answer is made of; empty: nothing, or all."""
+        return frozenset("logits" if name == "labels" else name for name in self.outputs if name not in TEXT_OUTPUTS)
+
+    @property
     def kind(self) -> GraphKind:
         """The kind of graph that it takes."""
         return "attentions" if "attentions" in self.outputs else "answers"

@@ -8,7 +8,6 @@ caller, and an entry whose caller has gone is simply taken out.
 import asyncio
 import math
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavaila
 from server.graphs import Answer
 
 CLOSED = "the server is shutting down; call another one"
-WINDOW = 32  # how many of the oldest entries a group is chosen from
 MEMORY = 8192  # tokens, over which a worker's pace is averaged
 # A request is taken only if what is before it should be done after this share of its time: work differs from what is
 # expected of it, and an answer that comes too late was computed for nobody.
@@ -31,6 +29,7 @@ class Entry:
     """One sequence in the queue."""
 
     sequence: Sequence
+    outputs: frozenset[str]  # what of the graph's is asked for; all if empty
     deadline: float  # on time.monotonic's clock; infinity without one
     reply: asyncio.Future[Answer]
     arrived: float = field(default_factory=time.monotonic)
@@ -47,11 +46,22 @@ class Answered:
     compute_seconds: float  # from the first one's beginning to the last one's end
 
 
+class Run(Protocol):
+    """Computes a group. Called from several threads."""
+
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str], /) -> list[Answer]:
+        """`outputs` are those that somebody in the group asks for; all if empty."""
+
+
 class Strategy(Protocol):
     """How waiting entries become groups. Must take the oldest entry: that bounds everyone's wait."""
 
+    @property
+    def window(self) -> int:
+        """How many of the oldest entries it wants to choose from."""
+
     def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
-        """The next group, out of the oldest entries in the order of arrival (at least one, at most `WINDOW`).
+        """The next group, out of the oldest entries in the order of arrival (at least one, at most `window`).
 
         `fair_tokens` is an idle worker's share of what waits: a larger group would leave other workers idle.
         """
@@ -59,6 +69,8 @@ class Strategy(Protocol):
 
 class Alone:
     """One sequence at a time."""
+
+    window = 1
 
     def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
         return waiting[:1]
@@ -72,6 +84,7 @@ class Neighbours:
     """The oldest entry with those nearest to it in length, so that little padding is left inside attention."""
 
     max_tokens: int
+    window: int = 32
 
     def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
         oldest, *others = waiting
@@ -104,12 +117,10 @@ class Pace:
 class Scheduler:
     """Owns the queue of one model."""
 
-    def __init__(
-        self, run: Callable[[Many[Sequence]], list[Answer]], strategy: Strategy, workers: int, max_tokens: int
-    ) -> None:
+    def __init__(self, run: Run, strategy: Strategy, workers: int, max_tokens: int) -> None:
         """
         Args:
-            run: computes a group; called from `workers` threads.
+            workers: how many groups are computed at a time.
             max_tokens: how many tokens may wait.
         """
         self._run = run
@@ -125,8 +136,14 @@ class Scheduler:
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def submit(self, sequences: list[Sequence], deadline: float = math.inf) -> Answered:
+    async def submit(
+        self, sequences: list[Sequence], deadline: float = math.inf, outputs: frozenset[str] = frozenset()
+    ) -> Answered:
         """Waits for the answers to all sequences of one request.
+
+        Args:
+            deadline: on time.monotonic's clock.
+            outputs: what of the graph's the answers must have; all if empty.
 
         Raises:
             InvalidArgument: the request is larger than the whole queue.
@@ -136,7 +153,7 @@ class Scheduler:
         """
         self._admit(sequences, deadline)
         loop = asyncio.get_running_loop()
-        entries = [Entry(sequence, deadline, loop.create_future()) for sequence in sequences]
+        entries = [Entry(sequence, outputs, deadline, loop.create_future()) for sequence in sequences]
         for entry in entries:
             self._waiting[entry] = None
             self._tokens += len(entry.sequence)
@@ -160,7 +177,7 @@ class Scheduler:
             Unavailable: the scheduler is closed.
         """
         self._check_open()
-        entry = Entry(sequence, math.inf, asyncio.get_running_loop().create_future())
+        entry = Entry(sequence, frozenset(), math.inf, asyncio.get_running_loop().create_future())
         self._spare[entry] = None
         self._dispatch()
         try:
@@ -233,7 +250,7 @@ class Scheduler:
         for entry in self._waiting:
             # A reply that is done: its caller has gone and has not run again yet.
             (unwanted if entry.reply.done() or entry.deadline <= now else wanted).append(entry)
-            if len(wanted) == WINDOW:
+            if len(wanted) == self._strategy.window:
                 break
         for entry in unwanted:
             self._forget(entry)
@@ -274,7 +291,8 @@ class Scheduler:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            answers = await loop.run_in_executor(self._pool, self._run, [entry.sequence for entry in group])
+            sequences = [entry.sequence for entry in group]
+            answers = await loop.run_in_executor(self._pool, self._run, sequences, _outputs_of(group))
         except Exception as error:
             if len(group) > 1:
                 middle = len(group) // 2
@@ -289,3 +307,10 @@ class Scheduler:
             entry.started, entry.finished = started, finished
             if not entry.reply.done():
                 entry.reply.set_result(answer)
+
+
+def _outputs_of(group: list[Entry]) -> frozenset[str]:
+    """What somebody asks for; all if somebody asks for all."""
+    if not all(entry.outputs for entry in group):
+        return frozenset()
+    return frozenset().union(*(entry.outputs for entry in group))

@@ -33,7 +33,9 @@ class Settings(BaseSettings):
     attentions: bool = Field(
         False, description="Load and verify the attention weights at the start, not when somebody first asks for them."
     )
-    threads: int = Field(0, ge=0, description="Requests computed at once; 0: the CPUs this process may use.")
+    threads: int = Field(
+        0, ge=0, description="Groups computed at once; 0: one on each CPU this process may use, two on a GPU."
+    )
     max_queue_tokens: int = Field(
         65536, ge=1, description="Tokens that may wait; more is refused with RESOURCE_EXHAUSTED."
     )

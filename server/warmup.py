@@ -16,7 +16,9 @@ from server.scheduler import Alone, Neighbours, Strategy
 
 TYPICAL_LENGTH = 24
 GROUP_TOKENS = {CPU: (64, 128, 256)}
-GPU_GROUP_TOKENS = (512, 2048, 8192)
+GPU_GROUP_TOKENS = (512, 2048, 8192, 32768)
+WINDOW = {CPU: 32}  # entries that a group is chosen from
+GPU_WINDOW = 1024
 WORTHWHILE = 0.97  # a group must cost less than this share of its sequences one by one
 ROUNDS = 3
 LENGTHS = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]  # tokens of what groups are tried with
@@ -113,7 +115,8 @@ def _choose(model: Model, random: np.random.Generator) -> Strategy:
         for size, group in groups.items():
             best[size] = min(best.get(size, np.inf), _seconds(model, group) / len(group))
     size = min(best, key=best.__getitem__)
-    return Neighbours(size) if best[size] < alone * WORTHWHILE else Alone()
+    window = WINDOW.get(model.runtime.provider, GPU_WINDOW)
+    return Neighbours(size, window) if best[size] < alone * WORTHWHILE else Alone()
 
 
 def warm_up(model: Model) -> Warmup:

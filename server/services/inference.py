@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +15,7 @@ from bundle import Manifest
 from bundle.packing import Arrays
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from server.errors import InvalidArgument
+from server.errors import InvalidArgument, status_of
 from server.model import Model
 from server.registry import Registry, Serving, State
 from server.requests import Request
@@ -25,6 +25,7 @@ from server.services.tensors import check_response_size, decode_inputs, encode_o
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Parameters = Mapping[str, pb.InferParameter]
+Ended = Callable[[str, str, float], None]
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
 INLINE_CHARACTERS = 4096
@@ -75,10 +76,10 @@ def _fill(response: pb.ModelInferResponse, model: Model, prepared: Request, answ
 
 async def _answer(serving: Serving, prepared: Request, deadline: float, response: pb.ModelInferResponse) -> None:
     if prepared.kind == "answers":
-        answered = await serving.scheduler.submit(prepared.sequences, deadline)
+        answered = await serving.scheduler.submit(prepared.sequences, deadline, prepared.computed)
         return _fill(response, serving.model, prepared, answered)
     scheduler, _ = await serving.attentions.loaded()
-    answered = await scheduler.submit(prepared.sequences, deadline)
+    answered = await scheduler.submit(prepared.sequences, deadline, prepared.computed)
     # They are large: putting them together here would make all others wait.
     await asyncio.to_thread(_fill, response, serving.model, prepared, answered)
 
@@ -92,9 +93,14 @@ def _properties(manifest: Manifest) -> dict[str, str]:
 
 
 class InferenceService(GRPCInferenceServiceServicer):
-    def __init__(self, registry: Registry, max_message: int) -> None:
-        """`max_message` is the largest message that can be sent, in bytes."""
+    def __init__(self, registry: Registry, max_message: int, ended: Ended = lambda *_: None) -> None:
+        """
+        Args:
+            max_message: the largest that can be sent, in bytes.
+            ended: hears of every request's model, status and seconds.
+        """
         self._registry = registry
+        self._ended = ended
         self._max_message = max_message
         self._reading: set[asyncio.Task[None]] = set()  # one for each open stream
 
@@ -176,8 +182,24 @@ class InferenceService(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
     ) -> None:
         """Fills the response. `remaining` are the seconds until the call's own deadline."""
+        arrived, model, code = time.monotonic(), "", "OK"
+        try:
+            serving = self._registry.find_ready(request.model_name, request.model_version)
+            model = request.model_name
+            await self._infer_with(serving, request, response, remaining)
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception as error:
+            code = status_of(error).name
+            raise
+        finally:
+            self._ended(model, code, time.monotonic() - arrived)
+
+    async def _infer_with(
+        self, serving: Serving, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+    ) -> None:
         response.id = request.id
-        serving = self._registry.find_ready(request.model_name, request.model_version)
         manifest = serving.model.manifest
         deadline = _deadline(remaining, request.parameters)
         serving.scheduler.check_time(deadline)

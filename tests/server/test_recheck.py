@@ -22,11 +22,9 @@ from server.graphs import Answer
 from server.metrics import Metrics
 from server.model import Model
 from server.recheck import Recheck, cases_at_start
-from server.scheduler import Alone, Scheduler
+from server.scheduler import Alone, Run, Scheduler
 from tests.server.support import ids_request
 from tests.support import Running, free_port, run_server, start_server, stop, wait_until_serving
-
-Run = Callable[[Many[Sequence]], list[Answer]]
 
 
 class Spoiled:
@@ -38,11 +36,11 @@ class Spoiled:
         self.fails = False
         self.sizes: list[int] = []
 
-    def __call__(self, group: Many[Sequence]) -> list[Answer]:
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str]) -> list[Answer]:
         self.sizes.append(len(group))
         if self.fails:
             raise RuntimeError("the device is gone")
-        answers = self._run(group)
+        answers = self._run(group, outputs)
         for answer in answers:
             if self.output:
                 answer[self.output] = answer[self.output] + np.float32(2e-4)
@@ -148,9 +146,9 @@ async def test_callers_go_first(tiny_bundle: Path) -> None:
     gate = threading.Event()
 
     def gated(run: Run) -> Run:
-        def wait(group: Many[Sequence]) -> list[Answer]:
+        def wait(group: Many[Sequence], outputs: frozenset[str]) -> list[Answer]:
             assert gate.wait(60)
-            return run(group)
+            return run(group, outputs)
 
         return wait
 

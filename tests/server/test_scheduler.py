@@ -15,7 +15,7 @@ import pytest
 from bundle.packing import Sequence
 from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
 from server.graphs import Answer
-from server.scheduler import MEMORY, WINDOW, Alone, Answered, Entry, Neighbours, Pace, Scheduler, Strategy
+from server.scheduler import MEMORY, Alone, Answered, Entry, Neighbours, Pace, Scheduler, Strategy
 from tests.server.support import row
 
 BAD = 666  # a row with this id cannot be computed
@@ -36,7 +36,7 @@ class Doubling:
         if gate_open:
             self.gate.set()
 
-    def __call__(self, group: Many[Sequence]) -> list[Answer]:
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str] = frozenset()) -> list[Answer]:
         ids = [member.tokens["input_ids"].tolist() for member in group]
         self.groups.append(ids)
         self.entered.release()
@@ -246,7 +246,7 @@ async def test_more_expired_requests_than_the_window_holds_do_not_hide_those_tha
     async with scheduling(run, Neighbours(8)) as scheduler:
         first = await blocked(scheduler, run)
         soon = time.monotonic() + 0.05
-        late = [await waiting(scheduler, row(1), deadline=soon) for _ in range(WINDOW + 5)]
+        late = [await waiting(scheduler, row(1), deadline=soon) for _ in range(Neighbours(8).window + 5)]
         stays = await waiting(scheduler, row(2))
         await asyncio.sleep(soon + 0.01 - time.monotonic())
         run.gate.set()
@@ -371,10 +371,10 @@ async def test_a_long_row_does_not_starve_under_a_stream_of_short_ones_that_neve
     class Fed(Doubling):
         """For every group it computes, more rows have come when it is done than a group takes."""
 
-        def __call__(self, group: Many[Sequence]) -> list[Answer]:
+        def __call__(self, group: Many[Sequence], outputs: frozenset[str] = frozenset()) -> list[Answer]:
             if len(self.groups) < 30:
                 loop.call_soon_threadsafe(submit_short_ones)
-            return super().__call__(group)
+            return super().__call__(group, outputs)
 
     def submit_short_ones() -> None:
         tasks.extend(asyncio.create_task(scheduler.submit([row(1)])) for _ in range(10))
@@ -393,7 +393,7 @@ async def test_a_long_row_does_not_starve_under_a_stream_of_short_ones_that_neve
 
 
 def entry(length: int) -> Entry:
-    return Entry(row(*range(length)), math.inf, asyncio.get_running_loop().create_future())
+    return Entry(row(*range(length)), frozenset(), math.inf, asyncio.get_running_loop().create_future())
 
 
 async def taken(lengths: list[int], max_tokens: int, fair_tokens: int = 1000) -> list[int]:
@@ -557,9 +557,9 @@ async def test_what_is_in_no_hurry_may_fail() -> None:
 class Slow(Doubling):
     """Takes a tenth of a second for every token."""
 
-    def __call__(self, group: Many[Sequence]) -> list[Answer]:
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str] = frozenset()) -> list[Answer]:
         time.sleep(0.1 * sum(map(len, group)))
-        return super().__call__(group)
+        return super().__call__(group, outputs)
 
 
 async def test_a_request_that_could_not_be_answered_in_time_is_refused_at_once() -> None:
@@ -593,3 +593,22 @@ def test_a_pace_follows_what_workers_do_and_forgets_what_they_did_long_ago() -> 
     for _ in range(100):
         pace.saw(MEMORY // 10, MEMORY // 10 * 0.5)
     assert pace.seconds_per_token == pytest.approx(0.5, rel=0.01)
+
+
+async def test_a_group_computes_what_its_members_ask_for() -> None:
+    asked: list[frozenset[str]] = []
+
+    class Noting(Doubling):
+        def __call__(self, group: Many[Sequence], outputs: frozenset[str] = frozenset()) -> list[Answer]:
+            asked.append(outputs)
+            return super().__call__(group, outputs)
+
+    run = Noting(gate_open=False)
+    async with scheduling(run, Neighbours(4)) as scheduler:
+        tasks = await blocked(scheduler, run)
+        for number, names in enumerate(["ab", "bc", "b", "b", "a", ""]):
+            tasks.append(asyncio.create_task(scheduler.submit([row(number, number)], outputs=frozenset(names))))
+        await asyncio.sleep(0)
+        run.gate.set()
+        await asyncio.gather(*tasks)
+    assert asked[1:] == [frozenset("abc"), frozenset("b"), frozenset()]  # the last one asks for all

