@@ -28,6 +28,7 @@ from protos import open_inference_pb2 as pb
 
 MODEL = "minilm"
 OUTPUT = "sentence_embedding"
+STARTS = 3
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
@@ -65,6 +66,9 @@ class Tree:
         for member in alive:
             member.kill()
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def _children(self) -> list[psutil.Process]:
         try:
@@ -81,11 +85,22 @@ class Tree:
 
 
 class Running(ABC):
-    """A peer that is ready."""
+    """A peer in processes of its own."""
 
     def __init__(self, tree: Tree, log: Path) -> None:
         self._tree = tree
         self._log = log
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Until it answers.
+
+        Raises:
+            Failure: it ended instead, or took too long.
+        """
+
+    def stop(self) -> None:
+        self._tree.stop()
 
     @abstractmethod
     def answers(self, count: int) -> np.ndarray:
@@ -124,8 +139,10 @@ class Served(Running):
     def _load(self, seconds: float) -> Load:
         return asyncio.run(self._closed(seconds))
 
-    async def wait(self) -> None:
-        """Until the first request is answered."""
+    def wait(self) -> None:
+        asyncio.run(self._first_answer())
+
+    async def _first_answer(self) -> None:
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self._tree.process.poll() is None:
             try:
@@ -236,8 +253,36 @@ def started(peer: Peer, python: Path, setting: str, place: Place) -> Iterator[Ru
     """The peer with one of its settings, from ready to stopped.
 
     Raises:
-        Failure: it did not start.
+        Failure: it did not start, however often.
     """
+    running = ready(peer, python, setting, place)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def ready(peer: Peer, python: Path, setting: str, place: Place) -> Running:
+    """A start that fails is repeated, as whoever runs servers does: Triton's processes give each other a second."""
+    for _ in range(STARTS - 1):
+        with suppress(Failure):
+            return once_ready(peer, python, setting, place)
+    return once_ready(peer, python, setting, place)
+
+
+def once_ready(peer: Peer, python: Path, setting: str, place: Place) -> Running:
+    """One attempt."""
+    running = launched(peer, python, setting, place)
+    try:
+        running.wait()
+    except BaseException:
+        running.stop()
+        raise
+    return running
+
+
+def launched(peer: Peer, python: Path, setting: str, place: Place) -> Running:
+    """The peer's process, which may not be ready yet."""
     port, log = free_port(), place.log(peer.name)
     files = {"graph": place.graph, "bundle": place.bundle, "source": place.source, "requests": place.requests_file}
     command = [part.format(port=port, **files) for part in (*peer.command, *peer.settings[setting])]
@@ -253,18 +298,6 @@ def started(peer: Peer, python: Path, setting: str, place: Place) -> Iterator[Ru
             stderr=output,
             text=True,
         )
-    tree = Tree(process)
-    try:
-        if peer.served:
-            server = Served(tree, log, f"127.0.0.1:{port}", place.requests, place.callers)
-            asyncio.run(server.wait())
-            yield server
-        else:
-            loop = Loop(tree, log, work)
-            loop.wait()
-            yield loop
-    finally:
-        tree.stop()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+    if peer.served:
+        return Served(Tree(process), log, f"127.0.0.1:{port}", place.requests, place.callers)
+    return Loop(Tree(process), log, work)
