@@ -75,11 +75,13 @@ def sequence(
         adjacency: `[L, L]`, for models over graphs.
         is_global: `[L]`, for models with global tokens.
     """
+    row = tokens | {"position_ids": position_ids(rule, tokens, real)}
+    if real.all():
+        return Sequence(row, real, np.arange(len(real)), 0, adjacency, is_global)
     start = first_column(rule, real)
     takes_part = real.copy()
     takes_part[start] = True
     kept = np.flatnonzero(takes_part)
-    row = tokens | {"position_ids": position_ids(rule, tokens, real)}
     return Sequence(
         tokens={name: array[kept] for name, array in row.items()},
         real=real[kept],

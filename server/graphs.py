@@ -19,12 +19,12 @@ from server.settings import Device
 Answer = dict[str, np.ndarray]
 
 
-def _open(folder: Path, graph: Graph, device: Device) -> Runtime:
+def _open(folder: Path, graph: Graph, device: Device, threads: int) -> Runtime:
     path = folder / graph.file
     if not path.is_file():
         raise BundleError(f"{path} is missing")
     try:
-        runtime = Runtime(path, device)
+        runtime = Runtime(path, device, threads)
     except DeviceError:
         raise
     except Exception as error:  # onnxruntime's errors have no other class in common
@@ -37,8 +37,13 @@ def _open(folder: Path, graph: Graph, device: Device) -> Runtime:
 class Graphs:
     """A sequence's own span decides which of them computes it, so that its bits never depend on its neighbours."""
 
-    def __init__(self, folder: Path, manifest: Manifest, precision: str, kind: GraphKind, device: Device) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, precision: str, kind: GraphKind, device: Device, threads: int = 1
+    ) -> None:
         """
+        Args:
+            threads: of the CPU, for one run.
+
         Raises:
             BundleError: a graph is not usable, or there is none.
             DeviceError: the device is not usable.
@@ -47,9 +52,9 @@ class Graphs:
         self._per_token = {spec.name for spec in manifest.outputs if spec.shape[:2] == [-1, -1]}
         graphs = manifest.graphs_of(precision, kind)
         self._longest = [math.inf if graph.longest is None else graph.longest for graph in graphs]
-        first = _open(folder, graphs[0], device)
+        first = _open(folder, graphs[0], device, threads)
         settled: Device = "cuda" if first.provider == CUDA else "cpu"  # all on the same one
-        self._runtimes = [first, *(_open(folder, graph, settled) for graph in graphs[1:])]
+        self._runtimes = [first, *(_open(folder, graph, settled, threads) for graph in graphs[1:])]
 
     @property
     def runtime(self) -> Runtime:

@@ -115,9 +115,9 @@ class Server:
         address = await self._listen()
         metrics_address = self._listen_for_metrics()
         model, report = await asyncio.to_thread(verified, self._settings.bundle, self._settings)
-        warmup = await asyncio.to_thread(warm_up, model)
-        tokens = self._settings.max_queue_tokens
         threads = self._settings.threads or default_threads(model)
+        warmup = await asyncio.to_thread(warm_up, model, threads)
+        tokens = self._settings.max_queue_tokens
         scheduler = Scheduler(model.run, warmup.strategy, workers=threads, max_tokens=tokens)
         attentions = Attentions(model, max_tokens=tokens)
         self._served.serving = Serving(model, scheduler, attentions)

@@ -40,6 +40,7 @@ class Model:
         self.text = self._text_encoder()
         device = device if anywhere else device_for(precision, device)
         self.graphs = Graphs(folder, self.manifest, precision, "answers", device)
+        self._wide: Graphs | None = None
         self._per_token = {spec.name for spec in self.manifest.outputs if spec.shape[:2] == [-1, -1]}
 
     @property
@@ -72,11 +73,28 @@ class Model:
         """See `check_request`."""
         return check_request(self.manifest, self.text, inputs, outputs, truncate)
 
-    def run(self, group: Many[Sequence], outputs: Collection[str] = ()) -> list[Answer]:
-        """The plain answers: these, or all. Safe in several threads."""
-        return self.graphs.run(group, outputs)
+    def open_wide(self, threads: int) -> None:
+        """From now on a run that has the machine to itself takes so many threads. It is for the CPU.
 
-    def run_attentions(self, group: Many[Sequence], outputs: Collection[str] = ()) -> list[Answer]:
+        Raises:
+            BundleError: a graph is not usable.
+        """
+        self._wide = Graphs(self.folder, self.manifest, self.precision, "answers", "cpu", threads)
+
+    def close_wide(self) -> None:
+        self._wide = None
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a run that has the machine to itself takes several threads."""
+        return self._wide is not None
+
+    def run(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+        """The plain answers: these, or all. Safe in several threads. `alone`: it has the machine to itself."""
+        graphs = self._wide if alone and self._wide else self.graphs
+        return graphs.run(group, outputs)
+
+    def run_attentions(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
         """The plain answers and `attentions`."""
         return self.attention_graphs.run(group, outputs)
 

@@ -27,20 +27,23 @@ def shape_text(shape: Iterable[int]) -> str:
     return "[" + ", ".join("any" if size == -1 else str(size) for size in shape) + "]"
 
 
+def _fits(array: Ints, size: int) -> bool:
+    """Whether all are 0 to size - 1. Seen without a sign, a negative number is larger than any size."""
+    return bool(array.astype(np.int64, copy=False).view(np.uint64).max() < size)
+
+
 def _check_range(name: str, array: Ints, size: int, what: str) -> None:
-    outside = (array < 0) | (array >= size)
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise InvalidArgument(
-            f"input {name}[{row}, {column}] is {array[row, column]}, outside {what} of 0 to {size - 1}"
-        )
+    if _fits(array, size):
+        return
+    row, column = np.argwhere((array < 0) | (array >= size))[0]
+    raise InvalidArgument(f"input {name}[{row}, {column}] is {array[row, column]}, outside {what} of 0 to {size - 1}")
 
 
 def _check_binary(name: str, mask: Ints) -> None:
-    odd = (mask != 0) & (mask != 1)
-    if odd.any():
-        row, column = np.argwhere(odd)[0]
-        raise InvalidArgument(f"input {name}[{row}, {column}] is {mask[row, column]}, expected 0 or 1")
+    if _fits(mask, 2):
+        return
+    row, column = np.argwhere((mask != 0) & (mask != 1))[0]
+    raise InvalidArgument(f"input {name}[{row}, {column}] is {mask[row, column]}, expected 0 or 1")
 
 
 def _check_sizes(manifest: Manifest, inputs: Arrays, main: str) -> None:

@@ -17,13 +17,21 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
 
-def session_options() -> onnxruntime.SessionOptions:
-    """The options of every session that heed makes: the proof at export runs with what will serve."""
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """The options of every session that heed makes: the proof at export runs with what will serve.
+
+    Args:
+        threads: for one run. With 1, runs side by side have the best throughput, and nobody waits for a spinning
+            thread. More are for a run that has the machine to itself: there, waking threads for each operator would
+            take longer than the work.
+    """
     options = onnxruntime.SessionOptions()
-    # Requests run in parallel, each on one thread: the best throughput, and nobody waits for a spinning thread.
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # when the run is over
+    if threads > 1:  # the calling thread: see denormals.py
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = 3  # errors
     return options
 
@@ -60,15 +68,18 @@ class Runtime:
     `run` may be called from several threads at once; onnxruntime lets go of the interpreter while it computes.
     """
 
-    def __init__(self, graph: Path, device: Device) -> None:
+    def __init__(self, graph: Path, device: Device, threads: int = 1) -> None:
         """
+        Args:
+            threads: of the CPU, for one run.
+
         Raises:
             DeviceError: `device` is "cuda" and CUDA cannot be used. With "auto" the CPU serves then, and the
                 reason is in `fallback`.
         """
         self.fallback = ""
         if device == "cpu":
-            self._session = self._open(graph, CPU)
+            self._session = self._open(graph, CPU, threads)
         else:
             try:
                 self._session = self._open_cuda(graph)
@@ -76,7 +87,7 @@ class Runtime:
                 if device == "cuda":
                     raise
                 self.fallback = str(error)
-                self._session = self._open(graph, CPU)
+                self._session = self._open(graph, CPU, threads)
         # What was asked for proves nothing: onnxruntime falls back to the CPU in silence.
         self.provider: str = self._session.get_providers()[0]
         self.outputs = [output.name for output in self._session.get_outputs()]
@@ -94,8 +105,8 @@ class Runtime:
         return dict(zip(names, answers, strict=True))
 
     @staticmethod
-    def _open(graph: Path, provider: str, **options: str) -> onnxruntime.InferenceSession:
-        session = onnxruntime.InferenceSession(graph, session_options(), providers=[(provider, options)])
+    def _open(graph: Path, provider: str, threads: int = 1, **options: str) -> onnxruntime.InferenceSession:
+        session = onnxruntime.InferenceSession(graph, session_options(threads), providers=[(provider, options)])
         session.disable_fallback()
         return session
 

@@ -49,8 +49,12 @@ class Answered:
 class Run(Protocol):
     """Computes a group. Called from several threads."""
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str], /) -> list[Answer]:
-        """`outputs` are those that somebody in the group asks for; all if empty."""
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
+        """
+        Args:
+            outputs: those that somebody in the group asks for; all if empty.
+            alone: nothing else is running or waiting.
+        """
 
 
 class Strategy(Protocol):
@@ -159,10 +163,13 @@ class Scheduler:
             self._tokens += len(entry.sequence)
         self._dispatch()
         try:
-            answers = await asyncio.gather(*(entry.reply for entry in entries))
+            answers = [await entry.reply for entry in entries]
         finally:  # the caller has gone, or one row failed: the other rows are not computed for nobody
             for entry in entries:
                 self._forget(entry)
+                if entry.reply.done() and not entry.reply.cancelled():
+                    entry.reply.exception()  # that it was looked at is asked for
+                entry.reply.cancel()
         started = [entry.started for entry in entries]
         return Answered(
             answers,
@@ -292,7 +299,8 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         try:
             sequences = [entry.sequence for entry in group]
-            answers = await loop.run_in_executor(self._pool, self._run, sequences, _outputs_of(group))
+            alone = self._idle == self._workers - 1 and not self._waiting
+            answers = await loop.run_in_executor(self._pool, self._run, sequences, _outputs_of(group), alone)
         except Exception as error:
             if len(group) > 1:
                 middle = len(group) // 2

@@ -20,7 +20,8 @@ GPU_GROUP_TOKENS = (512, 2048, 8192, 32768)
 WINDOW = {CPU: 32}  # entries that a group is chosen from
 GPU_WINDOW = 1024
 WORTHWHILE = 0.97  # a group must cost less than this share of its sequences one by one
-ROUNDS = 3
+WIDE = 0.9  # a run on all cores must take less than this share of one on a single core
+ROUNDS = 5
 LENGTHS = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]  # tokens of what groups are tried with
 
 
@@ -92,10 +93,24 @@ def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, fl
     return equal, difference
 
 
-def _seconds(model: Model, group: Many[Sequence]) -> float:
+def _seconds(model: Model, group: Many[Sequence], alone: bool = False) -> float:
     started = time.perf_counter()
-    model.run(group)
+    model.run(group, alone=alone)
     return time.perf_counter() - started
+
+
+def _try_wide(model: Model, threads: int, random: np.random.Generator) -> None:
+    """Leaves the model wide if that is faster for a lone request, and gives the same bits."""
+    model.open_wide(threads)
+    longest = model.manifest.limits.length
+    for member in [*_samples(model, random), random_sequence(model.manifest, longest, random)]:
+        (narrow,), (wide,) = model.run([member]), model.run([member], alone=True)
+        if not all(np.array_equal(narrow[name], wide[name]) for name in narrow):
+            return model.close_wide()
+    lone = [random_sequence(model.manifest, min(longest, TYPICAL_LENGTH), random)]
+    seconds = [(_seconds(model, lone), _seconds(model, lone, alone=True)) for _ in range(ROUNDS)]
+    if min(wide for _, wide in seconds) > WIDE * min(narrow for narrow, _ in seconds):
+        model.close_wide()
 
 
 def _choose(model: Model, random: np.random.Generator) -> Strategy:
@@ -119,14 +134,16 @@ def _choose(model: Model, random: np.random.Generator) -> Strategy:
     return Neighbours(size, window) if best[size] < alone * WORTHWHILE else Alone()
 
 
-def warm_up(model: Model) -> Warmup:
-    """Runs the model on random sequences and finds its grouping.
+def warm_up(model: Model, threads: int = 1) -> Warmup:
+    """Runs the model on random sequences, finds its grouping, and whether a lone request shall take all `threads`.
 
     In float32 on the CPU an answer must not depend on its neighbours in a group by a single bit. onnxruntime promises
     nothing of the kind, so it is checked here, and a machine where it does not hold serves one by one. In other
     precisions and on other providers the largest difference is measured and told.
     """
     random = np.random.default_rng(0)
+    if model.runtime.provider == CPU and threads > 1:
+        _try_wide(model, threads, random)
     bit_equal, difference = _compare_groups(model, random)
     if (model.precision, model.runtime.provider) == ("fp32", CPU) and not bit_equal:
         return Warmup(Alone(), bit_equal, difference)

@@ -54,7 +54,8 @@ def _show(ready: "Ready") -> None:
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
         "listens": f"{ready.address} (gRPC, plain text)",
         "metrics": f"{ready.metrics} (Prometheus, HTTP)" if ready.metrics else "none",
-        "runs on": f"{provider}, {ready.threads} thread{'s' * (ready.threads != 1)}",
+        "runs on": f"{provider}, {ready.threads} thread{'s' * (ready.threads != 1)}"
+        + ", all of them for a lone request" * model.is_wide,
         "groups": f"{ready.warmup.strategy}; {bits}",
         "error": f"{error_text(worst)} at most, {budget_text(worst)} allowed "
         f"[dim]({len(ready.report.findings)} comparisons with the reference)[/]",

@@ -36,11 +36,11 @@ class Spoiled:
         self.fails = False
         self.sizes: list[int] = []
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str]) -> list[Answer]:
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         self.sizes.append(len(group))
         if self.fails:
             raise RuntimeError("the device is gone")
-        answers = self._run(group, outputs)
+        answers = self._run(group, outputs, alone)
         for answer in answers:
             if self.output:
                 answer[self.output] = answer[self.output] + np.float32(2e-4)
@@ -146,9 +146,9 @@ async def test_callers_go_first(tiny_bundle: Path) -> None:
     gate = threading.Event()
 
     def gated(run: Run) -> Run:
-        def wait(group: Many[Sequence], outputs: frozenset[str]) -> list[Answer]:
+        def wait(group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             assert gate.wait(60)
-            return run(group, outputs)
+            return run(group, outputs, alone)
 
         return wait
 

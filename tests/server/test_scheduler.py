@@ -36,7 +36,7 @@ class Doubling:
         if gate_open:
             self.gate.set()
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str] = frozenset()) -> list[Answer]:
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         ids = [member.tokens["input_ids"].tolist() for member in group]
         self.groups.append(ids)
         self.entered.release()
@@ -371,10 +371,10 @@ async def test_a_long_row_does_not_starve_under_a_stream_of_short_ones_that_neve
     class Fed(Doubling):
         """For every group it computes, more rows have come when it is done than a group takes."""
 
-        def __call__(self, group: Many[Sequence], outputs: frozenset[str] = frozenset()) -> list[Answer]:
+        def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             if len(self.groups) < 30:
                 loop.call_soon_threadsafe(submit_short_ones)
-            return super().__call__(group, outputs)
+            return super().__call__(group, outputs, alone)
 
     def submit_short_ones() -> None:
         tasks.extend(asyncio.create_task(scheduler.submit([row(1)])) for _ in range(10))
@@ -557,9 +557,9 @@ async def test_what_is_in_no_hurry_may_fail() -> None:
 class Slow(Doubling):
     """Takes a tenth of a second for every token."""
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str] = frozenset()) -> list[Answer]:
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         time.sleep(0.1 * sum(map(len, group)))
-        return super().__call__(group, outputs)
+        return super().__call__(group, outputs, alone)
 
 
 async def test_a_request_that_could_not_be_answered_in_time_is_refused_at_once() -> None:
@@ -599,9 +599,9 @@ async def test_a_group_computes_what_its_members_ask_for() -> None:
     asked: list[frozenset[str]] = []
 
     class Noting(Doubling):
-        def __call__(self, group: Many[Sequence], outputs: frozenset[str] = frozenset()) -> list[Answer]:
+        def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             asked.append(outputs)
-            return super().__call__(group, outputs)
+            return super().__call__(group, outputs, alone)
 
     run = Noting(gate_open=False)
     async with scheduling(run, Neighbours(4)) as scheduler:
