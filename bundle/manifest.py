@@ -5,6 +5,7 @@ Letters in shapes: -1 stands for any size (batch, length).
 
 import json
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -138,9 +139,14 @@ class Manifest(_Part):
             raise ValueError("pixel_values are among the inputs, but the size of an image is not given")
         return self
 
+    @cached_property
+    def input_specs(self) -> dict[str, TensorSpec]:
+        """What a request may hold, by name."""
+        return {spec.name: spec for spec in self.inputs}
+
     def takes(self, name: str) -> bool:
         """Whether a request may hold this input."""
-        return any(spec.name == name for spec in self.inputs)
+        return name in self.input_specs
 
     @property
     def takes_text(self) -> bool:

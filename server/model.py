@@ -106,7 +106,7 @@ class Model:
         if name == "attentions":
             return unpack_attentions(request.sequences, [answer[name] for answer in answers], request.length)
         values = self._values(name, request, answers)
-        return unpack(request.sequences, values, request.length) if name in self._per_token else np.stack(values)
+        return unpack(request.sequences, values, request.length) if name in self._per_token else np.array(values)
 
     def _values(self, name: str, request: Request, answers: list[Answer]) -> list[np.ndarray]:
         """One for each row."""

@@ -50,11 +50,9 @@ class Request:
 
 def spec_of(manifest: Manifest, name: str) -> TensorSpec:
     """Raises InvalidArgument if the model has no such input."""
-    for spec in manifest.inputs:
-        if spec.name == name:
-            return spec
-    known = ", ".join(spec.name for spec in manifest.inputs)
-    raise InvalidArgument(f"input {name} is unknown; {manifest.name} takes {known}")
+    if spec := manifest.input_specs.get(name):
+        return spec
+    raise InvalidArgument(f"input {name} is unknown; {manifest.name} takes {', '.join(manifest.input_specs)}")
 
 
 def _check_names(manifest: Manifest, inputs: Arrays) -> str:
@@ -148,9 +146,8 @@ def check_request(
         InvalidArgument: anything is wrong; the message names the tensor, what was expected and what came.
     """
     main = _check_names(manifest, inputs)
-    for spec in manifest.inputs:
-        if spec.name in inputs:
-            _check_tensor(spec, inputs[spec.name])
-    names = check_outputs(manifest, outputs, main)
+    for name, array in inputs.items():
+        _check_tensor(manifest.input_specs[name], array)
+    wanted = check_outputs(manifest, outputs, main)
     rows = _rows(manifest, encoder, inputs, main, truncate)
-    return Request(rows.sequences, rows.length, names, rows.texts)
+    return Request(rows.sequences, rows.length, wanted, rows.texts)

@@ -74,7 +74,7 @@ def _from_contents(spec: TensorSpec, contents: InferTensorContents) -> np.ndarra
 
 
 def _shaped(spec: TensorSpec, values: np.ndarray, shape: list[int]) -> np.ndarray:
-    if any(size < 0 for size in shape):
+    if min(shape, default=0) < 0:
         raise InvalidArgument(f"input {spec.name} has a negative size in its shape {shape}")
     if math.prod(shape) != values.size:
         raise InvalidArgument(
