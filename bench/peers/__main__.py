@@ -73,8 +73,9 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         if outcome.reason:
             shown.add_row(f"{outcome.peer.name}\n[red]no result: {escape(outcome.reason)}[/]", *("–" for _ in columns))
             continue
+        broken = f"\n[red]rounds repeated, for want of answers: {len(outcome.broken)}[/]" if outcome.broken else ""
         shown.add_row(
-            f"{outcome.peer.name}\n[dim]{escape(outcome.setting)}[/]",
+            f"{outcome.peer.name}\n[dim]{escape(outcome.setting)}[/]{broken}",
             str(ratio(outcome, bare, lambda each: each.rate)),
             str(ratio(own, outcome, lambda each: each.rate)),
             str(ratio(outcome, own, lambda each: each.p50)),
@@ -97,6 +98,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "error": outcome.error if outcome.rounds else None,
         "reason": outcome.reason or None,
         "log": str(outcome.log) if outcome.log else None,
+        "broken": outcome.broken,
         "rounds": [
             {name: None if isnan(value) else value for name, value in dataclasses.asdict(each).items()}
             for each in outcome.rounds

@@ -17,6 +17,7 @@ from bench.peers.running import Place, Round, Running, started
 
 BUDGET = 1e-5  # for vectors of length 1 in float32
 WARM_UP_SECONDS = 2.0
+ATTEMPTS = 3  # at a round
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Outcome:
     log: Path | None = None
     tried: dict[str, float | str] = field(default_factory=dict)  # answers per second, or a reason, for each setting
     rounds: list[Round] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)  # rounds that came to nothing and were repeated
 
     def fail(self, failure: Failure) -> None:
         self.reason, self.log = failure.reason, failure.log
@@ -77,14 +79,20 @@ def measure(outcome: Outcome, place: Place, seconds: float) -> None:
     """One round of a peer that has a setting.
 
     It is started for the round and stopped after it: a server that idles is not free (heed repeats cases of its
-    contract), and would share the machine's caches. A new process each time also shows what a restart changes.
+    contract), and would share the machine's caches. A new process each time also shows what a restart changes. A round
+    with calls that got no answer is repeated, and told beside the figures.
     """
-    try:
-        with started(outcome.peer, outcome.python, outcome.setting, place) as running:
-            running.round(WARM_UP_SECONDS)
-            outcome.rounds.append(running.round(seconds))
-    except Failure as failure:
-        outcome.fail(failure)
+    for _ in range(ATTEMPTS):
+        try:
+            with started(outcome.peer, outcome.python, outcome.setting, place) as running:
+                running.round(WARM_UP_SECONDS)
+                outcome.rounds.append(running.round(seconds))
+        except Failure as failure:
+            outcome.broken.append(failure.reason)
+            last = failure
+        else:
+            return
+    outcome.fail(last)
 
 
 def compare(

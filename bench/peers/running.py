@@ -29,7 +29,7 @@ from protos import open_inference_pb2 as pb
 MODEL = "minilm"
 OUTPUT = "sentence_embedding"
 STARTS = 3
-START_SECONDS = 120.0
+START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
 

@@ -9,11 +9,12 @@ import onnx
 import pytest
 from rich.console import Console
 
+from bench.load import Load
 from bench.peers.__main__ import figures, table
 from bench.peers.catalog import BARE, HEED, PEERS, Peer
-from bench.peers.comparison import Outcome, choose, compare
+from bench.peers.comparison import Outcome, choose, compare, measure
 from bench.peers.install import Failure, install, reason_in
-from bench.peers.running import Place, Round, embedding
+from bench.peers.running import Place, Round, Served, embedding
 from bench.workloads import WORKLOADS, id_requests
 from protos import open_inference_pb2 as pb
 
@@ -147,6 +148,24 @@ def test_a_peer_without_a_result_keeps_its_row_and_its_log(tmp_path: Path) -> No
     assert "no result: ERROR: no [wheel] for this Python" in shown
     assert figures(absent)["rounds"] == []
     assert figures(absent)["log"] == str(tmp_path / "pip.log")
+
+
+def test_a_round_without_answers_is_repeated_and_told(tiny_graph: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = iter([Failure("calls without an answer: 1 INTERNAL", tiny_graph.place.log("grpcio")), None, None])
+    load = Served._load
+
+    def breaks_once(running: Served, seconds: float) -> Load:
+        if failure := next(loads):
+            raise failure
+        return load(running, seconds)
+
+    monkeypatch.setattr(Served, "_load", breaks_once)
+    outcome = Outcome(GRPCIO, python=Path(sys.executable), setting="two threads", error=1e-7)
+    measure(outcome, tiny_graph.place, seconds=0.2)
+    assert len(outcome.rounds) == 1
+    assert outcome.broken == ["calls without an answer: 1 INTERNAL"]
+    shown = printed([measured(BARE.name, 1.0), measured(HEED.name, 1.0), outcome])
+    assert "rounds repeated, for want of answers: 1" in shown
 
 
 def test_ratios_are_of_the_same_round() -> None:
