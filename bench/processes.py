@@ -34,8 +34,8 @@ class Served:
 
     @property
     def resident(self) -> int:
-        """Bytes of memory."""
-        return sum(int(process.memory_info().rss) for process in self._processes())
+        """Bytes of memory. A file that is mapped several times, as weights are, is in memory once (PSS)."""
+        return sum(int(process.memory_full_info().pss) for process in self._processes())
 
     def _processes(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]

@@ -1,7 +1,9 @@
 """What this process may use of the machine it runs on."""
 
+import ctypes
 import math
 import os
+import platform
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -29,3 +31,23 @@ def usable_cpus(cgroup: Path = CGROUP) -> int:
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(affinity, math.floor(_quota(cgroup))) if _quota(cgroup) != math.inf else affinity)
+
+
+# glibc's mallopt: blocks of this size and more are given back when they are freed, instead of kept for reuse (man 3
+# mallopt). onnxruntime's arenas ask for such blocks; small ones come from the heap as ever.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE_BLOCK = 2**20
+
+
+def give_freed_memory_back() -> None:
+    """From now on. Without it a long request would leave the process as large as it made it."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+
+
+def trim_memory() -> None:
+    """Gives back what has been freed so far: a start needs more than what follows."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

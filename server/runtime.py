@@ -15,6 +15,8 @@ from server.settings import Device
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+# Pairs of slots of a group, B * L * L, beyond which a run is long enough for memory to be fetched for it alone.
+LARGE = 2**17
 
 
 def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
@@ -33,6 +35,15 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     if threads > 1:  # the calling thread: see denormals.py
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = 3  # errors
+    return options
+
+
+def _shrinking(provider: str) -> onnxruntime.RunOptions | None:
+    """For a run that gives its memory back when it is over. onnxruntime keeps what the largest one took, else."""
+    if provider != CPU:
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 
@@ -91,6 +102,7 @@ class Runtime:
         # What was asked for proves nothing: onnxruntime falls back to the CPU in silence.
         self.provider: str = self._session.get_providers()[0]
         self.outputs = [output.name for output in self._session.get_outputs()]
+        self._shrinking = _shrinking(self.provider)
         self._inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
 
     def run(self, feeds: Arrays, outputs: Collection[str] = ()) -> dict[str, np.ndarray]:
@@ -99,9 +111,10 @@ class Runtime:
         All are computed either way, but what is not asked for stays on the device: 8,192 tokens' hidden states are
         25 MB for a width of 768, their embeddings less than 1.
         """
+        options = self._shrinking if feeds["slots"].size * feeds["slots"].shape[1] > LARGE else None
         names = [name for name in self.outputs if name in outputs] if outputs else self.outputs
         with denormals.as_zero():
-            answers = self._session.run(names, {name: feeds[name] for name in self._inputs})
+            answers = self._session.run(names, {name: feeds[name] for name in self._inputs}, options)
         return dict(zip(names, answers, strict=True))
 
     @staticmethod

@@ -1,6 +1,9 @@
-"""How many threads a server starts by itself: the affinity mask, cut by the container's quota."""
+"""How many threads a server starts by itself: the affinity mask, cut by the container's quota. What it does not keep."""
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,22 @@ def test_there_is_always_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cpus(tmp_path) == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+def test_freed_memory_is_given_back_again_and_again() -> None:
+    """By itself glibc learns from the first large block that is freed to keep the next ones."""
+    program = """
+import numpy as np, psutil
+from server.machine import give_freed_memory_back
+give_freed_memory_back()
+process = psutil.Process()
+before = process.memory_info().rss
+for _ in range(3):
+    blocks = [np.ones(2**21) for _ in range(4)]  # 16 MiB each
+    small = np.ones(2**10)  # above them, if they lie on the heap
+    del blocks
+print((process.memory_info().rss - before) // 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16
