@@ -43,11 +43,10 @@ def prepare(source: Path, callers: int) -> tuple[Place, np.ndarray]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     encoder = load_checkpoint(source).encoder
     bundle, graph = FOLDER / MODEL, FOLDER / "padded.onnx"
-    if not bundle.exists():
-        subprocess.run(heed("export", str(source), str(bundle)), check=True, capture_output=True)
-    if not graph.exists():
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            export_padded(encoder, graph)
+    # Anew in every run: the exporter may have changed.
+    subprocess.run(heed("export", str(source), str(bundle), "--force"), check=True, capture_output=True)
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        export_padded(encoder, graph)
     requests = id_requests(WORKLOADS["sentences"], encoder.config.vocabulary, encoder.config.token_types, REQUESTS)
     place = Place(FOLDER, source, bundle, graph, requests, callers)
     place.save_requests()
