@@ -12,7 +12,7 @@ GOOD, BAD = "#3b7d5c", "#b5543c"
 
 def draw(figures: Many[Figure], path: Path) -> None:
     """One bar for each figure with a target: how far it is from it, where 1 is just there and more is better."""
-    shown = [figure for figure in figures if figure.target]
+    shown = [figure for figure in figures if figure.target and figure.target.limit]
     canvas = Canvas(figsize=(10, 0.42 * len(shown) + 1), layout="constrained")
     axes = canvas.subplots()
     for place, figure in enumerate(shown):

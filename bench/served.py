@@ -46,6 +46,7 @@ from server.machine import usable_cpus
 OUTPUTS = ["sentence_embedding"]
 CALLERS = 32  # whose closed loop is called the capacity
 LOADS = (50, 80, 95, 200)  # percent of it
+ANSWERS = 10_000  # that are compared bit by bit
 DEADLINE = 1.0  # seconds, of every request in an open loop
 REFUSAL = 0.01  # seconds, that a refusal may take in the server
 # Requests of one turn: about a second or more of work for each way.
@@ -254,6 +255,24 @@ async def lone(subject: Subject, callers: Callers, work: Work, progress: Progres
     return of_median("one caller: p50 ÷ (bare run on all cores + an empty call)", ratios, Target(1.1, at_most=True))
 
 
+async def bits(callers: Callers, work: Work, progress: Progress) -> Figure:
+    """Answers under load whose bits are not those of the same request alone."""
+    requests = work.requests[:500]
+    alone = [(await callers.client.infer(request, OUTPUTS))[OUTPUTS[0]].tobytes() for request in requests]
+    bar = progress.add_task("the same bits under load", total=ANSWERS)
+    different = 0
+
+    async def ask(number: int) -> None:
+        nonlocal different
+        answer = await callers.client.infer(requests[number % len(requests)], OUTPUTS)
+        different += answer[OUTPUTS[0]].tobytes() != alone[number % len(requests)]
+        progress.advance(bar)
+
+    answered(await Driver(ask).each(64, ANSWERS))
+    name = f"{ANSWERS} answers at 64 callers: other bits than alone"
+    return Figure(name, different, target=Target(0, at_most=True))
+
+
 # --- Open loops ------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +337,7 @@ async def measure(subject: Subject, workloads: Many[str], seconds: float, progre
             sentences = work(subject, "sentences")
             figures.append(await lone(subject, callers, sentences, progress))
             figures += await other_callers(callers, sentences, seconds, progress)
+            figures.append(await bits(callers, sentences, progress))
             figures += await open_loops(callers, sentences, seconds, progress)
         weights = (subject.bundle / "weights.fp32.data").stat().st_size
         figures += [

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
 from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from server.attentions import Attentions
 from server.errors import StartError
-from server.machine import give_freed_memory_back, trim_memory, usable_cpus
+from server.machine import SWITCH_SECONDS, give_freed_memory_back, settle_memory, usable_cpus
 from server.metrics import Metrics
 from server.model import Model
 from server.recheck import Recheck, cases_at_start
@@ -113,6 +114,7 @@ class Server:
     async def startup(self) -> None:
         """Listens at once and answers UNAVAILABLE; is ready when the bundle is verified and warm."""
         give_freed_memory_back()
+        sys.setswitchinterval(SWITCH_SECONDS)
         address = await self._listen()
         metrics_address = self._listen_for_metrics()
         model, report = await asyncio.to_thread(verified, self._settings.bundle, self._settings)
@@ -126,7 +128,7 @@ class Server:
             _, proof = await attentions.loaded()
             report = Report(report.findings + proof.findings)
         await self._go_on_proving(model, scheduler, report)
-        trim_memory()
+        settle_memory()
         self._served.state = State.READY
         await self._health.report(SERVING)
         self._on_ready(Ready(address, model, report, warmup, threads, metrics_address))

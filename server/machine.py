@@ -1,6 +1,7 @@
 """What this process may use of the machine it runs on."""
 
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -33,6 +34,11 @@ def usable_cpus(cgroup: Path = CGROUP) -> int:
     return max(1, min(affinity, math.floor(_quota(cgroup))) if _quota(cgroup) != math.inf else affinity)
 
 
+# Seconds after which a thread that wants the interpreter gets it. With Python's own 5 ms a worker that has computed a
+# group waits for the front end to answer all of it before it can begin the next.
+SWITCH_SECONDS = 0.0005
+
+
 # glibc's mallopt: blocks of this size and more are given back when they are freed, instead of kept for reuse (man 3
 # mallopt). onnxruntime's arenas ask for such blocks; small ones come from the heap as ever.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -47,7 +53,9 @@ def give_freed_memory_back() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
-def trim_memory() -> None:
-    """Gives back what has been freed so far: a start needs more than what follows."""
+def settle_memory() -> None:
+    """Gives back what a start needed and what follows does not, and lets the garbage collector pass over the rest."""
+    gc.collect()
+    gc.freeze()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
