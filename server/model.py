@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from bundle import BundleError, read_manifest
-from bundle.contract import Finding, attention_cases, check, check_complete, plain_cases, read_contract
+from bundle.contract import Case, Finding, attention_cases, check, check_complete, plain_cases, read_contract
 from bundle.digests import DIGESTS, bundle_digest
 from bundle.manifest import TOKENIZER
 from bundle.packing import Arrays, Sequence, unpack, unpack_attentions
 from server.graphs import Answer, Graphs
+from server.machine import usable_cpus
 from server.requests import Request, check_request
 from server.runtime import CUDA, Runtime, device_for
 from server.settings import Device
@@ -135,8 +137,17 @@ class Model:
         cases = read_contract(self.folder)
         check_complete(self.manifest, cases)
         plain = plain_cases(case for case in cases if everything or case.at_start)
-        findings = check(plain, self.answer, self.precision, self.runtime.provider)
+        findings = self._check_side_by_side(plain)
         return chain(findings, self.check_attentions()) if everything else findings
+
+    def _check_side_by_side(self, cases: list[Case]) -> Iterator[Finding]:
+        """As many cases at a time as there are CPUs: a start waits for this."""
+
+        def findings(case: Case) -> list[Finding]:
+            return list(check([case], self.answer, self.precision, self.runtime.provider))
+
+        with ThreadPoolExecutor(usable_cpus()) as pool:
+            yield from chain.from_iterable(pool.map(findings, cases))
 
     def check_attentions(self) -> Iterator[Finding]:
         """Compares the attention weights, and the plain answers of the graph that computes them.

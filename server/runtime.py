@@ -16,7 +16,7 @@ from server.settings import Device
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # Pairs of slots of a group, B * L * L, beyond which a run is long enough for memory to be fetched for it alone.
-LARGE = 2**17
+LARGE = 2**15
 
 
 def session_options(threads: int = 1) -> onnxruntime.SessionOptions:

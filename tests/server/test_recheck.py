@@ -265,3 +265,27 @@ def test_metrics_are_there_while_the_server_loads(minilm_bundle: Path, tmp_path:
     finally:
         server.process.kill()
         server.process.wait()
+
+
+def test_requests_are_timed_by_model_and_status(server: Running) -> None:
+    address = metrics_address(server)
+
+    def counted() -> dict[tuple[str, str], float]:
+        names = [("tiny", "OK"), ("tiny", "INVALID_ARGUMENT"), ("", "NOT_FOUND")]
+        now = scrape(address)
+        return {
+            (model, code): now.get(f'heed_request_seconds_count{{code="{code}",model="{model}"}}', 0.0)
+            for model, code in names
+        }
+
+    before = counted()
+    with grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        stub.ModelInfer(ids_request([[2, 3]]), timeout=20)
+        for wrong in (ids_request([[-1]]), ids_request([[2]], model="made up by a caller")):
+            with pytest.raises(grpc.RpcError):
+                stub.ModelInfer(wrong, timeout=20)
+        list(stub.ModelStreamInfer(iter([ids_request([[2, 3]]), ids_request([[-1]])])))
+    grown = {name: value - before[name] for name, value in counted().items()}
+    assert grown == {("tiny", "OK"): 2, ("tiny", "INVALID_ARGUMENT"): 2, ("", "NOT_FOUND"): 1}
+    assert not any("made up" in name for name in scrape(address))

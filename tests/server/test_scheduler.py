@@ -612,3 +612,30 @@ async def test_a_group_computes_what_its_members_ask_for() -> None:
         run.gate.set()
         await asyncio.gather(*tasks)
     assert asked[1:] == [frozenset("abc"), frozenset("b"), frozenset()]  # the last one asks for all
+
+
+async def test_only_a_request_with_nothing_beside_it_has_the_machine_to_itself() -> None:
+    told: list[tuple[list[int], bool]] = []
+
+    class Noting(Doubling):
+        def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+            told.append((group[0].tokens["input_ids"].tolist(), alone))
+            return super().__call__(group, outputs, alone)
+
+    run = Noting(gate_open=False)
+    async with scheduling(run, workers=2) as scheduler:
+        tasks = [asyncio.create_task(scheduler.submit([row(1)]))]
+        await run.is_entered()
+        tasks.append(asyncio.create_task(scheduler.submit([row(2)])))  # beside the first
+        await run.is_entered()
+        run.gate.set()
+        await asyncio.gather(*tasks)
+        await scheduler.submit([row(4)])
+        await scheduler.submit([row(5), row(6)])  # two rows are two groups here, side by side
+    assert {tuple(ids): alone for ids, alone in told} == {
+        (1,): True,
+        (2,): False,
+        (4,): True,
+        (5,): False,
+        (6,): False,
+    }

@@ -1,5 +1,8 @@
 """Random sequences for models of every kind, and who is served in groups."""
 
+import time
+from collections.abc import Collection
+from collections.abc import Sequence as Many
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +11,9 @@ import pytest
 
 from bundle import Manifest
 from bundle.manifest import Image
-from bundle.packing import pack
+from bundle.packing import Sequence, pack
 from server import warmup
+from server.graphs import Answer
 from server.runtime import CPU, CUDA
 from server.scheduler import Alone, Neighbours
 from server.warmup import random_sequence, warm_up
@@ -69,3 +73,46 @@ def test_bits_that_neighbours_change_forbid_groups_in_float32_on_the_cpu_only(
     found = warm_up(model)
     assert isinstance(found.strategy, Alone if alone else Neighbours)
     assert (found.bit_equal, found.difference) == (equal, 0.0 if equal else 0.25)
+
+
+class Timed:
+    """A model whose runs take as long, and answer, as they are told to."""
+
+    runtime = SimpleNamespace(provider=CPU)
+    manifest = MODELS[1]
+    graphs = SimpleNamespace(steps=[])
+    precision = "fp32"
+
+    def __init__(self, narrow: float, wide: float, difference: float = 0.0) -> None:
+        self.seconds = {False: narrow, True: wide}
+        self.difference = difference
+        self.is_wide = False
+
+    def open_wide(self, threads: int) -> None:
+        self.is_wide = True
+
+    def close_wide(self) -> None:
+        self.is_wide = False
+
+    def run(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+        wide = alone and self.is_wide
+        time.sleep(self.seconds[wide])
+        return [{"last_hidden_state": np.full(len(each), self.difference * wide)} for each in group]
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "difference", "stays"),
+    [(0.01, 0.002, 0.0, True), (0.01, 0.01, 0.0, False), (0.002, 0.01, 0.0, False), (0.01, 0.002, 1e-7, False)],
+)
+def test_a_lone_request_takes_all_cores_where_that_is_faster_and_gives_the_same_bits(
+    narrow: float, wide: float, difference: float, stays: bool
+) -> None:
+    model: Any = Timed(narrow, wide, difference)
+    warm_up(model, threads=2)
+    assert model.is_wide == stays
+
+
+def test_one_thread_is_never_wide() -> None:
+    model: Any = Timed(0.002, 0.0)
+    warm_up(model, threads=1)
+    assert not model.is_wide
