@@ -112,7 +112,7 @@ class Runtime:
         25 MB for a width of 768, their embeddings less than 1.
         """
         options = self._shrinking if feeds["slots"].size * feeds["slots"].shape[1] > LARGE else None
-        names = [name for name in self.outputs if name in outputs] if outputs else self.outputs
+        names = list(outputs or self.outputs)
         with denormals.as_zero():
             answers = self._session.run(names, {name: feeds[name] for name in self._inputs}, options)
         return dict(zip(names, answers, strict=True))

@@ -56,6 +56,7 @@ def asked(subject: Subject) -> Asked:
 # --- The script ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_whole_script_holds_on_the_cpu_and_says_what_it_skips(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--json", str(report)]

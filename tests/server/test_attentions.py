@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Many
 from typing import Any
 
@@ -42,7 +42,7 @@ class Slow:
             raise self._error
         return iter([self._finding])
 
-    def run_attentions(self, group: Many[Sequence]) -> list[Answer]:
+    def run_attentions(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
         assert len(group) == 1
         return [{"attentions": np.full((1, 1, len(member), len(member)), len(member))} for member in group]
 

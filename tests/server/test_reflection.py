@@ -55,7 +55,15 @@ def test_it_lists_its_services(channel: grpc.Channel) -> None:
     [
         (
             "inference.GRPCInferenceService",
-            ["ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerMetadata", "ServerReady"],
+            [
+                "ModelInfer",
+                "ModelMetadata",
+                "ModelReady",
+                "ModelStreamInfer",
+                "ServerLive",
+                "ServerMetadata",
+                "ServerReady",
+            ],
         ),
         ("grpc.health.v1.Health", ["Check", "Watch"]),
     ],
