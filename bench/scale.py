@@ -20,7 +20,7 @@ from rich.console import Console
 
 from bench.figures import Figure, as_json, of_median, table
 from bench.load import Driver
-from bench.processes import Served, served
+from bench.processes import served
 from bench.served import CALLERS, Callers, answered, calling
 from bench.workloads import WORKLOADS, Request, id_requests
 from heed.exporting import export_bundle
@@ -56,20 +56,15 @@ def smallest() -> Encoder:
     return Encoder(config).eval().requires_grad_(False)
 
 
-def front_seconds(server: Served) -> float:
-    """CPU seconds of the thread that runs the front end."""
-    thread = next(each for each in server.process.threads() if each.id == server.process.pid)
-    return thread.user_time + thread.system_time
-
-
 async def loaded(callers: Callers, requests: list[Request], many: int, seconds: float) -> tuple[float, float, float]:
     """Answers per second, and CPU seconds for each of the whole server and of its front end."""
     driver = Driver(callers.calls(requests))
     await driver.closed(many, 1.0)
-    before = callers.server.cpu_seconds, front_seconds(callers.server)
+    tree = callers.server.tree
+    before = tree.cpu_seconds(), tree.main_thread_seconds()
     load = answered(await driver.closed(many, seconds))
     count = len(load.latencies)
-    every, front = callers.server.cpu_seconds - before[0], front_seconds(callers.server) - before[1]
+    every, front = tree.cpu_seconds() - before[0], tree.main_thread_seconds() - before[1]
     return load.rate, every / count, front / count
 
 

@@ -167,11 +167,11 @@ def best_bare(subject: Subject, rows: Many[Request]) -> str:
 
 async def pair(way: Way, work: Work, callers: Callers) -> Pair:
     bare = bare_seconds(way, work.rows)
-    cpu = [callers.server.cpu_seconds]
+    cpu = [callers.server.tree.cpu_seconds()]
     loads = []
     for ask in (callers.calls(work.requests), callers.streams(work.requests)):
         loads.append(answered(await Driver(ask).each(CALLERS, len(work.requests))))
-        cpu.append(callers.server.cpu_seconds)
+        cpu.append(callers.server.tree.cpu_seconds())
     calls, streams = loads
     return Pair(bare, calls.seconds, streams.seconds, cpu[1] - cpu[0], cpu[2] - cpu[1])
 
@@ -276,7 +276,7 @@ async def bits(callers: Callers, work: Work, progress: Progress) -> Figure:
 # --- Open loops ------------------------------------------------------------------------------------------------------
 
 
-def refusals(address: str, model: str) -> tuple[float, float]:
+def refusals(address: str) -> tuple[float, float]:
     """How many requests the server has refused for its load so far, and how many of them within `REFUSAL`."""
     text = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
     every = quick = 0.0
@@ -302,9 +302,9 @@ async def open_loops(callers: Callers, work: Work, seconds: float, progress: Pro
     for _ in progress.track(range(3), description="open loops"):
         capacity = answered(await driver.closed(CALLERS, seconds)).rate
         for percent in LOADS:
-            before = refusals(callers.server.metrics, callers.server.model)
+            before = refusals(callers.server.metrics)
             load = await driver.open(capacity * percent / 100, seconds, f"{percent} % load")
-            after = refusals(callers.server.metrics, callers.server.model)
+            after = refusals(callers.server.metrics)
             quantiles[percent].append(load)
             if percent == 200:
                 in_time = sum(latency <= DEADLINE for latency in load.latencies)
@@ -326,7 +326,7 @@ async def open_loops(callers: Callers, work: Work, seconds: float, progress: Pro
 # --- All of it -------------------------------------------------------------------------------------------------------
 
 
-def allowed_memory(when: str, subject: Subject, resident: int) -> Figure:
+def allowed_memory(when: str, subject: Subject, resident: float) -> Figure:
     """What the server has in memory beside what it is meant to need."""
     weights = (subject.bundle / "weights.fp32.data").stat().st_size
     name = f"memory {when} ÷ (1.5 × weights + 150 MB)"
@@ -338,7 +338,7 @@ async def measure(subject: Subject, workloads: Many[str], seconds: float, progre
     rate = sgemm_rate()
     figures: list[Figure] = []
     with served(subject.bundle, metrics=True) as server:
-        figures.append(allowed_memory("at the start", subject, server.resident))
+        figures.append(allowed_memory("at the start", subject, server.tree.memory()))
         async with calling(server) as callers:
             for name in workloads:
                 figures += await closed_loops(subject, callers, work(subject, name), rate, progress)
@@ -348,7 +348,7 @@ async def measure(subject: Subject, workloads: Many[str], seconds: float, progre
             figures.append(await bits(callers, sentences, progress))
             figures += await open_loops(callers, sentences, seconds, progress)
         figures += [
-            allowed_memory("after all of it", subject, server.resident),
+            allowed_memory("after all of it", subject, server.tree.memory()),
             Figure("start to READY, seconds", server.start_seconds, target=Target(2.0, at_most=True)),
         ]
     return figures

@@ -1,6 +1,6 @@
 """Calls on streams that stay open.
 
-A message on an open stream costs both sides about a quarter of what a call of its own does. A stream carries one
+A message on an open stream costs both sides less than a call of its own. A stream carries one
 request at a time, so an answer belongs to the request before it, and a caller who leaves closes the stream: the server
 stops working on the request, as it does for a cancelled call.
 """
@@ -55,7 +55,7 @@ class Stream:
             raise CallError(GONE.get(code, code), await self._call.details() or "the stream has ended")
         if answer.error_message:
             status = answer.infer_response.parameters["status"].string_param
-            raise CallError(grpc.StatusCode[status], answer.error_message)
+            raise CallError(grpc.StatusCode[status or "UNKNOWN"], answer.error_message)
         response: pb.ModelInferResponse = answer.infer_response
         return response
 

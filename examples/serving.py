@@ -37,7 +37,7 @@ def served(bundle: Path, address: str) -> Iterator[Client]:
     )
     try:
         with Client(address, bundle.name) as client:
-            while not _is_ready(client):
+            while not is_ready(client):
                 if process.poll() is not None:
                     sys.exit("the server did not start; its message stands above")
                 time.sleep(0.1)
@@ -47,7 +47,7 @@ def served(bundle: Path, address: str) -> Iterator[Client]:
         process.wait()
 
 
-def _is_ready(client: Client) -> bool:
+def is_ready(client: Client) -> bool:
     """Whether the server takes calls: it says UNAVAILABLE until it does, and no model takes a call without inputs."""
     try:
         client.infer({})

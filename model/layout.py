@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding  # whole rows by number: in onnxruntime several times as fast as x[index]
+from torch.nn.functional import embedding  # whole rows by number: onnxruntime copies them faster than x[index]
 
 # Up to this many columns a dense product of all pairs is faster than blocks.
 DENSE_COLUMNS = 512

@@ -1,7 +1,7 @@
 """Numbers below float32's normal range, taken as 0 while a graph runs.
 
 A masked score leaves softmax's exponential below that range, where x86 processors fall back to microcode: the softmax
-of padded rows takes about five times as long. With them as 0 it costs no more than that of full rows.
+of padded rows takes several times as long as that of full ones. With them as 0 it does not.
 
 onnxruntime has an option for it (`session.set_denormal_as_zero`), but that reaches its own threads and the thread that
 makes a process's first session, not those that call `run`.

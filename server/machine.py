@@ -57,10 +57,5 @@ def settle_memory() -> None:
     """Gives back what a start needed and what follows does not, and lets the garbage collector pass over the rest."""
     gc.collect()
     gc.freeze()
-    trim_memory()
-
-
-def trim_memory() -> None:
-    """Gives back what lies free between what is in use."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)

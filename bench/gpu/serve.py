@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +22,14 @@ from bench.load import Driver, Load, ask_by_message
 from bench.workloads import WORKLOADS, Request, id_requests
 from bundle.contract import BUDGETS, has_budget
 from client import CallError, Client
+from examples.serving import free_port, heed
 from server.runtime import CPU, CUDA
 from server.settings import Device
 
 COMPARED = 64  # requests whose answers are compared
-# Precision and threads, 0 for the server's own choice, which is a thread for each CPU: a share of what waits for each,
-# where a GPU would rather have all of it at once.
-SERVERS = (("fp32", 0), ("fp16", 0), ("fp16", 2))
+# Precision and threads, 0 for the server's own choice, which is two on a GPU: one group is packed while another is
+# computed, and each takes a share of what waits. With one thread a group takes all of it.
+SERVERS = (("fp32", 0), ("fp16", 0), ("fp16", 1))
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,6 @@ def libraries() -> str:
     return os.pathsep.join([*sorted(folders), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def served(bundle: Path, device: Device, precision: str, threads: int, ready: Request) -> Iterator[str]:
     """The address of a server that is ready, and that is always stopped.
@@ -78,10 +70,9 @@ def served(bundle: Path, device: Device, precision: str, threads: int, ready: Re
     Raises:
         RuntimeError: it ended instead; the message is its last line.
     """
-    address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "heed", "serve", str(bundle), "--device", device, "--precision", precision]
+    address = f"127.0.0.1:{free_port(0)}"
+    command = heed("serve", str(bundle), "--device", device, "--precision", precision, "--threads", str(threads))
     command += ["--port", address.rpartition(":")[2], "--metrics-port", "-1", "--linger-seconds", "0"]
-    command += ["--threads", str(threads)]
     with tempfile.TemporaryFile() as said:
         environment = os.environ | {"LD_LIBRARY_PATH": libraries()}
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)

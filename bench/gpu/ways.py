@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -81,11 +82,12 @@ def in_threads(run: Callable[[Arrays], np.ndarray], pool: ThreadPoolExecutor) ->
 
 
 def with_packing(graphs: Graphs, pool: ThreadPoolExecutor) -> Make:
-    """The same with what a server has to do for each group: pack it, fetch all outputs, take them apart."""
+    """The same with what a server has to do for each group: pack it, and take the answers apart."""
 
     def make(asked: Asked, tokens: int) -> Work:
         groups = [asked.members[group] for group in asked.groups(tokens)]
-        return lambda: np.stack([answer[EMBEDDING] for some in pool.map(graphs.run, groups) for answer in some])
+        run = partial(graphs.run, outputs=[EMBEDDING])
+        return lambda: np.stack([answer[EMBEDDING] for some in pool.map(run, groups) for answer in some])
 
     return make
 

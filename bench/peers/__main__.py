@@ -26,6 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.bare import export_padded
+from bench.figures import Spread
 from bench.peers.catalog import BARE, HEED, PEERS, ROOT
 from bench.peers.comparison import BUDGET, Outcome, compare, ratio
 from bench.peers.running import MODEL, OUTPUT, Place
@@ -60,6 +61,13 @@ def reference(encoder: Encoder, requests: Sequence[Request]) -> np.ndarray:
         return torch.cat([exact(torch.from_numpy(request["input_ids"]))[OUTPUT] for request in requests]).numpy()
 
 
+def told(spread: Spread) -> str:
+    """The median above the smallest and the largest; a dash for what has no such figure."""
+    if not spread.values or any(map(isnan, spread.values)):
+        return "–"
+    return f"{spread.median:.2f}\n({spread})"
+
+
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Ratios in the same round: median, and all of them between their smallest and their largest."""
     shown = Table(box=None, pad_edge=False, header_style="bold", expand=True)
@@ -75,14 +83,14 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         broken = f"\n[red]rounds repeated, for want of answers: {len(outcome.broken)}[/]" if outcome.broken else ""
         shown.add_row(
             f"{outcome.peer.name}\n[dim]{escape(outcome.setting)}[/]{broken}",
-            str(ratio(outcome, bare, lambda each: each.rate)),
-            str(ratio(own, outcome, lambda each: each.rate)),
-            str(ratio(outcome, own, lambda each: each.p50)),
-            str(ratio(outcome, own, lambda each: each.p99)),
-            str(ratio(outcome, own, lambda each: each.cpu)),
+            told(ratio(outcome, bare, lambda each: each.rate)),
+            told(ratio(own, outcome, lambda each: each.rate)),
+            told(ratio(outcome, own, lambda each: each.p50)),
+            told(ratio(outcome, own, lambda each: each.p99)),
+            told(ratio(outcome, own, lambda each: each.cpu)),
             "–"
             if outcome is bare
-            else str(ratio(outcome, own, lambda each: each.memory)),  # its process holds torch too
+            else told(ratio(outcome, own, lambda each: each.memory)),  # its process holds torch too
             f"{outcome.error:.1e}",
         )
     return shown

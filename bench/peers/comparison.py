@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
+from bench.figures import Spread
 from bench.peers.catalog import Peer
 from bench.peers.install import Failure, install
 from bench.peers.running import Place, Round, Running, started
@@ -131,22 +131,6 @@ def turned(outcomes: list[Outcome], number: int) -> list[Outcome]:
     """Another one begins each round."""
     start = number % max(1, len(outcomes))
     return outcomes[start:] + outcomes[:start]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A ratio in all rounds."""
-
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return median(self.values)
-
-    def __str__(self) -> str:
-        if not self.values or np.isnan(self.values).any():
-            return "–"
-        return f"{self.median:.2f}\n({min(self.values):.2f} … {max(self.values):.2f})"
 
 
 def ratio(one: Outcome, other: Outcome, of: Callable[[Round], float]) -> Spread:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from math import nan
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import psutil
 
 from bench.load import Ask, Driver, Load, ask_by_message
 from bench.peers.catalog import ROOT, Peer
 from bench.peers.install import Failure, reason_in
+from bench.processes import Tree
 from bench.workloads import Request
 from examples.serving import free_port
 from protos import open_inference_pb2 as pb
@@ -30,7 +30,6 @@ MODEL = "minilm"
 OUTPUT = "sentence_embedding"
 STARTS = 3
 START_SECONDS = 60.0
-STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -42,46 +41,6 @@ class Round:
     p99: float
     cpu: float  # seconds for each answer, of the peer's processes
     memory: float  # bytes, after the load
-
-
-class Tree:
-    """A process and all that it started."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self._root = psutil.Process(process.pid)
-
-    def cpu_seconds(self) -> float:
-        return self._total(lambda member: sum(member.cpu_times()[:2]))  # user and system
-
-    def memory(self) -> float:
-        """Bytes. What processes share is counted once where the system tells (PSS), else once for each."""
-        return self._total(lambda member: getattr(member.memory_full_info(), "pss", member.memory_info().rss))
-
-    def stop(self) -> None:
-        """SIGTERM to the first, which has to take the others along; SIGKILL to whom it left."""
-        members = [self._root, *self._children()]
-        self.process.terminate()
-        _, alive = psutil.wait_procs(members, STOP_SECONDS)
-        for member in alive:
-            member.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def _children(self) -> list[psutil.Process]:
-        try:
-            return self._root.children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
-
-    def _total(self, of: Callable[[psutil.Process], float]) -> float:
-        total = 0.0
-        for member in [self._root, *self._children()]:
-            with suppress(psutil.NoSuchProcess):  # ended meanwhile
-                total += of(member)
-        return total
 
 
 class Running(ABC):
