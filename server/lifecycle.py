@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2_grpc
 
 from bundle import read_manifest
 from bundle.contract import Report
 from bundle.digests import check_digests
 from bundle.signature import check_signature
-from protos import POOL
 from protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
 from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from server.attentions import Attentions
 from server.errors import StartError
+from server.listening import enable_reflection, new_server, open_port
 from server.machine import SWITCH_SECONDS, give_freed_memory_back, settle_memory, usable_cpus
 from server.metrics import Metrics
 from server.model import Model
 from server.recheck import Recheck, cases_at_start
-from server.registry import Registry, Served, Serving, State
+from server.registry import Registry, Served, State
 from server.runtime import CUDA
 from server.scheduler import Scheduler
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
+from server.serving import Serving
 from server.settings import Settings
 from server.warmup import Warmup, warm_up
 
@@ -165,32 +165,11 @@ class Server:
 
     async def _listen(self) -> str:
         """Opens the port and returns the address."""
-        limit = self._settings.max_message_mib * 2**20
-        self._grpc = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", limit),
-                ("grpc.so_reuseport", 0),  # a port in use is an error, not a server to share it with
-            ]
-        )
-        add_GRPCInferenceServiceServicer_to_server(self._inference, self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        _enable_reflection(self._grpc)
-        wanted = f"{self._settings.host}:{self._settings.port}"
-        try:
-            port = self._grpc.add_insecure_port(wanted)
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            self._grpc = None
-            raise StartError(f"cannot listen on {wanted}: the port is in use or the address is not this machine's")
-        await self._grpc.start()
-        return f"{self._settings.host}:{port}"
-
-
-def _enable_reflection(server: grpc.aio.Server) -> None:
-    """Reflection reads one pool, so the descriptors of the services from elsewhere are added to ours."""
-    for descriptor in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
-        POOL.AddSerializedFile(descriptor.serialized_pb)  # type: ignore[no-untyped-call]
-    names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server, pool=POOL)
+        server = new_server(self._settings)
+        add_GRPCInferenceServiceServicer_to_server(self._inference, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        enable_reflection(server, [SERVICE])
+        address = open_port(server, self._settings)
+        await server.start()
+        self._grpc = server
+        return address

@@ -1,33 +1,19 @@
 """The models a server has, and what state each is in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
 from bundle import Manifest
-from server.attentions import Attentions
 from server.errors import NotFound, Unavailable
-from server.model import Model
-from server.scheduler import Scheduler
+from server.serving import Serving
 
 
 class State(Enum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
-
-
-@dataclass(frozen=True)
-class Serving:
-    """What answers: the model, the queue of its plain answers, and the attention weights with theirs."""
-
-    model: Model
-    scheduler: Scheduler
-    attentions: Attentions
-
-    async def close(self) -> None:
-        """Returns when everything that was taken is answered."""
-        await self.scheduler.close()
-        await self.attentions.close()
 
 
 @dataclass
@@ -72,8 +58,10 @@ class Registry:
         known = ", ".join(one.version for one in named)
         raise NotFound(f"version {version!r} of model {name!r} is not served here, only {known}")
 
-    def find_ready(self, name: str, version: str) -> Serving:
-        """
+    @contextmanager
+    def use(self, name: str, version: str = "") -> Iterator[Serving]:
+        """What answers as this model. It stays until the end of the `with`.
+
         Raises:
             NotFound: see `find`.
             Unavailable: it is not ready yet, or no longer.
@@ -81,4 +69,5 @@ class Registry:
         one = self.find(name, version)
         if one.state is not State.READY or one.serving is None:
             raise Unavailable(f"model {name!r} is {one.state.value}; try again, or another server")
-        return one.serving
+        with one.serving.in_use() as serving:
+            yield serving

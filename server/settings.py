@@ -1,7 +1,7 @@
-"""Every setting of `heed serve`: a flag, an environment variable `HEED_...`, and what it means."""
+"""Every setting of `heed serve`: a flag, an environment variable `HEED_...`, a line of a YAML file; what it means."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -11,36 +11,107 @@ from bundle.manifest import Precision
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def _in(group: str) -> dict[str, Any]:
+    """Where `heed serve --help` shows a setting."""
+    return {"group": group}
+
+
+MODELS, COMPUTING, NETWORK = _in("Models"), _in("Computing"), _in("Network")
+SECURITY, LIMITS, OPERATIONS = _in("Security"), _in("Limits"), _in("Operations")
+
+
 class Settings(BaseSettings):
     """Units stand in the help. `heed serve --help` is made from these fields."""
 
     model_config = SettingsConfigDict(env_prefix="HEED_", extra="forbid", frozen=True)
 
-    bundle: Path = Field(description="The bundle folder to serve.")
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, in a container say.")
-    port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one.")
-    metrics_port: int = Field(
-        8002, ge=-1, le=65535, description="Port for Prometheus, over HTTP; 0 picks a free one, -1: no metrics."
+    bundle: Path = Field(description="A bundle folder, or a repository of them: NAME/VERSION/.")
+
+    versions: int = Field(
+        1, ge=1, description="How many versions of each model to serve, the newest first.", json_schema_extra=MODELS
     )
-    recheck_seconds: float = Field(
-        60.0, ge=0, description="While serving, a case of the contract is repeated at this interval; 0: never."
+    default_model: str = Field(
+        "", description="The model of callers who name none; the only one if left out.", json_schema_extra=MODELS
+    )
+    watch_seconds: float = Field(
+        0.0, ge=0, description="Look for new versions at this interval; 0: never.", json_schema_extra=MODELS
+    )
+    repository_control: bool = Field(
+        False, description="Callers may load and unload models of the repository.", json_schema_extra=MODELS
     )
     require_signature: Path | None = Field(
-        None, description="Serve only what was signed with the private key of this Ed25519 public key (PEM)."
+        None,
+        description="Serve only what was signed with the private key of this Ed25519 public key (PEM).",
+        json_schema_extra=MODELS,
     )
-    device: Device = Field("auto", description="cpu, cuda, or auto: CUDA if it works, and said if it does not.")
-    precision: Precision = Field("fp32", description="Which of the bundle's precisions to serve.")
+    recheck_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="While serving, a case of the contract is repeated at this interval; 0: never.",
+        json_schema_extra=MODELS,
+    )
     attentions: bool = Field(
-        False, description="Load and verify the attention weights at the start, not when somebody first asks for them."
+        False,
+        description="Load and verify the attention weights at the start, not when somebody first asks for them.",
+        json_schema_extra=MODELS,
+    )
+
+    device: Device = Field(
+        "auto",
+        description="cpu, cuda, or auto: CUDA if it works, and said if it does not.",
+        json_schema_extra=COMPUTING,
+    )
+    precision: Precision = Field(
+        "fp32", description="Which of a bundle's precisions to serve.", json_schema_extra=COMPUTING
     )
     threads: int = Field(
-        0, ge=0, description="Groups computed at once; 0: one on each CPU this process may use, two on a GPU."
+        0,
+        ge=0,
+        description="Groups computed at once; 0: one on each CPU this process may use, two on a GPU.",
+        json_schema_extra=COMPUTING,
     )
-    max_queue_tokens: int = Field(
-        65536, ge=1, description="Tokens that may wait; more is refused with RESOURCE_EXHAUSTED."
+    memory_mib: int = Field(
+        0,
+        ge=0,
+        description="Memory that all models may take, in MiB; 0: what the container or the machine has.",
+        json_schema_extra=COMPUTING,
     )
-    max_message_mib: int = Field(64, ge=1, le=2047, description="Largest gRPC message either way, in MiB.")
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on; 0.0.0.0 for all, in a container say.",
+        json_schema_extra=NETWORK,
+    )
+    port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one.", json_schema_extra=NETWORK)
+    metrics_port: int = Field(
+        8002,
+        ge=-1,
+        le=65535,
+        description="Port for Prometheus, over HTTP; 0 picks a free one, -1: no metrics.",
+        json_schema_extra=NETWORK,
+    )
+    max_connection_age_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Connections end after this time, so that callers find new servers; 0: never.",
+        json_schema_extra=NETWORK,
+    )
     linger_seconds: float = Field(
-        1.0, ge=0, description="After SIGTERM: how long to go on taking calls while load balancers notice."
+        1.0,
+        ge=0,
+        description="After SIGTERM: how long to go on taking calls while load balancers notice.",
+        json_schema_extra=NETWORK,
     )
-    grace_seconds: float = Field(30.0, ge=0, description="After that: how long calls in flight may take to finish.")
+    grace_seconds: float = Field(
+        30.0, ge=0, description="After that: how long calls in flight may take to finish.", json_schema_extra=NETWORK
+    )
+
+    max_queue_tokens: int = Field(
+        65536,
+        ge=1,
+        description="Tokens that may wait; more is refused with RESOURCE_EXHAUSTED.",
+        json_schema_extra=LIMITS,
+    )
+    max_message_mib: int = Field(
+        64, ge=1, le=2047, description="Largest gRPC message either way, in MiB.", json_schema_extra=LIMITS
+    )

@@ -12,23 +12,21 @@ from typing import Any
 import grpc
 
 from bundle import Manifest
-from bundle.packing import Arrays
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from server.errors import InvalidArgument, status_of
 from server.model import Model
-from server.registry import Registry, Serving, State
+from server.registry import Registry, State
 from server.requests import Request
 from server.scheduler import Answered
 from server.services.guard import describe, guarded
 from server.services.tensors import check_response_size, decode_inputs, encode_outputs
+from server.serving import Serving
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Parameters = Mapping[str, pb.InferParameter]
 Ended = Callable[[str, str, float], None]
 
-# Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
-INLINE_CHARACTERS = 4096
 # How many requests of one stream are in the server at a time; the next ones wait in the connection.
 STREAM_REQUESTS = 256
 
@@ -54,15 +52,6 @@ def _deadline(remaining: float | None, parameters: Parameters) -> float:
     return time.monotonic() + min(seconds)
 
 
-async def _prepare(model: Model, inputs: Arrays, request: pb.ModelInferRequest) -> Request:
-    outputs = [output.name for output in request.outputs]
-    truncate = _truncate(request.parameters)
-    texts = [inputs[name] for name in ("text", "text_pair") if name in inputs]
-    if sum(len(text) for array in texts for text in array.flat) > INLINE_CHARACTERS:
-        return await asyncio.to_thread(model.prepare, inputs, outputs, truncate)
-    return model.prepare(inputs, outputs, truncate)
-
-
 def _fill(response: pb.ModelInferResponse, model: Model, prepared: Request, answered: Answered) -> None:
     """The answer, and what produced it."""
     response.model_name, response.model_version = model.manifest.name, str(model.manifest.version)
@@ -72,16 +61,6 @@ def _fill(response: pb.ModelInferResponse, model: Model, prepared: Request, answ
     response.parameters["precision"].string_param = model.precision
     response.parameters["queue_ns"].int64_param = int(answered.queue_seconds * 1e9)
     response.parameters["compute_ns"].int64_param = int(answered.compute_seconds * 1e9)
-
-
-async def _answer(serving: Serving, prepared: Request, deadline: float, response: pb.ModelInferResponse) -> None:
-    if prepared.kind == "answers":
-        answered = await serving.scheduler.submit(prepared.sequences, deadline, prepared.computed)
-        return _fill(response, serving.model, prepared, answered)
-    scheduler, _ = await serving.attentions.loaded()
-    answered = await scheduler.submit(prepared.sequences, deadline, prepared.computed)
-    # They are large: putting them together here would make all others wait.
-    await asyncio.to_thread(_fill, response, serving.model, prepared, answered)
 
 
 def _properties(manifest: Manifest) -> dict[str, str]:
@@ -184,9 +163,9 @@ class InferenceService(GRPCInferenceServiceServicer):
         """Fills the response. `remaining` are the seconds until the call's own deadline."""
         arrived, model, code = time.monotonic(), "", "OK"
         try:
-            serving = self._registry.find_ready(request.model_name, request.model_version)
-            model = request.model_name
-            await self._infer_with(serving, request, response, remaining)
+            with self._registry.use(request.model_name, request.model_version) as serving:
+                model = request.model_name
+                await self._infer_with(serving, request, response, remaining)
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
@@ -204,6 +183,11 @@ class InferenceService(GRPCInferenceServiceServicer):
         deadline = _deadline(remaining, request.parameters)
         if all(output.name != "attentions" for output in request.outputs):  # they have a queue of their own
             serving.scheduler.check_time(deadline)
-        prepared = await _prepare(serving.model, decode_inputs(manifest, request), request)
+        outputs = [output.name for output in request.outputs]
+        prepared = await serving.prepare(decode_inputs(manifest, request), outputs, _truncate(request.parameters))
         check_response_size(manifest, prepared, self._max_message)
-        await _answer(serving, prepared, deadline, response)
+        answered = await serving.answer(prepared, deadline)
+        if prepared.kind == "answers":
+            _fill(response, serving.model, prepared, answered)
+        else:  # they are large: putting them together here would make all others wait
+            await asyncio.to_thread(_fill, response, serving.model, prepared, answered)

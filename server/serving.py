@@ -1,0 +1,69 @@
+"""A model that answers: whichever door a request came through, from here on its way is the same."""
+
+import asyncio
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from bundle.packing import Arrays
+from server.attentions import Attentions
+from server.model import Model
+from server.requests import Request
+from server.scheduler import Answered, Scheduler
+
+# Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
+INLINE_CHARACTERS = 4096
+
+
+@dataclass
+class Serving:
+    """The model, the queue of its plain answers, and the attention weights with theirs."""
+
+    model: Model
+    scheduler: Scheduler
+    attentions: Attentions
+    _users: int = 0
+    _unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextmanager
+    def in_use(self) -> Iterator["Serving"]:
+        """Until its end the model is not closed, even if another version has taken its place."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: bool = False) -> Request:
+        """Checks a request and makes rows of it, long texts in a thread.
+
+        Raises:
+            InvalidArgument: see `check_request`.
+        """
+        texts = [inputs[name] for name in ("text", "text_pair") if name in inputs]
+        if sum(len(text) for array in texts for text in array.flat) > INLINE_CHARACTERS:
+            return await asyncio.to_thread(self.model.prepare, inputs, outputs, truncate)
+        return self.model.prepare(inputs, outputs, truncate)
+
+    async def answer(self, request: Request, deadline: float = math.inf) -> Answered:
+        """Waits for the answers to a request's rows.
+
+        Args:
+            deadline: on time.monotonic's clock.
+
+        Raises:
+            HeedError: see `Scheduler.submit` and `Attentions.loaded`.
+        """
+        scheduler = self.scheduler if request.kind == "answers" else (await self.attentions.loaded())[0]
+        return await scheduler.submit(request.sequences, deadline, request.computed)
+
+    async def close(self) -> None:
+        """Returns when everything that was taken is answered."""
+        if self._users:
+            await self._unused.wait()
+        await self.scheduler.close()
+        await self.attentions.close()
