@@ -16,6 +16,7 @@ from bundle.contract import Report
 from bundle.manifest import MANIFEST
 from server.attentions import Attentions
 from server.errors import FailedPrecondition, HeedError, NotFound, StartError
+from server.limits import Limits
 from server.loading import Loaded, NoRoom, load
 from server.machine import settle_memory
 from server.metrics import Metrics
@@ -291,7 +292,8 @@ class Repository:
             _, proof = await attentions.loaded()
             loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
         cases = await asyncio.to_thread(cases_at_start, model.folder)
-        served.loaded, served.serving, served.state = loaded, Serving(model, scheduler, attentions), State.READY
+        serving = Serving(model, scheduler, attentions, Limits.of(self._settings))
+        served.loaded, served.serving, served.state = loaded, serving, State.READY
         for other in self._registry.all(served.name):
             if other.version == served.version and other is not served:
                 self._retire(other)

@@ -13,6 +13,8 @@ from bundle import BundleError
 from bundle.packing import Ints
 from server.errors import InvalidArgument
 
+SHORT = 4096  # characters: less is done before another thread could take over
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -86,7 +88,7 @@ class TextEncoder:
         Raises:
             InvalidArgument: the text is too long and was not to be cut, or has no token at all.
         """
-        encoding = self._tokenizer.encode(text, pair)
+        encoding = self._encode(text, pair)
         if len(encoding.ids) > self.max_length:
             if not truncate:
                 raise InvalidArgument(
@@ -98,13 +100,20 @@ class TextEncoder:
             raise InvalidArgument(f"{where} has no tokens")
         return Tokens(self._tokenizer, encoding)
 
+    def _encode(self, text: str, pair: str | None = None, special: bool = True) -> Encoding:
+        if len(text) + len(pair or "") <= SHORT:
+            return self._tokenizer.encode(text, pair, add_special_tokens=special)
+        # Only as a batch: `encode` would keep all other threads waiting for as long as it takes.
+        both = text if pair is None else (text, pair)
+        return self._tokenizer.encode_batch([both], add_special_tokens=special)[0]
+
     def _cut(self, text: str, pair: str | None) -> Encoding:
         room = max(0, self.max_length - self._tokenizer.num_special_tokens_to_add(is_pair=pair is not None))
-        first = self._tokenizer.encode(text, add_special_tokens=False)
+        first = self._encode(text, special=False)
         if pair is None:
             first.truncate(room)
             return self._tokenizer.post_process(first)
-        second = self._tokenizer.encode(pair, add_special_tokens=False)
+        second = self._encode(pair, special=False)
         keep_first, keep_second = longest_first(len(first.ids), len(second.ids), room)
         first.truncate(keep_first)
         second.truncate(keep_second)

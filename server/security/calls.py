@@ -32,7 +32,7 @@ class Refusal(NamedTuple):
     message: str
 
 
-def refuse(refusal: Refusal) -> grpc.RpcMethodHandler:
+def refuse(refusal: Refusal) -> Any:
     """A handler that answers any kind of call with a status. As that of a stream it is called before a message is
     read, so what is refused costs neither memory nor time for its message."""
 
@@ -42,7 +42,7 @@ def refuse(refusal: Refusal) -> grpc.RpcMethodHandler:
     return grpc.stream_stream_rpc_method_handler(abort)
 
 
-class Slots(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Slots(grpc.aio.ServerInterceptor):
     """How many requests are in the server: each call with one request from its arrival until its answer has been
     taken, and each request on a stream while it is worked on. An open stream without a request takes none."""
 
@@ -61,13 +61,14 @@ class Slots(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Counts a request of a stream. Raises Exhausted."""
+    def one(self) -> Iterator[Exhausted | None]:
+        """Counts a request on a stream, or gives what to refuse it with: that is an answer, too."""
         if full := self._full:
-            raise Exhausted(full)
+            yield Exhausted(full)
+            return
         self._taken += 1
         try:
-            yield
+            yield None
         finally:
             self._taken -= 1
 
@@ -87,44 +88,82 @@ class Slots(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._taken -= 1
 
 
-Behavior = Callable[[Any, Any], Any]
+Behavior = Callable[..., Any]
+Parse = Callable[[bytes], Any]
 
 
-def _what(parse: Callable[[bytes], Any]) -> str:
-    """Which message a parser reads."""
-    return getattr(getattr(parse, "__self__", None), "__name__", "message of this method")
+def _not_a(parse: Parse, where: str) -> Refusal:
+    kind = getattr(getattr(parse, "__self__", None), "__name__", "message of this method")
+    return Refusal(StatusCode.INVALID_ARGUMENT, f"{where} is no {kind} in protobuf's encoding")
 
 
-def _not_a(parse: Callable[[bytes], Any], index: int | None = None) -> Refusal:
-    where = "the message" if index is None else f"message {index} of the stream"
-    return Refusal(StatusCode.INVALID_ARGUMENT, f"{where} is no {_what(parse)} in protobuf's encoding")
-
-
-def _parsing_one(behavior: Behavior, parse: Callable[[bytes], Any]) -> Behavior:
-    async def parsed(raw: bytes, context: Any) -> Any:
+def _reading_one(behavior: Behavior, parse: Parse) -> Behavior:
+    async def read(raw: bytes, context: Any) -> Any:
         try:
             request = parse(raw)
         except DecodeError:
-            await context.abort(*_not_a(parse))
+            await context.abort(*_not_a(parse, "the message"))
         return await behavior(request, context)
 
-    return parsed
+    return read
 
 
-class _Parsed:
-    """The messages of a stream, until one cannot be read."""
+async def _messages(raws: AsyncIterator[bytes], parse: Parse, refusals: list[Refusal]) -> AsyncIterator[Any]:
+    """The messages of a stream. It ends before one that cannot be read, and says why in `refusals`."""
+    index = 0
+    async for raw in raws:
+        try:
+            message = parse(raw)
+        except DecodeError:
+            refusals.append(_not_a(parse, f"message {index} of the stream"))
+            return
+        yield message
+        index += 1
 
-    def __init__(self, raws: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> None:
-        self._raws, self._parse = raws, parse
-        self.refusal: Refusal | None = None
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        index = 0
-        async for raw in self._raws:
-            try:
-                message = self._parse(raw)
-            except DecodeError:
-                self.refusal = _not_a(self._parse, index)
-                return
-            yield message
-            index += 1
+def _reading_many(behavior: Behavior, parse: Parse) -> Behavior:
+    """What came before a message that cannot be read is answered; then the stream ends with what is wrong."""
+
+    async def read(raws: AsyncIterator[bytes], context: Any) -> Any:
+        refusals: list[Refusal] = []
+        answer = await behavior(_messages(raws, parse, refusals), context)
+        if refusals:
+            await context.abort(*refusals[0])
+        return answer
+
+    async def read_and_yield(raws: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        refusals: list[Refusal] = []
+        async for answer in behavior(_messages(raws, parse, refusals), context):
+            yield answer
+        if refusals:
+            await context.abort(*refusals[0])
+
+    return read_and_yield if inspect.isasyncgenfunction(behavior) else read
+
+
+def _reading(handler: Any) -> Any:
+    """The same handler, but it is given bytes and reads the message itself."""
+    parse = handler.request_deserializer
+    kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+    kind = next(name for name in kinds if getattr(handler, name))
+    reading = _reading_many if handler.request_streaming else _reading_one
+    return handler._replace(request_deserializer=None, **{kind: reading(getattr(handler, kind), parse)})
+
+
+class Reading(grpc.aio.ServerInterceptor):
+    """Bytes that are no message are the caller's mistake, and told so: gRPC would say UNKNOWN and log a traceback.
+
+    It must be the last interceptor: it remembers the handlers of all methods.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Any] = {}
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        known = self._handlers.get(details.method)
+        if known is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            known = self._handlers[details.method] = _reading(handler)
+        return known

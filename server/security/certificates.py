@@ -4,7 +4,7 @@ gRPC asks for the certificates at each new connection, from a thread of its own;
 """
 
 import logging
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ def _public_key(path: Path, content: bytes) -> Any:
     except TypeError:
         raise StartError(f"{KEY} {path} is encrypted; decrypt it: openssl pkey -in {path} -out PLAIN") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise StartError(f"{KEY} {path} has no private key in PEM, which begins with -----BEGIN PRIVATE KEY-----") from None
+        raise StartError(
+            f"{KEY} {path} has no private key in PEM, which begins with -----BEGIN PRIVATE KEY-----"
+        ) from None
 
 
 def _check_kind(path: Path, key: Any) -> None:
@@ -54,7 +56,7 @@ def _check_kind(path: Path, key: Any) -> None:
 
 def _warn_of_dates(path: Path, certificate: Certificate) -> None:
     """Only a warning: it may be this machine's clock that is wrong, and a new file mends it without a restart."""
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     if now > certificate.not_valid_after_utc:
         log.warning("%s %s has expired on %s: clients refuse it", CERTIFICATE, path, certificate.not_valid_after_utc)
     if now < certificate.not_valid_before_utc:
@@ -107,7 +109,7 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     current = Reloaded(lambda: _configuration(certificate, key, client_ca), files)
     used = current.value
 
-    def changed() -> grpc.ServerCertificateConfiguration | None:
+    def changed() -> Any:
         """What to use from now on; None: the same."""
         nonlocal used
         if current.value is used:

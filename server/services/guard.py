@@ -15,6 +15,14 @@ log = logging.getLogger("heed.services")
 # Messages quote what callers send. gRPC limits a status to 8 KiB, and 4 bytes of UTF-8 travel as 12.
 MAX_MESSAGE = 500
 
+
+def printable(text: str) -> str:
+    """Without characters that would break a log's lines, move a terminal's cursor or turn the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
@@ -22,7 +30,9 @@ def describe(error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller is told about an error."""
     if isinstance(error, HeedError):
         message = str(error)
-        return status_of(error), message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
+        if len(message) > MAX_MESSAGE:
+            message = message[: MAX_MESSAGE - 1] + "…"
+        return status_of(error), printable(message)
     # What nobody foresaw may say things that are not for callers: they get an id, the log gets the rest.
     reference = uuid.uuid4().hex[:12]
     log.error("internal error %s", reference, exc_info=error)

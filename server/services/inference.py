@@ -14,11 +14,12 @@ import grpc
 from bundle import Manifest
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from server.errors import InvalidArgument, status_of
+from server.errors import Exhausted, InvalidArgument, status_of
 from server.model import Model
 from server.registry import Registry, State
 from server.requests import Request
 from server.scheduler import Answered
+from server.security.calls import Slots
 from server.services.guard import describe, guarded
 from server.services.tensors import check_response_size, decode_inputs, encode_outputs
 from server.serving import Serving
@@ -29,6 +30,9 @@ Ended = Callable[[str, str, float], None]
 
 # How many requests of one stream are in the server at a time; the next ones wait in the connection.
 STREAM_REQUESTS = 256
+# Bytes. A larger answer on a stream is computed when those before it are written, and after a larger request nothing
+# more is read until it is answered.
+LARGE = 2**17
 
 
 def _truncate(parameters: Parameters) -> bool:
@@ -72,14 +76,16 @@ def _properties(manifest: Manifest) -> dict[str, str]:
 
 
 class InferenceService(GRPCInferenceServiceServicer):
-    def __init__(self, registry: Registry, max_message: int, ended: Ended = lambda *_: None) -> None:
+    def __init__(self, registry: Registry, max_message: int, slots: Slots, ended: Ended = lambda *_: None) -> None:
         """
         Args:
             max_message: the largest that can be sent, in bytes.
+            slots: count requests on streams.
             ended: hears of every request's model, status and seconds.
         """
         self._registry = registry
         self._ended = ended
+        self._slots = slots
         self._max_message = max_message
         self._reading: set[asyncio.Task[None]] = set()  # one for each open stream
 
@@ -122,34 +128,51 @@ class InferenceService(GRPCInferenceServiceServicer):
         return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
-        """An error is an answer, too: it ends nothing. Requests are computed together, and answered in their order."""
-        answers: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
+        """An error is an answer, too: it ends nothing. Requests are computed together, and answered in their order.
+
+        Who does not read holds up nobody but himself: his answers wait for him, not many of them and no large ones,
+        and nothing more is read.
+        """
         room = asyncio.Semaphore(STREAM_REQUESTS)
 
+        async def answer(request: pb.ModelInferRequest, turn: asyncio.Event, next_turn: asyncio.Event) -> None:
+            with self._slots.one() as refusal:
+                answered = await self._answer_one_of_many(request, turn, refusal)
+                await turn.wait()
+                await context.write(answered)
+            next_turn.set()
+            room.release()
+
         async def read() -> None:
+            turn = asyncio.Event()
+            turn.set()
             with suppress(asyncio.CancelledError):  # of `end_streams`
                 async for request in requests:
                     await room.acquire()
-                    answers.put_nowait(group.create_task(self._answer_one_of_many(request)))
-            answers.put_nowait(None)
+                    next_turn = asyncio.Event()
+                    group.create_task(answer(request, turn, next_turn))
+                    turn = next_turn
+                    if request.ByteSize() > LARGE:
+                        await turn.wait()
 
         async with asyncio.TaskGroup() as group:  # if the caller goes, all of it is cancelled
             reading = group.create_task(read())
             self._reading.add(reading)
             reading.add_done_callback(self._reading.discard)
-            while (answer := await answers.get()) is not None:
-                await context.write(await answer)
-                room.release()
 
     def end_streams(self) -> None:
         """Streams read nothing more and end when what they have read is answered."""
         for reading in self._reading:
             reading.cancel()
 
-    async def _answer_one_of_many(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+    async def _answer_one_of_many(
+        self, request: pb.ModelInferRequest, turn: asyncio.Event, refusal: Exhausted | None
+    ) -> pb.ModelStreamInferResponse:
         answer = pb.ModelStreamInferResponse()
         try:
-            await self._infer(request, answer.infer_response, None)
+            if refusal:
+                raise refusal
+            await self._infer(request, answer.infer_response, None, turn)
         except Exception as error:
             code, message = describe(error)
             answer = pb.ModelStreamInferResponse(error_message=message)
@@ -158,14 +181,23 @@ class InferenceService(GRPCInferenceServiceServicer):
         return answer
 
     async def _infer(
-        self, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+        self,
+        request: pb.ModelInferRequest,
+        response: pb.ModelInferResponse,
+        remaining: float | None,
+        turn: asyncio.Event | None = None,
     ) -> None:
-        """Fills the response. `remaining` are the seconds until the call's own deadline."""
+        """Fills the response.
+
+        Args:
+            remaining: seconds until the call's own deadline.
+            turn: of a request on a stream, when all answers before it are written.
+        """
         arrived, model, code = time.monotonic(), "", "OK"
         try:
             with self._registry.use(request.model_name, request.model_version) as serving:
                 model = request.model_name
-                await self._infer_with(serving, request, response, remaining)
+                await self._infer_with(serving, request, response, remaining, turn)
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
@@ -176,7 +208,12 @@ class InferenceService(GRPCInferenceServiceServicer):
             self._ended(model, code, time.monotonic() - arrived)
 
     async def _infer_with(
-        self, serving: Serving, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+        self,
+        serving: Serving,
+        request: pb.ModelInferRequest,
+        response: pb.ModelInferResponse,
+        remaining: float | None,
+        turn: asyncio.Event | None,
     ) -> None:
         response.id = request.id
         manifest = serving.model.manifest
@@ -184,8 +221,10 @@ class InferenceService(GRPCInferenceServiceServicer):
         if all(output.name != "attentions" for output in request.outputs):  # they have a queue of their own
             serving.scheduler.check_time(deadline)
         outputs = [output.name for output in request.outputs]
-        prepared = await serving.prepare(decode_inputs(manifest, request), outputs, _truncate(request.parameters))
-        check_response_size(manifest, prepared, self._max_message)
+        inputs = decode_inputs(manifest, request, serving.limits.max_batch)
+        prepared = await serving.prepare(inputs, outputs, _truncate(request.parameters))
+        if check_response_size(manifest, prepared, self._max_message) > LARGE and turn:
+            await turn.wait()
         answered = await serving.answer(prepared, deadline)
         if prepared.kind == "answers":
             _fill(response, serving.model, prepared, answered)
