@@ -76,21 +76,24 @@ def encryption(settings: Settings) -> str:
     return "mutual TLS" if settings.tls_client_ca else "TLS"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _warn_of_plain_text(settings: Settings) -> None:
-    what = "texts and answers"
-    if settings.tokens or settings.repository_tokens:
-        what = "TOKENS, texts and answers"
-    log.warning(
-        "%s travel as plain text to %s: whoever is on the way reads them; --tls-certificate and --tls-key encrypt them",
-        *(what, settings.host),
-    )
+def warn_of_what_is_open(settings: Settings) -> None:
+    """And of what else is open to more than this machine."""
+    if is_loopback(settings.host):
+        return
+    if not settings.tls_certificate:
+        tokens = "TOKENS, " * bool(settings.tokens or settings.repository_tokens)
+        log.warning(
+            "%stexts and answers travel as plain text to %s: whoever is on their way reads them; --tls-certificate and "
+            "--tls-key encrypt them",
+            *(tokens, settings.host),
+        )
     if settings.repository_control and not settings.repository_tokens:
         log.warning("whoever reaches %s may load and unload models; --repository-tokens restricts it", settings.host)
 
@@ -103,8 +106,7 @@ def open_port(server: grpc.aio.Server, settings: Settings) -> str:
     """
     wanted = f"{settings.host}:{settings.port}"
     credentials = server_credentials(settings)
-    if credentials is None and not _is_loopback(settings.host):
-        _warn_of_plain_text(settings)
+    warn_of_what_is_open(settings)
     try:
         port = server.add_secure_port(wanted, credentials) if credentials else server.add_insecure_port(wanted)
     except RuntimeError:
