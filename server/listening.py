@@ -36,6 +36,7 @@ def _options(settings: Settings) -> dict[str, int]:
         "grpc.server_handshake_timeout_ms": HANDSHAKE_SECONDS * 1000,
         "grpc.keepalive_time_ms": PING_SECONDS * 1000,
         "grpc.keepalive_timeout_ms": PONG_SECONDS * 1000,
+        "grpc.http2.ping_timeout_ms": PONG_SECONDS * 1000,  # without it gRPC waits a minute
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.min_ping_interval_without_data_ms": SHORTEST_PING_SECONDS * 1000,
     }

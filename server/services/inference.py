@@ -28,11 +28,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Parameters = Mapping[str, pb.InferParameter]
 Ended = Callable[[str, str, float], None]
 
-# How many requests of one stream are in the server at a time; the next ones wait in the connection.
-STREAM_REQUESTS = 256
-# Bytes. A larger answer on a stream is computed when those before it are written, and after a larger request nothing
-# more is read until it is answered.
-LARGE = 2**17
+# How many requests of one stream are in the server at a time; the next ones wait in the connection. A request counts
+# as one for each 512 bytes it has: rows take many times what they have on the wire.
+STREAM_REQUESTS, STREAM_BYTES = 256, 512
+LARGE_ANSWER = 2**17  # bytes; on a stream it is computed when those before it are written
 
 
 def _truncate(parameters: Parameters) -> bool:
@@ -73,6 +72,25 @@ def _properties(manifest: Manifest) -> dict[str, str]:
     if manifest.labels:
         properties["labels"] = json.dumps(manifest.labels, ensure_ascii=False)
     return properties
+
+
+class Room:
+    """What of one stream may be in the server."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._left = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Waits until there is room. For one at a time."""
+        while self._free < size:
+            self._left.clear()
+            await self._left.wait()
+        self._free -= size
+
+    def leave(self, size: int) -> None:
+        self._free += size
+        self._left.set()
 
 
 class InferenceService(GRPCInferenceServiceServicer):
@@ -133,27 +151,28 @@ class InferenceService(GRPCInferenceServiceServicer):
         Who does not read holds up nobody but himself: his answers wait for him, not many of them and no large ones,
         and nothing more is read.
         """
-        room = asyncio.Semaphore(STREAM_REQUESTS)
+        room = Room(STREAM_REQUESTS)
 
-        async def answer(request: pb.ModelInferRequest, turn: asyncio.Event, next_turn: asyncio.Event) -> None:
+        async def answer(
+            request: pb.ModelInferRequest, size: int, turn: asyncio.Event, next_turn: asyncio.Event
+        ) -> None:
             with self._slots.one() as refusal:
                 answered = await self._answer_one_of_many(request, turn, refusal)
                 await turn.wait()
                 await context.write(answered)
             next_turn.set()
-            room.release()
+            room.leave(size)
 
         async def read() -> None:
             turn = asyncio.Event()
             turn.set()
             with suppress(asyncio.CancelledError):  # of `end_streams`
                 async for request in requests:
-                    await room.acquire()
+                    size = min(1 + request.ByteSize() // STREAM_BYTES, STREAM_REQUESTS)
+                    await room.enter(size)
                     next_turn = asyncio.Event()
-                    group.create_task(answer(request, turn, next_turn))
+                    group.create_task(answer(request, size, turn, next_turn))
                     turn = next_turn
-                    if request.ByteSize() > LARGE:
-                        await turn.wait()
 
         async with asyncio.TaskGroup() as group:  # if the caller goes, all of it is cancelled
             reading = group.create_task(read())
@@ -223,7 +242,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         outputs = [output.name for output in request.outputs]
         inputs = decode_inputs(manifest, request, serving.limits.max_batch)
         prepared = await serving.prepare(inputs, outputs, _truncate(request.parameters))
-        if check_response_size(manifest, prepared, self._max_message) > LARGE and turn:
+        if check_response_size(manifest, prepared, self._max_message) > LARGE_ANSWER and turn:
             await turn.wait()
         answered = await serving.answer(prepared, deadline)
         if prepared.kind == "answers":
