@@ -1,7 +1,7 @@
 """Asks a server's health service whether it is ready:    python -m server.healthcheck [HOST:PORT]
 
-A server with HEED_TLS_CERTIFICATE is asked over TLS: that certificate is trusted, and with HEED_TLS_CLIENT_CA it is also
-what the check shows.
+With HEED_TLS_CERTIFICATE it is asked over TLS: that certificate is trusted, and with HEED_TLS_CLIENT_CA it is also what
+the check shows.
 
 Exit code 0: it is. 1: it is not. One line says what was found. For container health checks, so it needs only what the
 server needs. Without an argument it asks this machine at HEED_PORT, or else at 8001.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from cryptography.x509 import DNSName, IPAddress, SubjectAlternativeName, load_pem_x509_certificate
+from cryptography.x509 import DNSName, ExtensionNotFound, IPAddress, SubjectAlternativeName, load_pem_x509_certificate
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SECONDS = 3.0  # less than a health check is given
@@ -53,7 +53,10 @@ def status(address: str) -> str:
 
 def main(arguments: list[str]) -> int:
     address = arguments[0] if arguments else f"127.0.0.1:{os.environ.get('HEED_PORT', '8001')}"
-    found = status(address)
+    try:
+        found = status(address)
+    except (OSError, ValueError, ExtensionNotFound) as error:
+        found = f"HEED_TLS_CERTIFICATE or HEED_TLS_KEY cannot be used: {error}"
     print(f"{address} {found}")
     return 0 if found == "SERVING" else 1
 

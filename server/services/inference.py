@@ -242,7 +242,8 @@ class InferenceService(GRPCInferenceServiceServicer):
         outputs = [output.name for output in request.outputs]
         inputs = decode_inputs(manifest, request, serving.limits.max_batch)
         prepared = await serving.prepare(inputs, outputs, _truncate(request.parameters))
-        if check_response_size(manifest, prepared, self._max_message) > LARGE_ANSWER and turn:
+        room = self._max_message - len(request.id.encode())  # which is sent back
+        if check_response_size(manifest, prepared, room) > LARGE_ANSWER and turn:
             await turn.wait()
         answered = await serving.answer(prepared, deadline)
         if prepared.kind == "answers":
