@@ -30,6 +30,7 @@ from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
 from server.serving import Serving
 from server.settings import Settings
+from server.statistics import Statistics
 from server.warmup import Warmup, warm_up
 
 SERVICE = OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name
@@ -86,7 +87,12 @@ class Server:
         self._registry = Registry([self._served])
         self._health = Health([SERVICE])
         self._metrics = Metrics()
-        self._inference = InferenceService(self._registry, settings.max_message_mib * 2**20, self._metrics.requested)
+        self._inference = InferenceService(
+            self._registry,
+            max_message=settings.max_message_mib * 2**20,
+            control=settings.repository_control,
+            ended=self._metrics.requested,
+        )
         self._recheck: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
 
@@ -121,9 +127,10 @@ class Server:
         threads = self._settings.threads or default_threads(model)
         warmup = await asyncio.to_thread(warm_up, model, threads)
         tokens = self._settings.max_queue_tokens
-        scheduler = Scheduler(model.run, warmup.strategy, workers=threads, max_tokens=tokens)
-        attentions = Attentions(model, max_tokens=tokens)
-        self._served.serving = Serving(model, scheduler, attentions)
+        statistics = Statistics()
+        scheduler = Scheduler(statistics.counted(model.run), warmup.strategy, workers=threads, max_tokens=tokens)
+        attentions = Attentions(model, tokens, statistics)
+        self._served.serving = Serving(model, scheduler, attentions, statistics)
         if self._settings.attentions:
             _, proof = await attentions.loaded()
             report = Report(report.findings + proof.findings)
