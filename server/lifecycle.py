@@ -31,6 +31,7 @@ from server.services.inference import InferenceService
 from server.serving import Serving
 from server.settings import Settings
 from server.warmup import Warmup, warm_up
+from server.workers import Workers
 
 SERVICE = OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name
 
@@ -121,7 +122,7 @@ class Server:
         threads = self._settings.threads or default_threads(model)
         warmup = await asyncio.to_thread(warm_up, model, threads)
         tokens = self._settings.max_queue_tokens
-        scheduler = Scheduler(model.run, warmup.strategy, workers=threads, max_tokens=tokens)
+        scheduler = Scheduler(model.run, warmup.strategy, Workers(threads), max_tokens=tokens)
         attentions = Attentions(model, max_tokens=tokens)
         self._served.serving = Serving(model, scheduler, attentions)
         if self._settings.attentions:
