@@ -24,6 +24,7 @@ from server.registry import Registry, Served, State
 from server.scheduler import Scheduler
 from server.serving import Serving
 from server.settings import Settings
+from server.workers import Workers
 
 log = logging.getLogger("heed.repository")
 
@@ -98,6 +99,7 @@ class Repository:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
+        self._workers: Workers | None = None
         self._one_at_a_time = asyncio.Lock()
         self._failed: dict[Place, Files] = {}  # not tried again until they change
         self._seen: dict[Place, Files] = {}  # by the watch, the last time it looked
@@ -192,6 +194,8 @@ class Repository:
             self._retire(served)
         if self._retiring:
             await asyncio.wait(self._retiring)
+        if self._workers:
+            self._workers.close()
 
     async def _places(self) -> list[Place]:
         return await asyncio.to_thread(find_places, self._settings.bundle)
@@ -285,7 +289,7 @@ class Repository:
     async def _take_over(self, served: Served, loaded: Loaded) -> None:
         """The model answers from now on. What answered as the same version before goes."""
         model, tokens = loaded.model, self._settings.max_queue_tokens
-        scheduler = Scheduler(model.run, loaded.warmup.strategy, workers=loaded.threads, max_tokens=tokens)
+        scheduler = Scheduler(model.run, loaded.warmup.strategy, self._workers_for(loaded), max_tokens=tokens)
         attentions = Attentions(model, max_tokens=tokens)
         if self._settings.attentions:
             _, proof = await attentions.loaded()
@@ -300,6 +304,11 @@ class Repository:
         contract.compared(loaded.report.findings)
         if seconds := self._settings.recheck_seconds:
             served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, contract, seconds).run())
+
+    def _workers_for(self, loaded: Loaded) -> Workers:
+        """The same for all models. The first one says on what they compute, and so how many there are."""
+        self._workers = self._workers or Workers(loaded.threads)
+        return self._workers
 
     def _fail(self, place: Place, files: Files, error: Exception) -> None:
         if not isinstance(error, NoRoom):  # then it is tried again
