@@ -11,7 +11,8 @@ from types import TracebackType
 
 from bundle.packing import Sequence
 from server.graphs import Answer
-from server.scheduler import Answered, Run
+from server.lane import Run
+from server.scheduler import Answered
 
 
 @dataclass

@@ -12,6 +12,7 @@ from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from server.errors import status_of
 from server.model import Model
 from server.registry import Registry
+from server.repository import Repository
 from server.requests import Request
 from server.scheduler import Answered
 from server.services.absent import AbsentCalls
@@ -19,7 +20,7 @@ from server.services.classes import check_classes, put_classes
 from server.services.guard import describe, guarded
 from server.services.models import ModelCalls
 from server.services.parameters import read_classes, read_options
-from server.services.repository import Fixed, Repository, RepositoryCalls
+from server.services.repository import RepositoryCalls
 from server.services.streams import Streams
 from server.services.tensors import check_response_size, decode_inputs, encode_outputs
 from server.serving import Serving
@@ -50,21 +51,17 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
     def __init__(
         self,
         registry: Registry,
-        *,
+        repository: Repository,
         max_message: int,
-        repository: Repository | None = None,
-        control: bool = False,
         ended: Ended = lambda *_: None,
     ) -> None:
         """
         Args:
             max_message: the largest that can be sent, in bytes.
-            repository: where models come from; None if there are only those of the registry.
-            control: whether callers may load and unload models.
             ended: hears of every request's model, status and seconds.
         """
         ModelCalls.__init__(self, registry)
-        RepositoryCalls.__init__(self, repository or Fixed(registry), control)
+        RepositoryCalls.__init__(self, repository)
         self._ended = ended
         self._max_message = max_message
         self._streams = Streams()
@@ -105,7 +102,7 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         arrived, model, code = time.monotonic(), "", "OK"
         try:
             with self._registry.use(request.model_name, request.model_version) as serving:
-                model = request.model_name
+                model = serving.model.manifest.name
                 await self._infer_with(serving, request, response, remaining)
         except asyncio.CancelledError:
             code = "CANCELLED"

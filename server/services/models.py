@@ -135,7 +135,7 @@ class ModelCalls:
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """Of one version, of all versions of a model, or of all models. What is not ready has been asked nothing."""
         seen = (
-            statistics_of(one.name, one.version, one.serving.statistics if one.serving else Statistics())
+            statistics_of(one.name, str(one.version), one.serving.statistics if one.serving else Statistics())
             for one in self._asked_about(request.name, request.version)
         )
         return pb.ModelStatisticsResponse(model_stats=seen)
@@ -144,8 +144,8 @@ class ModelCalls:
         if version:
             return [self._registry.find(name, version)]
         if name:
-            self._registry.find(name, "")  # raises NotFound
-        return [one for one in self._registry.served if name in ("", one.name)]
+            self._registry.find(name)  # raises what is to be said of a name that is unknown
+        return self._registry.all(name)
 
     def _versions(self, name: str) -> list[str]:
-        return [one.version for one in self._registry.served if one.name == name]
+        return [str(one.version) for one in self._registry.all(name)]

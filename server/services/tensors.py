@@ -36,7 +36,6 @@ WIDENED = {
     "INT64": ("INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8", "BOOL"),
     "FP32": ("FP16", "BF16"),
 }
-MODELS = {"INT64": np.dtype(np.int64), "FP32": np.dtype(np.float32)}  # what widened values become
 KINDS = {"f": "FP32", "i": "INT64", "U": "BYTES"}  # of numpy's dtypes, in an answer
 OVERHEAD = 4096  # bytes of a message for names, shapes and parameters
 _LENGTH = struct.Struct("<I")
@@ -107,7 +106,8 @@ def _widened(spec: TensorSpec, datatype: str, values: np.ndarray) -> np.ndarray:
         return values
     if datatype == "BF16":  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(MODELS[spec.datatype])
+    dtype, _ = WIRE[spec.datatype]
+    return values.astype(dtype)
 
 
 def _values(spec: TensorSpec, tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> np.ndarray:
