@@ -43,7 +43,8 @@ def extremes(datatype: str) -> np.ndarray:
     if "INT" in datatype:
         limits = np.iinfo(dtype)
         return np.array([limits.min, 0, 1, limits.max], dtype)
-    return np.array([finfo(dtype).max, finfo(dtype).smallest_subnormal, -1 / 3, -0.0], dtype)
+    limits = finfo(dtype)  # type: ignore[no-untyped-call]
+    return np.array([limits.max, limits.smallest_subnormal, -1 / 3, -0.0], dtype)
 
 
 def one_input(name: str, datatype: str, shape: list[int]) -> pb.ModelInferRequest:
