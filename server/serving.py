@@ -49,17 +49,18 @@ class Serving:
             return await asyncio.to_thread(self.model.prepare, inputs, outputs, truncate)
         return self.model.prepare(inputs, outputs, truncate)
 
-    async def answer(self, request: Request, deadline: float = math.inf) -> Answered:
+    async def answer(self, request: Request, deadline: float = math.inf, priority: int = 0) -> Answered:
         """Waits for the answers to a request's rows.
 
         Args:
             deadline: on time.monotonic's clock.
+            priority: 1 is the most urgent; 0 is the default.
 
         Raises:
             HeedError: see `Scheduler.submit` and `Attentions.loaded`.
         """
         scheduler = self.scheduler if request.kind == "answers" else (await self.attentions.loaded())[0]
-        return await scheduler.submit(request.sequences, deadline, request.computed)
+        return await scheduler.submit(request.sequences, deadline, request.computed, priority)
 
     async def close(self) -> None:
         """Returns when everything that was taken is answered."""

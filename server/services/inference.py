@@ -19,7 +19,7 @@ from server.model import Model
 from server.registry import Registry, State
 from server.requests import Request
 from server.scheduler import Answered
-from server.services.guard import describe, guarded
+from server.services.guard import describe, guarded, retry_after_ms
 from server.services.tensors import check_response_size, decode_inputs, encode_outputs
 from server.serving import Serving
 
@@ -50,6 +50,16 @@ def _deadline(remaining: float | None, parameters: Parameters) -> float:
         if microseconds > 0:
             seconds.append(microseconds / 1e6)
     return time.monotonic() + min(seconds)
+
+
+def _priority(parameters: Parameters) -> int:
+    """1 is the most urgent; 0, and none, is the default."""
+    if "priority" not in parameters:
+        return 0
+    kind = parameters["priority"].WhichOneof("parameter_choice")
+    if kind not in ("uint64_param", "int64_param") or parameters["priority"].int64_param < 0:
+        raise InvalidArgument("parameter priority must be an integer from 0 on: 1 is the most urgent, 0 the default")
+    return parameters["priority"].uint64_param or parameters["priority"].int64_param
 
 
 def _fill(response: pb.ModelInferResponse, model: Model, prepared: Request, answered: Answered) -> None:
@@ -155,6 +165,8 @@ class InferenceService(GRPCInferenceServiceServicer):
             answer = pb.ModelStreamInferResponse(error_message=message)
             answer.infer_response.id = request.id
             answer.infer_response.parameters["status"].string_param = code.name
+            if (milliseconds := retry_after_ms(error)) is not None:
+                answer.infer_response.parameters["retry_after_ms"].int64_param = milliseconds
         return answer
 
     async def _infer(
@@ -180,13 +192,13 @@ class InferenceService(GRPCInferenceServiceServicer):
     ) -> None:
         response.id = request.id
         manifest = serving.model.manifest
-        deadline = _deadline(remaining, request.parameters)
+        deadline, priority = _deadline(remaining, request.parameters), _priority(request.parameters)
         if all(output.name != "attentions" for output in request.outputs):  # they have a queue of their own
-            serving.scheduler.check_time(deadline)
+            serving.scheduler.check_time(deadline, priority)
         outputs = [output.name for output in request.outputs]
         prepared = await serving.prepare(decode_inputs(manifest, request), outputs, _truncate(request.parameters))
         check_response_size(manifest, prepared, self._max_message)
-        answered = await serving.answer(prepared, deadline)
+        answered = await serving.answer(prepared, deadline, priority)
         if prepared.kind == "answers":
             _fill(response, serving.model, prepared, answered)
         else:  # they are large: putting them together here would make all others wait
