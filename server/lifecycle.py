@@ -44,7 +44,9 @@ class Server:
         self._health = Health([SERVICE])
         self._metrics = Metrics()
         self._repository = Repository(settings, self._registry, self._metrics)
-        self._inference = InferenceService(self._registry, settings.max_message_mib * 2**20, self._metrics.requested)
+        self._inference = InferenceService(
+            self._registry, self._repository, settings.max_message_mib * 2**20, self._metrics.requested
+        )
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:

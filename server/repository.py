@@ -24,6 +24,7 @@ from server.registry import Registry, Served, State
 from server.scheduler import Scheduler
 from server.serving import Serving
 from server.settings import Settings
+from server.statistics import Statistics
 from server.workers import Workers
 
 log = logging.getLogger("heed.repository")
@@ -289,13 +290,16 @@ class Repository:
     async def _take_over(self, served: Served, loaded: Loaded) -> None:
         """The model answers from now on. What answered as the same version before goes."""
         model, tokens = loaded.model, self._settings.max_queue_tokens
-        scheduler = Scheduler(model.run, loaded.warmup.strategy, self._workers_for(loaded), max_tokens=tokens)
-        attentions = Attentions(model, max_tokens=tokens)
+        statistics = Statistics()
+        run = statistics.counted(model.run)
+        scheduler = Scheduler(run, loaded.warmup.strategy, self._workers_for(loaded), max_tokens=tokens)
+        attentions = Attentions(model, tokens, statistics)
         if self._settings.attentions:
             _, proof = await attentions.loaded()
             loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
         cases = await asyncio.to_thread(cases_at_start, model.folder)
-        served.loaded, served.serving, served.state = loaded, Serving(model, scheduler, attentions), State.READY
+        serving = Serving(model, scheduler, attentions, statistics)
+        served.loaded, served.serving, served.state = loaded, serving, State.READY
         for other in self._registry.all(served.name):
             if other.version == served.version and other is not served:
                 self._retire(other)

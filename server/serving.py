@@ -11,6 +11,7 @@ from server.attentions import Attentions
 from server.model import Model
 from server.requests import Request
 from server.scheduler import Answered, Scheduler
+from server.statistics import Statistics
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
 INLINE_CHARACTERS = 4096
@@ -18,11 +19,12 @@ INLINE_CHARACTERS = 4096
 
 @dataclass
 class Serving:
-    """The model, the queue of its plain answers, and the attention weights with theirs."""
+    """The model, the queue of its plain answers, the attention weights with theirs, and what was asked of all that."""
 
     model: Model
     scheduler: Scheduler
     attentions: Attentions
+    statistics: Statistics
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
