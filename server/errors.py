@@ -31,6 +31,10 @@ class FailedPrecondition(HeedError):
     """What is served cannot do this, though its signature says so. An operator must act."""
 
 
+class Unimplemented(HeedError):
+    """Part of the protocol, and not of this server. The message says what to do instead."""
+
+
 class DeviceError(HeedError):
     """The execution provider that was asked for cannot be used."""
 
@@ -46,6 +50,7 @@ STATUS = {
     DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     Unavailable: StatusCode.UNAVAILABLE,
     FailedPrecondition: StatusCode.FAILED_PRECONDITION,
+    Unimplemented: StatusCode.UNIMPLEMENTED,
 }
 
 

@@ -28,6 +28,7 @@ from server.runtime import CUDA
 from server.scheduler import Scheduler
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
+from server.services.tei import TEXT_SERVICES, TextDoor
 from server.serving import Serving
 from server.settings import Settings
 from server.warmup import Warmup, warm_up
@@ -84,9 +85,10 @@ class Server:
         self._on_ready = on_ready
         self._served = Served(read_manifest(settings.bundle))
         self._registry = Registry([self._served])
-        self._health = Health([SERVICE])
+        self._health = Health([SERVICE, *TEXT_SERVICES])
         self._metrics = Metrics()
         self._inference = InferenceService(self._registry, settings.max_message_mib * 2**20, self._metrics.requested)
+        self._texts = TextDoor(self._registry, settings, self._metrics.requested)
         self._recheck: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
 
@@ -154,6 +156,7 @@ class Server:
         self._served.state = State.DRAINING
         self._health.end_watches()
         self._inference.end_streams()
+        self._texts.end_streams()
         await self._grpc.stop(self._settings.grace_seconds)
         if self._served.serving:
             await self._served.serving.close()
@@ -167,8 +170,9 @@ class Server:
         """Opens the port and returns the address."""
         server = new_server(self._settings)
         add_GRPCInferenceServiceServicer_to_server(self._inference, server)
+        self._texts.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        enable_reflection(server, [SERVICE])
+        enable_reflection(server, [SERVICE, *TEXT_SERVICES])
         address = open_port(server, self._settings)
         await server.start()
         self._grpc = server

@@ -48,7 +48,7 @@ class Registry:
         Raises:
             NotFound: there is no such model or version; the message says which there are.
         """
-        named = [one for one in self.served if one.name == name]
+        named = [one for one in self.served if name in ("", one.name)]
         if not named:
             known = ", ".join(one.name for one in self.served)
             raise NotFound(f"model {name!r} is not served here, only {known}")

@@ -11,6 +11,7 @@ from server.attentions import Attentions
 from server.model import Model
 from server.requests import Request
 from server.scheduler import Answered, Scheduler
+from server.text import Side
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
 INLINE_CHARACTERS = 4096
@@ -38,7 +39,7 @@ class Serving:
             if not self._users:
                 self._unused.set()
 
-    async def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: bool = False) -> Request:
+    async def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: Side | None = None) -> Request:
         """Checks a request and makes rows of it, long texts in a thread.
 
         Raises:

@@ -22,6 +22,7 @@ from server.scheduler import Answered
 from server.services.guard import describe, guarded
 from server.services.tensors import check_response_size, decode_inputs, encode_outputs
 from server.serving import Serving
+from server.text import Side
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Parameters = Mapping[str, pb.InferParameter]
@@ -31,12 +32,19 @@ Ended = Callable[[str, str, float], None]
 STREAM_REQUESTS = 256
 
 
-def _truncate(parameters: Parameters) -> bool:
+SIDES: dict[str, Side] = {"left": "left", "right": "right"}
+
+
+def _truncate(parameters: Parameters) -> Side | None:
+    """The end at which to cut: true is the right one."""
     if "truncate" not in parameters:
-        return False
-    if parameters["truncate"].WhichOneof("parameter_choice") != "bool_param":
-        raise InvalidArgument("parameter truncate must be a bool")
-    return parameters["truncate"].bool_param
+        return None
+    said = parameters["truncate"]
+    if said.WhichOneof("parameter_choice") == "bool_param":
+        return "right" if said.bool_param else None
+    if side := SIDES.get(said.string_param):
+        return side
+    raise InvalidArgument("parameter truncate must be a bool, or one of the strings left and right")
 
 
 def _deadline(remaining: float | None, parameters: Parameters) -> float:

@@ -193,7 +193,8 @@ BAD: list[tuple[str, Build, list[str]]] = [
      ["attention_mask has shape [1, 2]", "input_ids has [1, 3]"]),
     ("types_of_another_shape", edited(add("token_type_ids", [[0], [0], [0]])),
      ["token_type_ids has shape [3, 1]", "input_ids has [1, 3]"]),
-    ("truncate_no_bool", edited(set_truncate_to_text), ["parameter truncate must be a bool"]),
+    ("truncate_no_bool", edited(set_truncate_to_text),
+     ["parameter truncate must be a bool, or one of the strings left and right"]),
     ("timeout_no_integer", edited(set_timeout_to_text), ["parameter timeout must be an integer"]),
 ]  # fmt: skip
 
