@@ -12,6 +12,7 @@ from server.model import Model
 from server.requests import Request
 from server.scheduler import Answered, Scheduler
 from server.statistics import Statistics
+from server.text import Side
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
 INLINE_CHARACTERS = 4096
@@ -40,7 +41,7 @@ class Serving:
             if not self._users:
                 self._unused.set()
 
-    async def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: bool = False) -> Request:
+    async def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: Side | None = None) -> Request:
         """Checks a request and makes rows of it, long texts in a thread.
 
         Raises:

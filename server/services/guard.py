@@ -24,8 +24,19 @@ SPREAD = 1.25  # callers who are refused together are told times up to this fact
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
+class ItemError(Exception):
+    """What went wrong with one request of a stream."""
+
+    def __init__(self, index: int, error: Exception) -> None:
+        super().__init__(index)
+        self.index, self.error = index, error
+
+
 def describe(error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller is told about an error."""
+    if isinstance(error, ItemError):
+        code, message = describe(error.error)
+        return code, f"item {error.index}: {message}"
     if isinstance(error, HeedError):
         message = str(error)
         return status_of(error), message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
@@ -51,7 +62,7 @@ def pushback(error: Exception) -> tuple[tuple[str, str], ...]:
 
 
 def guarded(method: Method) -> Method:
-    """Wraps a unary method: its errors become statuses."""
+    """Wraps a method that is one coroutine: its errors become statuses."""
 
     @functools.wraps(method)
     async def wrapper(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
