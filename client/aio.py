@@ -180,7 +180,7 @@ async def _in_order(
 
 
 async def _batches(texts: Items[str], most: int) -> AsyncGenerator[list[str]]:
-    filling = Filling(most, len)
+    filling = Filling[str](most, len)
     async for text in _each(texts):
         if full := filling.add(text):
             yield full

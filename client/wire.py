@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
@@ -165,8 +166,8 @@ def call_error(error: grpc.RpcError) -> CallError:
     return CallError(error.code(), error.details() or "", read_pushback(error.trailing_metadata()))
 
 
-def read_pushback(metadata: Iterable[tuple[str, str | bytes]] | None) -> float | None:
-    """In seconds. What is no number is never, as gRFC A6 has it."""
+def read_pushback(metadata: Any) -> float | None:
+    """In seconds, of trailing metadata. What is no number is never, as gRFC A6 has it."""
     said = dict(metadata or ()).get(PUSHBACK)
     if said is None:
         return None
