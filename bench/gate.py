@@ -42,7 +42,7 @@ from bundle.digests import DIGESTS, check_digests
 from bundle.manifest import Precision
 from heed.exporting import export_bundle
 from server.errors import StartError
-from server.lifecycle import verified
+from server.loading import verified
 from server.model import Model
 from server.runtime import CPU, session_options
 from server.settings import Settings

@@ -34,6 +34,28 @@ def usable_cpus(cgroup: Path = CGROUP) -> int:
     return max(1, min(affinity, math.floor(_quota(cgroup))) if _quota(cgroup) != math.inf else affinity)
 
 
+def _bytes_in(path: Path) -> float:
+    """What a file of the cgroup says; infinity where there is no limit, or no such file."""
+    try:
+        return float(path.read_text().replace("max", "inf"))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def usable_memory(cgroup: Path = CGROUP) -> int:
+    """Bytes this process may take: the machine's, cut by the container's limit (cgroup v2, then v1)."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(machine, _bytes_in(cgroup / "memory.max"), _bytes_in(cgroup / "memory/memory.limit_in_bytes")))
+
+
+def resident_bytes() -> int:
+    """What this process has in memory; 0 where /proc does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 # Seconds after which a thread that wants the interpreter gets it. With Python's own 5 ms a worker that has computed a
 # group waits for the front end to answer all of it before it can begin the next.
 SWITCH_SECONDS = 0.0005

@@ -58,6 +58,12 @@ class Metrics:
             {result: self._checks.labels(name, version, result) for result in (HOLDS, BROKEN)},
         )
 
+    def remove(self, model: Model) -> None:
+        """A model that is served no longer leaves nothing behind."""
+        name, version = model.manifest.name, str(model.manifest.version)
+        for metric in (self._info, self._waiting, self._error, self._checks):
+            metric.remove_by_labels({"model": name, "version": version})
+
     def listen(self, host: str, port: int) -> str:
         """Answers HTTP from now on until the process ends, and returns the address.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle import BundleError, read_manifest
+from bundle import BundleError, Manifest, read_manifest
 from bundle.contract import Case, Finding, attention_cases, check, check_complete, plain_cases, read_contract
 from bundle.digests import DIGESTS, bundle_digest
 from bundle.manifest import TOKENIZER
@@ -25,18 +25,26 @@ from server.text import TextEncoder
 class Model:
     """One bundle on one device, in one precision."""
 
-    def __init__(self, folder: Path, device: Device = "auto", precision: str = "fp32", anywhere: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: Device = "auto",
+        precision: str = "fp32",
+        anywhere: bool = False,
+        manifest: Manifest | None = None,
+    ) -> None:
         """
         Args:
             device: "auto" is the one that the precision is for, where it is for one only.
             anywhere: on any device, to try what it does there. It proves nothing and cannot be served.
+            manifest: the bundle's own, under the name and version it is served as.
 
         Raises:
             BundleError: the bundle is not usable. Its digests are not looked at here (see `bundle/digests.py`).
             DeviceError: the device is not usable.
         """
         self.folder = folder
-        self.manifest = read_manifest(folder)
+        self.manifest = manifest or read_manifest(folder)
         self.precision = precision
         self.digest = bundle_digest(folder) if (folder / DIGESTS).exists() else ""
         self.text = self._text_encoder()

@@ -1,73 +1,119 @@
-"""The models a server has, and what state each is in."""
+"""The models a server has, what state each is in, and which of them answers whom."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from bundle import Manifest
-from server.errors import NotFound, Unavailable
+from server.errors import FailedPrecondition, NotFound, Unavailable
+from server.loading import Loaded
 from server.serving import Serving
 
 
 class State(Enum):
     LOADING = "loading"
     READY = "ready"
-    DRAINING = "draining"
+    UNLOADING = "unloading"
+    UNAVAILABLE = "unavailable"
 
 
-@dataclass
+@dataclass(eq=False)
 class Served:
-    """One model's place. Something serves there from the moment it is ready."""
+    """One version's place. Something serves there from the moment it is ready."""
 
-    manifest: Manifest
+    manifest: Manifest  # with the name and the version that callers use
+    files: Any = None  # what its files looked like when it was loaded
     state: State = State.LOADING
+    loaded: Loaded | None = None
     serving: Serving | None = None
+    recheck: asyncio.Task[None] | None = None
 
     @property
     def name(self) -> str:
         return self.manifest.name
 
     @property
-    def version(self) -> str:
-        return str(self.manifest.version)
+    def version(self) -> int:
+        return self.manifest.version
 
 
-@dataclass
 class Registry:
-    """Finds models by name and version."""
+    """Finds models by name and version. It belongs to the event loop's thread."""
 
-    served: list[Served] = field(default_factory=list)
+    def __init__(self, default: str = "") -> None:
+        """`default` is the model of callers who name none."""
+        self._default = default
+        self._served: list[Served] = []  # the newest first, and of one version what was added last
+        self.failures: dict[tuple[str, int], str] = {}  # why a version is not served, by name and version
+        self.ready = False  # whether the start is over, and the end has not begun
+
+    def add(self, served: Served) -> None:
+        self._served.insert(0, served)
+        self._served.sort(key=lambda one: -one.version)  # stable
+
+    def remove(self, served: Served) -> None:
+        self._served.remove(served)
+
+    def all(self, name: str = "") -> list[Served]:
+        """Those of one model, or of all; the newest first."""
+        return [one for one in self._served if name in ("", one.name)]
 
     @property
-    def ready(self) -> bool:
-        return bool(self.served) and all(one.state is State.READY for one in self.served)
+    def names(self) -> list[str]:
+        return sorted({one.name for one in self._served})
 
-    def find(self, name: str, version: str) -> Served:
-        """
+    def find(self, name: str, version: str = "") -> Served:
+        """The version that is asked for, or else the newest that is ready.
+
+        Args:
+            name: empty for the default model.
+
         Raises:
             NotFound: there is no such model or version; the message says which there are.
+            FailedPrecondition: there is, but it cannot be served; or no name came, and there are several models.
         """
-        named = [one for one in self.served if one.name == name]
-        if not named:
-            known = ", ".join(one.name for one in self.served)
-            raise NotFound(f"model {name!r} is not served here, only {known}")
-        for one in named:
-            if version in ("", one.version):
+        name = name or self._only()
+        fitting = [one for one in self._served if one.name == name and version in ("", str(one.version))]
+        for one in fitting:
+            if one.state is State.READY:
                 return one
-        known = ", ".join(one.version for one in named)
-        raise NotFound(f"version {version!r} of model {name!r} is not served here, only {known}")
+        if fitting:
+            return fitting[0]
+        raise self._nothing(name, version)
+
+    def _only(self) -> str:
+        """The model of callers who name none."""
+        if self._default:
+            return self._default
+        if len(self.names) != 1:
+            raise FailedPrecondition(
+                f"{len(self.names)} models are served here ({', '.join(self.names)}), and the call names none; "
+                "`heed serve --default-model NAME` chooses one"
+            )
+        return self.names[0]
+
+    def _nothing(self, name: str, version: str) -> NotFound | FailedPrecondition:
+        for (failed, number), reason in self.failures.items():
+            if failed == name and version in ("", str(number)):
+                return FailedPrecondition(f"version {number} of model {name!r} is not served: {reason}")
+        if name in self.names:
+            known = ", ".join(str(one.version) for one in self.all(name))
+            return NotFound(f"version {version!r} of model {name!r} is not served here, only {known}")
+        return NotFound(f"model {name!r} is not served here, only {', '.join(self.names) or 'none'}")
 
     @contextmanager
     def use(self, name: str, version: str = "") -> Iterator[Serving]:
-        """What answers as this model. It stays until the end of the `with`.
+        """What answers as this model. It stays until the end of the `with`, whatever takes its place.
 
         Raises:
-            NotFound: see `find`.
+            NotFound, FailedPrecondition: see `find`.
             Unavailable: it is not ready yet, or no longer.
         """
         one = self.find(name, version)
         if one.state is not State.READY or one.serving is None:
-            raise Unavailable(f"model {name!r} is {one.state.value}; try again, or another server")
+            raise Unavailable(f"model {one.name!r} is {one.state.value}; try again, or another server")
         with one.serving.in_use() as serving:
             yield serving

@@ -2,10 +2,14 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Coroutine
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,84 +19,163 @@ from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.lifecycle import Ready
+    from server.registry import Served
+    from server.repository import Entry
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parameter(name: str, spec: FieldInfo) -> inspect.Parameter:
+    """A setting as the command line knows it. What is not given is None: a file may say it."""
+    option: Any
+    if spec.is_required():
+        option = typer.Argument(
+            metavar=name.upper(), help=spec.description, envvar=f"HEED_{name.upper()}", show_default=False
+        )
+    else:
+        group = spec.json_schema_extra["group"] if isinstance(spec.json_schema_extra, dict) else None
+        option = typer.Option(
+            help=spec.description,
+            envvar=f"HEED_{name.upper()}",
+            show_default=False if spec.default in (None, "") else str(spec.default),
+            rich_help_panel=str(group),
+        )
+    kind: Any = spec.annotation
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
 
 
 def _from_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command one option for each field of Settings: flag, environment variable, default and help."""
-    parameters = []
-    for name, spec in Settings.model_fields.items():
-        kind: Any = spec.annotation
-        if spec.is_required():
-            option = typer.Argument(metavar=name.upper(), help=spec.description, envvar=f"HEED_{name.upper()}")
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option])
-            )
-        else:
-            option = typer.Option(help=spec.description, envvar=f"HEED_{name.upper()}")
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=Annotated[kind, option]
-                )
-            )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    """Gives a command one option for each field of Settings, beside those of its own."""
+    own = [one for one in inspect.signature(command).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    parameters = [_parameter(name, spec) for name, spec in Settings.model_fields.items()]
+    command.__signature__ = inspect.Signature(parameters + own)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters + own}
     return command
 
 
-def _show(ready: "Ready") -> None:
-    """The block that a start prints: what, where, on what, how it groups, and how exact it is."""
-    model, worst = ready.model, ready.report.worst
+def _read(path: Path) -> dict[str, Any]:
+    """What a YAML file says of the settings, by their names."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        fail(f"{path} is not YAML: {error}")
+    if not isinstance(values, dict):
+        fail(f"{path} must have lines like `port: 8001`, got {type(values).__name__}")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name in values.keys() - Settings.model_fields.keys():
+        near = get_close_matches(name, Settings.model_fields, 1)
+        fail(f"{path}: {name} is no setting" + f"; did you mean {near[0]}?" * bool(near))
+    return values
+
+
+def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
+    """What flags and variables say goes before the file, and the file before the defaults."""
+    given = {name: value for name, value in given.items() if value is not None}
+    from_file = _read(config) if config else {}
+    try:
+        return Settings(**{**from_file, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "missing":
+            fail("which bundle or repository to serve? `heed serve FOLDER`, HEED_BUNDLE, or `bundle:` in the file")
+        where = _flag(name) if name in given or not config else f"{config}: {name}:"
+        fail(f"{where} {first['input']}: {first['msg']}")
+
+
+def _model_rows(served: "Served") -> dict[str, str]:
+    """What one model is, how its requests are grouped, and how exact it is."""
+    assert served.loaded
+    model, report, warmup = served.loaded.model, served.loaded.report, served.loaded.warmup
     provider = model.runtime.provider
     if model.runtime.fallback:
         provider += f" [dim]({escape(model.runtime.fallback)})[/]"
-    bits = f"answers in a group differ by up to {ready.warmup.difference:.0e}"
-    if ready.warmup.bit_equal:
+    bits = f"answers in a group differ by up to {warmup.difference:.0e}"
+    if warmup.bit_equal:
         bits = "the same bits alone and in any group"
-    rows = {
-        "model": f"{model.manifest.name} version {model.manifest.version}, {model.precision}, {model.digest[:19]}",
+    threads = served.loaded.threads
+    return {
+        "model": f"{served.name} version {served.version}, {model.precision}, {model.digest[:19]}",
         "takes": ", ".join(spec.name for spec in model.manifest.inputs),
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
-        "listens": f"{ready.address} (gRPC, plain text)",
-        "metrics": f"{ready.metrics} (Prometheus, HTTP)" if ready.metrics else "none",
-        "runs on": f"{provider}, {ready.threads} thread{'s' * (ready.threads != 1)}"
+        "runs on": f"{provider}, {threads} thread{'s' * (threads != 1)}"
         + ", all of them for a lone request" * model.is_wide,
-        "groups": f"{ready.warmup.strategy}; {bits}",
-        "error": f"{error_text(worst)} at most, {budget_text(worst)} allowed "
-        f"[dim]({len(ready.report.findings)} comparisons with the reference)[/]",
+        "groups": f"{warmup.strategy}; {bits}",
+        "error": f"{error_text(report.worst)} at most, {budget_text(report.worst)} allowed "
+        f"[dim]({len(report.findings)} comparisons with the reference)[/]",
     }
+
+
+def _why_not(entry: "Entry") -> str:
+    return f"[red]{escape(entry.name)} version {entry.version}[/]: {escape(entry.reason or entry.state.value)}"
+
+
+def _show(ready: "Ready", title: str = "READY") -> None:
+    """The block that a start prints: what is served, where, and what is not, and why."""
     table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(f"[dim]{name}[/]", value)
-    out.print("[bold green]READY[/]")
+    for served in ready.served:
+        for name, value in _model_rows(served).items():
+            table.add_row(f"[dim]{name}[/]", value)
+        table.add_row()
+    for entry in ready.others:
+        table.add_row("[dim]not served[/]", _why_not(entry))
+    table.add_row("[dim]listens[/]", f"{ready.address} (gRPC, plain text)")
+    table.add_row("[dim]metrics[/]", f"{ready.metrics} (Prometheus, HTTP)" if ready.metrics else "none")
+    out.print(f"[bold green]{title}[/]")
     out.print(table)
 
 
-def _settings(values: dict[str, Any]) -> Settings:
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        fail(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}")
-
-
 @_from_settings
-def serve(**values: Any) -> None:
-    """Serve a bundle over gRPC, once its answers are proven equal to the reference's on this very machine.
+def serve(
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A YAML file with settings by name, `port: 8001` say. Flags and variables go before it.",
+            envvar="HEED_CONFIG",
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Load and verify everything, say what would be served and why not, and end.")
+    ] = False,
+    **values: Any,
+) -> None:
+    """Serve a bundle, or a repository of them, over gRPC, once answers are proven equal to the reference's on this very
+    machine.
 
     The port opens at once and answers UNAVAILABLE; the health service says SERVING when every check has passed. SIGTERM
-    finishes what is in flight. Each setting is also an environment variable.
+    finishes what is in flight. Each setting is also an environment variable, and a line of a file (--config).
     """
     from bundle import BundleError
     from server.errors import HeedError
     from server.lifecycle import Server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = _settings(config, values)
     try:
-        server = Server(_settings(values), on_ready=_show)
-        _run(server.serve)
+        if check:
+            return _check(settings)
+        _run(Server(settings, on_ready=_show).serve)
     except (BundleError, HeedError, OSError) as error:
         fail(error)
     err.print("stopped")
+
+
+def _check(settings: Settings) -> None:
+    """Exit code 0: all of it would be served. 2: not all, or not at all."""
+    from server.lifecycle import Server
+
+    found: list[Ready] = []
+    _run(Server(settings, on_ready=found.append).check)
+    _show(found[0], "would serve")
+    if any(entry.failed for entry in found[0].others):
+        raise typer.Exit(2)
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

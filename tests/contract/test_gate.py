@@ -25,7 +25,7 @@ from bundle.contract import CONTRACT
 from bundle.digests import DIGESTS, REPORT, check_digests, write_digests
 from bundle.manifest import MANIFEST, write_manifest
 from server.errors import StartError
-from server.lifecycle import verified
+from server.loading import verified
 from server.settings import Settings
 from tests.support import Running, is_serving, start_server, stop
 

@@ -17,7 +17,7 @@ from bench.subjects import Right, make_right
 from bundle.digests import check_digests
 from model import Encoder, load_checkpoint
 from server.errors import StartError
-from server.lifecycle import verified
+from server.loading import verified
 
 NAMES_THE_PLACE = (
     r"(last_hidden_state|sentence_embedding) in case \w+ (is off by|has no usable answer).* 1e-05 is allowed"

@@ -1,0 +1,95 @@
+"""From a bundle's folder to a model that is proven and warm. Blocking: it takes seconds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle import Manifest, read_manifest
+from bundle.contract import Report
+from bundle.digests import check_digests
+from bundle.signature import check_signature
+from server.errors import StartError
+from server.machine import resident_bytes, usable_cpus, usable_memory
+from server.model import Model
+from server.runtime import CUDA
+from server.settings import Settings
+from server.warmup import Warmup, warm_up
+
+MIB = 2**20
+# Of a precision's graphs and weights: onnxruntime keeps some matrices a second time, in the order that it multiplies
+# them in.
+MEMORY_FACTOR = 1.5
+
+
+class NoRoom(StartError):
+    """There is not enough memory now. Later there may be."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, how well it was proven, and how it will be served."""
+
+    model: Model
+    report: Report
+    warmup: Warmup
+    threads: int  # that compute groups of this and of other models
+
+
+def memory_needed(folder: Path, precision: str) -> int:
+    """Bytes that a model is expected to take, by the size of its files."""
+    return int(MEMORY_FACTOR * sum(path.stat().st_size for path in folder.glob(f"*.{precision}.*")))
+
+
+def check_memory(folder: Path, settings: Settings) -> None:
+    """Raises NoRoom if a model is not to be expected to fit beside those that are there."""
+    budget = settings.memory_mib * MIB or usable_memory()
+    needed, taken = memory_needed(folder, settings.precision), resident_bytes()
+    if taken + needed > budget:
+        raise NoRoom(
+            f"{folder} needs about {needed // MIB} MiB, and {taken // MIB} of {budget // MIB} MiB are taken; "
+            "give more memory (a container's limit, or --memory-mib), or serve less"
+        )
+
+
+def verified(folder: Path, settings: Settings, manifest: Manifest | None = None) -> tuple[Model, Report]:
+    """Loads a bundle and proves it: first its signature, if one is asked for, and its digests, then its numbers, on the
+    provider that will serve.
+
+    Args:
+        manifest: the bundle's own, or the same under another name and version.
+
+    Raises:
+        BundleError: a file is missing, additional or altered, or the bundle is not signed as it must be.
+        StartError: an answer is too far from the reference's, or the bundle has not what the settings ask for.
+        DeviceError: the device cannot be used.
+    """
+    manifest = manifest or read_manifest(folder)
+    if settings.require_signature:
+        check_signature(folder, settings.require_signature)
+    else:
+        check_digests(folder)
+    check_memory(folder, settings)
+    if settings.attentions and not manifest.gives_attentions:
+        raise StartError(f"{folder} has no attention weights to serve; leave out --attentions")
+    model = Model(folder, settings.device, settings.precision, manifest=manifest)
+    report = Report(list(model.check_contract(everything=False)))
+    if not report.holds:
+        raise StartError(
+            f"{folder} does not answer as its reference: {report.worst}; `heed verify {folder}` shows every case"
+        )
+    return model, report
+
+
+def default_threads(model: Model) -> int:
+    """How many groups to compute at a time: one on each CPU, or one on a GPU while the next is prepared."""
+    return 2 if model.runtime.provider == CUDA else usable_cpus()
+
+
+def load(folder: Path, settings: Settings, manifest: Manifest) -> Loaded:
+    """Verifies a bundle and warms it up.
+
+    Raises:
+        BundleError, StartError, DeviceError: see `verified`.
+    """
+    model, report = verified(folder, settings, manifest)
+    threads = settings.threads or default_threads(model)
+    return Loaded(model, report, warm_up(model, threads), threads)

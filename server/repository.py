@@ -1,0 +1,338 @@
+"""A folder of models, NAME/VERSION/, and which of them are served.
+
+A version takes over when it is verified and warm, and the one before it goes when its requests are finished. A version
+that fails never takes over; the index tells why. A single bundle is a repository of one model.
+"""
+
+import asyncio
+import logging
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bundle import BundleError, Manifest, read_manifest
+from bundle.contract import Report
+from bundle.manifest import MANIFEST
+from server.attentions import Attentions
+from server.errors import FailedPrecondition, HeedError, NotFound, StartError
+from server.loading import Loaded, NoRoom, load
+from server.machine import settle_memory
+from server.metrics import Metrics
+from server.recheck import Recheck, cases_at_start
+from server.registry import Registry, Served, State
+from server.scheduler import Scheduler
+from server.serving import Serving
+from server.settings import Settings
+from server.workers import Workers
+
+log = logging.getLogger("heed.repository")
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+VERSION = re.compile(r"[1-9][0-9]*")
+
+Files = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one version of a model lies."""
+
+    name: str
+    version: int
+    folder: Path
+
+    def files(self) -> Files:
+        """Changes when the bundle does."""
+        stats = [(path.name, path.stat()) for path in sorted(self.folder.iterdir())]
+        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+    def manifest(self) -> Manifest:
+        """The bundle's, but with the name and the version of its place: what an operator sees is what is served.
+
+        Raises:
+            BundleError: there is none that can be read.
+        """
+        return read_manifest(self.folder).model_copy(update={"name": self.name, "version": self.version})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the index."""
+
+    name: str
+    version: int
+    state: State
+    reason: str = ""
+    failed: bool = False  # it was to be served, or its files have changed, and it cannot be
+
+
+def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    return [path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_dir()]
+
+
+def find_places(folder: Path) -> list[Place]:
+    """What there is, the newest first.
+
+    Raises:
+        BundleError: the folder is a bundle that cannot be read.
+        StartError: it cannot be looked into.
+    """
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        return [Place(manifest.name, manifest.version, folder)]
+    try:
+        places = [
+            Place(model.name, int(version.name), version)
+            for model in _folders(folder, NAME)
+            for version in _folders(model, VERSION)
+        ]
+    except OSError as error:
+        raise StartError(f"{error.filename} cannot be read: {error.strerror}") from None
+    return sorted(places, key=lambda place: (place.name, -place.version))
+
+
+class Repository:
+    """Loads, swaps and unloads. It belongs to the event loop's thread; what takes long is done in others."""
+
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._metrics = metrics
+        self._workers: Workers | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._failed: dict[Place, Files] = {}  # not tried again until they change
+        self._seen: dict[Place, Files] = {}  # by the watch, the last time it looked
+        self._unloaded: set[str] = set()  # by a caller: no watch loads them again
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Loads what is to be served, and from then on watches the folder, if that is wanted.
+
+        Raises:
+            BundleError, StartError, DeviceError: nothing can be served.
+        """
+        places = await self._places()
+        for name in {place.name: place for place in reversed(places)}.values():  # the newest of each model
+            self._announce(name)
+        errors = await self.refresh()
+        if errors and not any(one.state is State.READY for one in self._registry.all()):
+            raise errors[0] if len(errors) == 1 else StartError("; ".join(map(str, errors)))
+        if not places and not (self._settings.watch_seconds or self._settings.repository_control):
+            folder = self._settings.bundle
+            raise StartError(
+                f"{folder} has no {MANIFEST}, and no folders NAME/VERSION/ in it have one; "
+                f"`heed export SOURCE {folder}` makes a bundle"
+            )
+        if self._settings.watch_seconds:
+            self._watching = asyncio.create_task(self._watch(self._settings.watch_seconds))
+
+    async def refresh(self, only: str = "", settled: bool = False) -> list[Exception]:
+        """Serves what the folder holds now, and returns why some of it is not served.
+
+        Args:
+            only: this model; all if empty.
+            settled: leave what has changed since the last time alone: somebody may be copying it.
+
+        Raises:
+            BundleError, StartError: the folder cannot be read. Everything stays as it is.
+        """
+        async with self._one_at_a_time:
+            places = await self._places()
+            names = {place.name for place in places} | set(self._registry.names)
+            errors: list[Exception] = []
+            for name in sorted(names - self._unloaded):
+                if only in ("", name):
+                    errors += await self._refresh_model(name, [one for one in places if one.name == name], settled)
+            return errors
+
+    async def load(self, name: str) -> None:
+        """Serves the newest version, again or for the first time.
+
+        Raises:
+            NotFound: there is no such model.
+            FailedPrecondition: it cannot be loaded, or callers may not do this.
+        """
+        self._check_control()
+        places = [place for place in await self._places() if place.name == name]
+        if not places:
+            raise NotFound(f"model {name!r} is not in the repository")
+        self._unloaded.discard(name)
+        for place in places:
+            self._failed.pop(place, None)
+        await self.refresh(only=name)
+        if reason := self._registry.failures.get((name, places[0].version)):
+            raise FailedPrecondition(f"version {places[0].version} of model {name!r} is not served: {reason}")
+
+    async def unload(self, name: str) -> None:
+        """Serves a model no longer, until it is loaded again or the server is. What it has taken is finished.
+
+        Raises:
+            NotFound: there is no such model.
+            FailedPrecondition: callers may not do this.
+        """
+        self._check_control()
+        async with self._one_at_a_time:
+            if name not in self._registry.names:
+                raise NotFound(f"model {name!r} is not served here")
+            self._unloaded.add(name)
+            for served in self._registry.all(name):
+                self._retire(served)
+
+    async def index(self) -> list[Entry]:
+        """Everything there is, and why some of it is not served."""
+        states = {(place.name, place.version): State.UNAVAILABLE for place in await self._places()}
+        states |= {(one.name, one.version): one.state for one in reversed(self._registry.all())}
+        return [self._entry(name, version, states[name, version]) for name, version in sorted(states)]
+
+    async def close(self) -> None:
+        """Returns when everything that was taken is answered."""
+        if self._watching:
+            self._watching.cancel()
+        for served in self._registry.all():
+            self._retire(served)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+        if self._workers:
+            self._workers.close()
+
+    async def _places(self) -> list[Place]:
+        return await asyncio.to_thread(find_places, self._settings.bundle)
+
+    def _check_control(self) -> None:
+        if not self._settings.repository_control:
+            raise FailedPrecondition("callers may not load and unload models here; --repository-control lets them")
+
+    def _entry(self, name: str, version: int, state: State) -> Entry:
+        if reason := self._registry.failures.get((name, version)):
+            return Entry(name, version, state, reason, failed=True)
+        if state is not State.UNAVAILABLE:
+            return Entry(name, version, state)
+        if name in self._unloaded:
+            return Entry(name, version, state, "unloaded by a caller")
+        return Entry(name, version, state, f"newer ones are served, and --versions is {self._settings.versions}")
+
+    async def _watch(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.refresh(settled=True)
+            except (BundleError, StartError) as error:
+                log.warning("%s; everything stays as it is", error)
+
+    def _announce(self, place: Place) -> None:
+        """Callers who come while it is loading are told so. What is wrong with it will be told when it is loaded."""
+        with suppress(BundleError, OSError):
+            self._registry.add(Served(place.manifest()))
+
+    async def _refresh_model(self, name: str, places: list[Place], settled: bool) -> list[Exception]:
+        """Serves the newest versions that can be served, and then no others."""
+        kept: list[Served] = []
+        errors: list[Exception] = []
+        for place in places:
+            if len(kept) == self._settings.versions:
+                break
+            served, error = await self._serve(place, settled)
+            kept += [served] if served else []
+            errors += [error] if error else []
+        for served in self._registry.all(name):
+            if served not in kept:
+                self._retire(served)
+        there = {(place.name, place.version) for place in places}
+        for key in [key for key in self._registry.failures if key[0] == name and key not in there]:
+            del self._registry.failures[key]
+        return errors
+
+    async def _serve(self, place: Place, settled: bool) -> tuple[Served | None, Exception | None]:
+        """What serves this version from now on, if anything can, and what is wrong with its files."""
+        ready = [one for one in self._registry.all(place.name) if one.state is State.READY]
+        now = next((one for one in ready if one.version == place.version), None)
+        files: Files = ()
+        try:
+            files = await asyncio.to_thread(place.files)
+            if (now and now.files == files) or self._failed.get(place) == files:
+                return now, None
+            if settled and self._seen.get(place) != files:
+                self._seen[place] = files
+                return now, None
+            return await self._load(place, files), None
+        except Exception as error:
+            self._fail(place, files, error)
+            return now, error
+
+    async def _load(self, place: Place, files: Files) -> Served:
+        manifest = place.manifest()
+        announced = [one for one in self._registry.all(place.name) if one.state is State.LOADING]
+        served = next((one for one in announced if one.version == place.version), None)
+        if served is None:
+            served = Served(manifest)
+            self._registry.add(served)
+        served.files = files
+        try:
+            loaded = await asyncio.to_thread(load, place.folder, self._settings, manifest)
+            await self._take_over(served, loaded)
+        except BaseException:
+            self._registry.remove(served)
+            raise
+        self._tell_own_name(place)
+        return served
+
+    def _tell_own_name(self, place: Place) -> None:
+        own = read_manifest(place.folder)
+        if (own.name, own.version) != (place.name, place.version):
+            log.warning(
+                "%s says it is %s version %d; it is served as %s version %d",
+                *(place.folder, own.name, own.version, place.name, place.version),
+            )
+
+    async def _take_over(self, served: Served, loaded: Loaded) -> None:
+        """The model answers from now on. What answered as the same version before goes."""
+        model, tokens = loaded.model, self._settings.max_queue_tokens
+        scheduler = Scheduler(model.run, loaded.warmup.strategy, self._workers_for(loaded), max_tokens=tokens)
+        attentions = Attentions(model, max_tokens=tokens)
+        if self._settings.attentions:
+            _, proof = await attentions.loaded()
+            loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
+        cases = await asyncio.to_thread(cases_at_start, model.folder)
+        served.loaded, served.serving, served.state = loaded, Serving(model, scheduler, attentions), State.READY
+        for other in self._registry.all(served.name):
+            if other.version == served.version and other is not served:
+                self._retire(other)
+        self._registry.failures.pop((served.name, served.version), None)
+        contract = self._metrics.add(model, lambda: scheduler.waiting_tokens)
+        contract.compared(loaded.report.findings)
+        if seconds := self._settings.recheck_seconds:
+            served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, contract, seconds).run())
+
+    def _workers_for(self, loaded: Loaded) -> Workers:
+        """The same for all models. The first one says on what they compute, and so how many there are."""
+        self._workers = self._workers or Workers(loaded.threads)
+        return self._workers
+
+    def _fail(self, place: Place, files: Files, error: Exception) -> None:
+        if not isinstance(error, NoRoom):  # then it is tried again
+            self._failed[place] = files
+        reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
+        self._registry.failures[place.name, place.version] = reason
+        log.error("version %d of %s is not served: %s", place.version, place.name, reason)
+
+    def _retire(self, served: Served) -> None:
+        """It takes nothing more. It goes when what it has taken is finished."""
+        if served.state is State.UNLOADING:
+            return
+        served.state = State.UNLOADING
+        if served.serving is None:
+            return self._registry.remove(served)
+        if served.recheck:
+            served.recheck.cancel()
+        self._metrics.remove(served.serving.model)
+        task = asyncio.create_task(self._finish(served, served.serving))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _finish(self, served: Served, serving: Serving) -> None:
+        await serving.close()
+        self._registry.remove(served)
+        served.serving = None
+        settle_memory()
