@@ -69,26 +69,28 @@ class Turn(Generic[Door]):
         Raises:
             CallError: the very error, where asking again is of no use or would be too late.
         """
-        wait = self._pushback(error) if error.pushback is not None else self._backoff(error)
+        if error.pushback is not None and error.pushback < 0:  # gRFC A6: never
+            raise error
+        if error.code is StatusCode.UNAVAILABLE:
+            wait = self._wait_for_another(error)
+        elif error.code is StatusCode.RESOURCE_EXHAUSTED and error.pushback is not None:
+            wait = max(error.pushback, SHORTEST_WAIT)
+        else:
+            raise error
         if wait >= self.left:
             raise error
         self._asked += 1
         return wait
 
-    def _pushback(self, error: CallError) -> float:
-        """A server that is busy says itself when to come again; below 0 is never (gRFC A6)."""
-        assert error.pushback is not None
-        if error.pushback < 0 or error.code not in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE):
-            raise error
-        return max(error.pushback, SHORTEST_WAIT) * random.uniform(1.0, 1.2)  # not all at once
-
-    def _backoff(self, error: CallError) -> float:
-        """The next server at once; a wait when all have been asked."""
-        if error.code is not StatusCode.UNAVAILABLE:
-            raise error
+    def _wait_for_another(self, error: CallError) -> float:
+        """None, until all have been asked. Then as long as this one says, or a growing while for some rounds."""
         self._order[self._asked % len(self._order)].rests_until = time.monotonic() + REST
         self._unavailable += 1
         rounds, within = divmod(self._unavailable, len(self._order))
-        if rounds == ROUNDS:
+        if within:
+            return 0.0
+        if error.pushback is not None:
+            return max(error.pushback, SHORTEST_WAIT)
+        if rounds >= ROUNDS:
             raise error
-        return 0.0 if within else min(FIRST_WAIT * 2 ** (rounds - 1), LONGEST_WAIT) * random.uniform(0.8, 1.2)
+        return min(FIRST_WAIT * 2 ** (rounds - 1), LONGEST_WAIT) * random.uniform(0.8, 1.2)

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from client.connection import Metadata
-from client.wire import PUSHBACK, CallError, read_pushback
+from client.wire import CallError, read_pushback, stream_error
 from protos import open_inference_pb2 as pb
 
 # A stream stays with one server. It ends after a while, so that new servers get their share of the load.
@@ -52,10 +52,7 @@ class Stream:
             details = await self._call.details() or "the stream has ended"
             raise CallError(GONE.get(code, code), details, read_pushback(await self._call.trailing_metadata()))
         if answer.error_message:
-            said = answer.infer_response.parameters
-            pushback = [(PUSHBACK, str(said[PUSHBACK].int64_param))] if PUSHBACK in said else None
-            code = grpc.StatusCode[said["status"].string_param or "UNKNOWN"]
-            raise CallError(code, answer.error_message, read_pushback(pushback))
+            raise stream_error(answer)
         response: pb.ModelInferResponse = answer.infer_response
         return response
 

@@ -20,7 +20,8 @@ DTYPES = {
 LARGEST = 2**63 - 1  # that INT64 holds
 DATATYPES = {"b": "BOOL", "i": "INT64", "u": "INT64", "f": "FP32", "O": "BYTES", "U": "BYTES", "S": "BYTES"}
 
-PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6: when to come again, in the trailing metadata
+# When to come again, in milliseconds: in a call's trailing metadata (gRFC A6), and in an error of a stream.
+PUSHBACK, STREAM_PUSHBACK = "grpc-retry-pushback-ms", "retry_after_ms"
 
 Inputs = Mapping[str, np.ndarray | Iterable[str]]
 
@@ -164,6 +165,14 @@ def read_model_info(response: pb.ModelMetadataResponse) -> ModelInfo:
 
 def call_error(error: grpc.RpcError) -> CallError:
     return CallError(error.code(), error.details() or "", read_pushback(error.trailing_metadata()))
+
+
+def stream_error(response: pb.ModelStreamInferResponse) -> CallError:
+    """An error that is an answer: its status and its pushback are parameters."""
+    said = response.infer_response.parameters
+    code = grpc.StatusCode[said["status"].string_param or "UNKNOWN"]
+    pushback = said[STREAM_PUSHBACK].int64_param / 1e3 if STREAM_PUSHBACK in said else None
+    return CallError(code, response.error_message, pushback)
 
 
 def read_pushback(metadata: Any) -> float | None:

@@ -59,8 +59,8 @@ class Echo(GRPCInferenceServiceServicer):
                 continue
             answer = pb.ModelStreamInferResponse(error_message="not now")
             answer.infer_response.parameters["status"].string_param = refusal.code.name
-            for name, value in _trailers(refusal):
-                answer.infer_response.parameters[name].int64_param = int(value)
+            if refusal.pushback is not None:
+                answer.infer_response.parameters["retry_after_ms"].int64_param = int(refusal.pushback)
             yield answer
 
     def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
