@@ -16,7 +16,12 @@ class NotFound(HeedError):
 
 
 class Exhausted(HeedError):
-    """The queue is full. Later it may not be."""
+    """More is asked than can be done now. Later it may not be."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        """`retry_after`: seconds until another try is worth it; infinity if none is; None if nobody knows."""
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DeadlineExceeded(HeedError):

@@ -45,7 +45,9 @@ class Server:
         self._health = Health([SERVICE, *TEXT_SERVICES])
         self._metrics = Metrics()
         self._repository = Repository(settings, self._registry, self._metrics)
-        self._inference = InferenceService(self._registry, settings.max_message_mib * 2**20, self._metrics.requested)
+        self._inference = InferenceService(
+            self._registry, self._repository, settings.max_message_mib * 2**20, self._metrics.requested
+        )
         self._texts = TextDoor(self._registry, settings, self._metrics.requested)
         self._grpc: grpc.aio.Server | None = None
 

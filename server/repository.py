@@ -6,12 +6,10 @@ that fails never takes over; the index tells why. A single bundle is a repositor
 
 import asyncio
 import logging
-import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from bundle import BundleError, Manifest, read_manifest
+from bundle import BundleError, read_manifest
 from bundle.contract import Report
 from bundle.manifest import MANIFEST
 from server.attentions import Attentions
@@ -19,41 +17,16 @@ from server.errors import FailedPrecondition, HeedError, NotFound, StartError
 from server.loading import Loaded, NoRoom, load
 from server.machine import settle_memory
 from server.metrics import Metrics
+from server.places import Files, Place, find_places
 from server.recheck import Recheck, cases_at_start
 from server.registry import Registry, Served, State
 from server.scheduler import Scheduler
 from server.serving import Serving
 from server.settings import Settings
+from server.statistics import Statistics
 from server.workers import Workers
 
 log = logging.getLogger("heed.repository")
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-VERSION = re.compile(r"[1-9][0-9]*")
-
-Files = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one version of a model lies."""
-
-    name: str
-    version: int
-    folder: Path
-
-    def files(self) -> Files:
-        """Changes when the bundle does."""
-        stats = [(path.name, path.stat()) for path in sorted(self.folder.iterdir())]
-        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-
-    def manifest(self) -> Manifest:
-        """The bundle's, but with the name and the version of its place: what an operator sees is what is served.
-
-        Raises:
-            BundleError: there is none that can be read.
-        """
-        return read_manifest(self.folder).model_copy(update={"name": self.name, "version": self.version})
 
 
 @dataclass(frozen=True)
@@ -65,31 +38,6 @@ class Entry:
     state: State
     reason: str = ""
     failed: bool = False  # it was to be served, or its files have changed, and it cannot be
-
-
-def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    return [path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_dir()]
-
-
-def find_places(folder: Path) -> list[Place]:
-    """What there is, the newest first.
-
-    Raises:
-        BundleError: the folder is a bundle that cannot be read.
-        StartError: it cannot be looked into.
-    """
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        return [Place(manifest.name, manifest.version, folder)]
-    try:
-        places = [
-            Place(model.name, int(version.name), version)
-            for model in _folders(folder, NAME)
-            for version in _folders(model, VERSION)
-        ]
-    except OSError as error:
-        raise StartError(f"{error.filename} cannot be read: {error.strerror}") from None
-    return sorted(places, key=lambda place: (place.name, -place.version))
 
 
 class Repository:
@@ -289,13 +237,16 @@ class Repository:
     async def _take_over(self, served: Served, loaded: Loaded) -> None:
         """The model answers from now on. What answered as the same version before goes."""
         model, tokens = loaded.model, self._settings.max_queue_tokens
-        scheduler = Scheduler(model.run, loaded.warmup.strategy, self._workers_for(loaded), max_tokens=tokens)
-        attentions = Attentions(model, max_tokens=tokens)
+        statistics = Statistics()
+        run = statistics.counted(model.run)
+        scheduler = Scheduler(run, loaded.warmup.strategy, self._workers_for(loaded), max_tokens=tokens)
+        attentions = Attentions(model, tokens, statistics)
         if self._settings.attentions:
             _, proof = await attentions.loaded()
             loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
         cases = await asyncio.to_thread(cases_at_start, model.folder)
-        served.loaded, served.serving, served.state = loaded, Serving(model, scheduler, attentions), State.READY
+        serving = Serving(model, scheduler, attentions, statistics)
+        served.loaded, served.serving, served.state = loaded, serving, State.READY
         for other in self._registry.all(served.name):
             if other.version == served.version and other is not served:
                 self._retire(other)
