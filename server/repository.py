@@ -98,6 +98,7 @@ class Repository:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
+        metrics.watch_failures(lambda: len(registry.failures))
         self._one_at_a_time = asyncio.Lock()
         self._failed: dict[Place, Files] = {}  # not tried again until they change
         self._seen: dict[Place, Files] = {}  # by the watch, the last time it looked
@@ -285,27 +286,30 @@ class Repository:
     async def _take_over(self, served: Served, loaded: Loaded) -> None:
         """The model answers from now on. What answered as the same version before goes."""
         model, tokens = loaded.model, self._settings.max_queue_tokens
-        scheduler = Scheduler(model.run, loaded.warmup.strategy, workers=loaded.threads, max_tokens=tokens)
         attentions = Attentions(model, max_tokens=tokens)
         if self._settings.attentions:
             _, proof = await attentions.loaded()
             loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
         cases = await asyncio.to_thread(cases_at_start, model.folder)
+        metrics = self._metrics.add(model, loaded.threads)
+        run = metrics.counted(model.run)
+        scheduler = Scheduler(run, loaded.warmup.strategy, workers=loaded.threads, max_tokens=tokens)
+        metrics.watch(scheduler)
+        metrics.contract.compared(loaded.report.findings)
         served.loaded, served.serving, served.state = loaded, Serving(model, scheduler, attentions), State.READY
         for other in self._registry.all(served.name):
             if other.version == served.version and other is not served:
                 self._retire(other)
         self._registry.failures.pop((served.name, served.version), None)
-        contract = self._metrics.add(model, lambda: scheduler.waiting_tokens)
-        contract.compared(loaded.report.findings)
         if seconds := self._settings.recheck_seconds:
-            served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, contract, seconds).run())
+            served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, metrics.contract, seconds).run())
 
     def _fail(self, place: Place, files: Files, error: Exception) -> None:
         if not isinstance(error, NoRoom):  # then it is tried again
             self._failed[place] = files
         reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
         self._registry.failures[place.name, place.version] = reason
+        self._metrics.failed(place.name)
         log.error("version %d of %s is not served: %s", place.version, place.name, reason)
 
     def _retire(self, served: Served) -> None:
@@ -317,13 +321,13 @@ class Repository:
             return self._registry.remove(served)
         if served.recheck:
             served.recheck.cancel()
-        self._metrics.remove(served.serving.model)
         task = asyncio.create_task(self._finish(served, served.serving))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
     async def _finish(self, served: Served, serving: Serving) -> None:
         await serving.close()
+        self._metrics.remove(serving.model)
         self._registry.remove(served)
         served.serving = None
         settle_memory()

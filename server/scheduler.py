@@ -192,6 +192,10 @@ class Scheduler:
             self._spare.pop(entry, None)
 
     @property
+    def waiting_rows(self) -> int:
+        return len(self._waiting)
+
+    @property
     def waiting_tokens(self) -> int:
         return self._tokens
 
@@ -200,7 +204,7 @@ class Scheduler:
         self._closed = True
         for entry in self._spare:
             if not entry.reply.done():
-                entry.reply.set_exception(Unavailable(CLOSED))
+                entry.reply.set_exception(Unavailable(CLOSED, "draining"))
         self._spare.clear()
         while self._running:
             await asyncio.wait(self._running)
@@ -208,7 +212,7 @@ class Scheduler:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Unavailable(CLOSED)
+            raise Unavailable(CLOSED, "draining")
 
     @property
     def wait_seconds(self) -> float:
@@ -228,7 +232,9 @@ class Scheduler:
         if left <= 0:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
         if (wait := self.wait_seconds) > SAFE * left:
-            raise Exhausted(f"too much is waiting: {wait:.2f} s of work, and the deadline is in {left:.2f} s")
+            raise Exhausted(
+                f"too much is waiting: {wait:.2f} s of work, and the deadline is in {left:.2f} s", "no_time"
+            )
 
     def _admit(self, sequences: list[Sequence], deadline: float) -> None:
         tokens = sum(map(len, sequences))
@@ -240,7 +246,8 @@ class Scheduler:
             )
         if self._tokens + tokens > self._max_tokens:
             raise Exhausted(
-                f"the queue is full: {self._tokens} of {self._max_tokens} tokens wait, {tokens} more do not fit"
+                f"the queue is full: {self._tokens} of {self._max_tokens} tokens wait, {tokens} more do not fit",
+                "queue_full",
             )
 
     def _forget(self, entry: Entry) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +14,8 @@ import grpc
 from bundle import Manifest
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from server.errors import InvalidArgument, status_of
+from server.asked import Asked, Call, Observers
+from server.errors import InvalidArgument
 from server.model import Model
 from server.registry import Registry, State
 from server.requests import Request
@@ -25,7 +26,7 @@ from server.serving import Serving
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Parameters = Mapping[str, pb.InferParameter]
-Ended = Callable[[str, str, float], None]
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 # How many requests of one stream are in the server at a time; the next ones wait in the connection.
 STREAM_REQUESTS = 256
@@ -72,14 +73,14 @@ def _properties(manifest: Manifest) -> dict[str, str]:
 
 
 class InferenceService(GRPCInferenceServiceServicer):
-    def __init__(self, registry: Registry, max_message: int, ended: Ended = lambda *_: None) -> None:
+    def __init__(self, registry: Registry, max_message: int, observers: Observers) -> None:
         """
         Args:
             max_message: the largest that can be sent, in bytes.
-            ended: hears of every request's model, status and seconds.
+            observers: are told of every request.
         """
         self._registry = registry
-        self._ended = ended
+        self._observers = observers
         self._max_message = max_message
         self._reading: set[asyncio.Task[None]] = set()  # one for each open stream
 
@@ -118,11 +119,12 @@ class InferenceService(GRPCInferenceServiceServicer):
     @guarded
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         response = pb.ModelInferResponse()
-        await self._infer(request, response, context.time_remaining())
+        await self._infer(Call(SERVICE, "ModelInfer", context), request, response, context.time_remaining())
         return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
         """An error is an answer, too: it ends nothing. Requests are computed together, and answered in their order."""
+        call = Call(SERVICE, "ModelStreamInfer", context)
         answers: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_REQUESTS)
 
@@ -130,7 +132,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             with suppress(asyncio.CancelledError):  # of `end_streams`
                 async for request in requests:
                     await room.acquire()
-                    answers.put_nowait(group.create_task(self._answer_one_of_many(request)))
+                    answers.put_nowait(group.create_task(self._answer_one_of_many(call, request)))
             answers.put_nowait(None)
 
         async with asyncio.TaskGroup() as group:  # if the caller goes, all of it is cancelled
@@ -146,10 +148,10 @@ class InferenceService(GRPCInferenceServiceServicer):
         for reading in self._reading:
             reading.cancel()
 
-    async def _answer_one_of_many(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+    async def _answer_one_of_many(self, call: Call, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         answer = pb.ModelStreamInferResponse()
         try:
-            await self._infer(request, answer.infer_response, None)
+            await self._infer(call, request, answer.infer_response, None)
         except Exception as error:
             code, message = describe(error)
             answer = pb.ModelStreamInferResponse(error_message=message)
@@ -158,25 +160,23 @@ class InferenceService(GRPCInferenceServiceServicer):
         return answer
 
     async def _infer(
-        self, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+        self, call: Call, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
     ) -> None:
         """Fills the response. `remaining` are the seconds until the call's own deadline."""
-        arrived, model, code = time.monotonic(), "", "OK"
-        try:
-            with self._registry.use(request.model_name, request.model_version) as serving:
-                model = request.model_name
-                await self._infer_with(serving, request, response, remaining)
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = status_of(error).name
-            raise
-        finally:
-            self._ended(model, code, time.monotonic() - arrived)
+        with (
+            self._observers.asked(call, request.id) as asked,
+            self._registry.use(request.model_name, request.model_version) as serving,
+        ):
+            asked.of(serving.model)
+            await self._infer_with(serving, asked, request, response, remaining)
 
     async def _infer_with(
-        self, serving: Serving, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+        self,
+        serving: Serving,
+        asked: Asked,
+        request: pb.ModelInferRequest,
+        response: pb.ModelInferResponse,
+        remaining: float | None,
     ) -> None:
         response.id = request.id
         manifest = serving.model.manifest
@@ -186,7 +186,9 @@ class InferenceService(GRPCInferenceServiceServicer):
         outputs = [output.name for output in request.outputs]
         prepared = await serving.prepare(decode_inputs(manifest, request), outputs, _truncate(request.parameters))
         check_response_size(manifest, prepared, self._max_message)
+        asked.prepared(prepared)
         answered = await serving.answer(prepared, deadline)
+        asked.answered(answered)
         if prepared.kind == "answers":
             _fill(response, serving.model, prepared, answered)
         else:  # they are large: putting them together here would make all others wait
