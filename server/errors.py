@@ -26,7 +26,12 @@ class NotFound(HeedError):
 
 
 class Exhausted(HeedError):
-    """The queue is full. Later it may not be."""
+    """More is asked than can be done now. Later it may not be."""
+
+    def __init__(self, message: str, retry_after: float | None = None, reason: Reason | None = None) -> None:
+        """`retry_after`: seconds until another try is worth it; infinity if none is; None if nobody knows."""
+        super().__init__(message, reason)
+        self.retry_after = retry_after
 
 
 class DeadlineExceeded(HeedError):
@@ -39,6 +44,10 @@ class Unavailable(HeedError):
 
 class FailedPrecondition(HeedError):
     """What is served cannot do this, though its signature says so. An operator must act."""
+
+
+class Unimplemented(HeedError):
+    """Part of the protocol, and not of this server. The message says what to do instead."""
 
 
 class DeviceError(HeedError):
@@ -56,6 +65,7 @@ STATUS = {
     DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     Unavailable: StatusCode.UNAVAILABLE,
     FailedPrecondition: StatusCode.FAILED_PRECONDITION,
+    Unimplemented: StatusCode.UNIMPLEMENTED,
 }
 
 

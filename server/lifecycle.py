@@ -19,6 +19,7 @@ from server.registry import Registry, Served, State
 from server.repository import Entry, Repository
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
+from server.services.tei import TEXT_SERVICES, TextDoor
 from server.settings import Settings
 
 SERVICE = OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name
@@ -42,12 +43,15 @@ class Server:
         self._settings = settings
         self._on_ready = on_ready
         self._registry = Registry(settings.default_model)
-        self._health = Health([SERVICE])
+        self._health = Health([SERVICE, *TEXT_SERVICES])
         self._metrics = Metrics(settings.max_queue_tokens)
         self._tracing = start_tracing() if settings.traces else None
         observers = observers_for(settings, self._metrics, self._tracing)
         self._repository = Repository(settings, self._registry, self._metrics)
-        self._inference = InferenceService(self._registry, settings.max_message_mib * 2**20, observers)
+        self._inference = InferenceService(
+            self._registry, self._repository, settings.max_message_mib * 2**20, observers
+        )
+        self._texts = TextDoor(self._registry, settings, observers)
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:
@@ -110,6 +114,7 @@ class Server:
         self._registry.ready = False
         self._health.end_watches()
         self._inference.end_streams()
+        self._texts.end_streams()
         await self._grpc.stop(self._settings.grace_seconds)
         await self._repository.close()
         if self._tracing:
@@ -124,8 +129,9 @@ class Server:
         """Opens the port and returns the address."""
         server = new_server(self._settings)
         add_GRPCInferenceServiceServicer_to_server(self._inference, server)
+        self._texts.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        enable_reflection(server, [SERVICE])
+        enable_reflection(server, [SERVICE, *TEXT_SERVICES])
         address = open_port(server, self._settings)
         await server.start()
         self._grpc = server

@@ -10,7 +10,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from server.asked import Asked
+from server.record import Record
 from server.settings import LogFormat, LogLevel
 
 log = logging.getLogger("heed.requests")
@@ -78,33 +78,33 @@ class RequestLog:
     def __init__(self, level: int) -> None:
         self._level = level
 
-    def ended(self, asked: Asked) -> None:
-        log.log(self._level, "request", extra={"fields": _fields_of(asked)})
+    def ended(self, record: Record) -> None:
+        log.log(self._level, "request", extra={"fields": _fields_of(record)})
 
 
-def _fields_of(asked: Asked) -> dict[str, Any]:
+def _fields_of(record: Record) -> dict[str, Any]:
     """What there is to say of a request, without what is empty."""
     fields: dict[str, Any] = {
-        "id": _id(asked),
-        "method": asked.call.method,
-        "model": asked.model,
-        "version": asked.version,
-        "code": asked.code,
-        "reason": asked.reason,
-        "reference": asked.reference,
-        "rows": asked.rows,
-        "tokens": asked.tokens,
-        "ms": _milliseconds(asked.seconds),
-        **{f"{stage}_ms": _milliseconds(ended - begun) for stage, begun, ended in asked.stages()},
-        "peer": asked.call.peer,
-        "trace_id": asked.trace,
+        "id": _id(record),
+        "method": record.call.method,
+        "model": record.model,
+        "version": record.version,
+        "code": record.code,
+        "reason": record.reason,
+        "reference": record.reference,
+        "rows": record.rows,
+        "tokens": record.tokens,
+        "ms": _milliseconds(record.seconds),
+        **{f"{stage}_ms": _milliseconds(ended - begun) for stage, begun, ended in record.stages()},
+        "peer": record.call.peer,
+        "trace_id": record.trace,
     }
     return {name: value for name, value in fields.items() if value != ""}
 
 
-def _id(asked: Asked) -> str:
+def _id(record: Record) -> str:
     """The caller's, if it is one: not too long, and nothing that could not be typed. Otherwise a new one."""
-    return asked.id if 0 < len(asked.id) <= MAX_ID and asked.id.isprintable() else uuid.uuid4().hex
+    return record.id if 0 < len(record.id) <= MAX_ID and record.id.isprintable() else uuid.uuid4().hex
 
 
 def _milliseconds(seconds: float) -> float:

@@ -24,12 +24,12 @@ from prometheus_client import (
 
 from bundle.contract import Finding
 from bundle.packing import Sequence
-from server.asked import Asked
 from server.errors import REASONS, StartError
 from server.graphs import Answer
+from server.lane import Run
 from server.machine import usable_memory
 from server.model import Model
-from server.scheduler import Run
+from server.record import Record
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -132,9 +132,9 @@ class Metrics:
 
     # What others tell
 
-    def ended(self, asked: Asked) -> None:
+    def ended(self, record: Record) -> None:
         """A request came to its end."""
-        self._models.get(asked.model, self._nobody).ended(asked)
+        self._models.get(record.model, self._nobody).ended(record)
 
     def refused(self, reason: str) -> None:
         """A call was refused before anybody knew which model it is for. `reason` is one of `REASONS`."""
@@ -222,12 +222,12 @@ class RequestMetrics:
         # All from the beginning: a rate misses the step from no series to the first refusal.
         self.refused = {reason: metrics.refused_requests.labels(model, reason) for reason in REASONS}
 
-    def ended(self, asked: Asked) -> None:
-        self._by_method_and_code[asked.call.method, asked.code].observe(asked.seconds)
-        for stage, begun, ended in asked.stages():
+    def ended(self, record: Record) -> None:
+        self._by_method_and_code[record.call.method, record.code].observe(record.seconds)
+        for stage, begun, ended in record.stages():
             self._stages[stage].observe(ended - begun)
-        if asked.reason:
-            self.refused[asked.reason].inc()
+        if record.reason:
+            self.refused[record.reason].inc()
 
 
 class VersionMetrics:

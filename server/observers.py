@@ -3,10 +3,10 @@
 import logging
 from typing import TYPE_CHECKING
 
-from server.asked import Listener, Observers
 from server.errors import StartError
 from server.logs import RequestLog, log
 from server.metrics import Metrics
+from server.record import Listener, Observers
 from server.settings import Settings
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from server.asked import Asked
 from server.errors import StartError
+from server.record import Record
 
 # The codes that are a server's own failures, by the semantic conventions for gRPC.
 FAILURES = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -56,26 +56,26 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("heed", version("heed"))
 
-    def ended(self, asked: Asked) -> None:
+    def ended(self, record: Record) -> None:
         """A request came to its end."""
         since_epoch = time.time_ns() - time.monotonic_ns()
 
         def moment(seconds: float) -> int:
             return since_epoch + int(seconds * 1e9)
 
-        method = f"{asked.call.service}/{asked.call.method}"
-        parent = propagate.extract(asked.call.metadata)
+        method = f"{record.call.service}/{record.call.method}"
+        parent = propagate.extract(record.call.metadata)
         span = self._tracer.start_span(
-            method, parent, SpanKind.SERVER, _attributes(method, asked), start_time=moment(asked.arrived)
+            method, parent, SpanKind.SERVER, _attributes(method, record), start_time=moment(record.arrived)
         )
         if span.is_recording():
-            asked.trace = trace.format_trace_id(span.get_span_context().trace_id)
-            if asked.code in FAILURES:
+            record.trace = trace.format_trace_id(span.get_span_context().trace_id)
+            if record.code in FAILURES:
                 span.set_status(Status(StatusCode.ERROR))
             inside = trace.set_span_in_context(span, parent)
-            for stage, begun, ended in asked.stages():
+            for stage, begun, ended in record.stages():
                 self._stage(stage, inside, moment(begun), moment(ended))
-        span.end(moment(asked.ended))
+        span.end(moment(record.ended))
 
     def _stage(self, name: str, inside: Context, begun: int, ended: int) -> None:
         self._tracer.start_span(name, inside, start_time=begun).end(ended)
@@ -85,23 +85,23 @@ class Tracing:
         self._provider.shutdown()
 
 
-def _attributes(method: str, asked: Asked) -> Mapping[str, str | int]:
+def _attributes(method: str, record: Record) -> Mapping[str, str | int]:
     """By the semantic conventions for gRPC servers, and heed's own."""
-    address, _, port = asked.call.peer.rpartition(":")
+    address, _, port = record.call.peer.rpartition(":")
     attributes: dict[str, str | int] = {
         "rpc.system.name": "grpc",
         "rpc.method": method,
-        "rpc.response.status_code": asked.code,
+        "rpc.response.status_code": record.code,
         "network.peer.address": address.strip("[]") or port,
-        "heed.rows": asked.rows,
-        "heed.tokens": asked.tokens,
+        "heed.rows": record.rows,
+        "heed.tokens": record.tokens,
     }
     if port.isdigit():
         attributes["network.peer.port"] = int(port)
-    if asked.code in FAILURES:
-        attributes["error.type"] = asked.code
-    if asked.model:
-        attributes |= {"heed.model.name": asked.model, "heed.model.version": asked.version}
-    if asked.reason:
-        attributes["heed.reason"] = asked.reason
+    if record.code in FAILURES:
+        attributes["error.type"] = record.code
+    if record.model:
+        attributes |= {"heed.model.name": record.model, "heed.model.version": record.version}
+    if record.reason:
+        attributes["heed.reason"] = record.reason
     return attributes

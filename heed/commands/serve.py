@@ -68,8 +68,8 @@ def _read(path: Path) -> dict[str, Any]:
         fail(f"{path} must have lines like `port: 8001`, got {type(values).__name__}")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name in values.keys() - Settings.model_fields.keys():
-        near = get_close_matches(name, Settings.model_fields, 1)
-        fail(f"{path}: {name} is no setting" + f"; did you mean {near[0]}?" * bool(near))
+        near = [f"; did you mean {match}?" for match in get_close_matches(name, Settings.model_fields, 1)]
+        fail(f"{path}: {name} is no setting" + "".join(near))
     return values
 
 
@@ -80,7 +80,7 @@ def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
     try:
         return Settings(**{**from_file, **given})
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda one: one["type"] == "missing")
         name = str(first["loc"][0])
         if first["type"] == "missing":
             fail("which bundle or repository to serve? `heed serve FOLDER`, HEED_BUNDLE, or `bundle:` in the file")

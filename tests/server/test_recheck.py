@@ -19,10 +19,13 @@ from bundle.contract import Case
 from bundle.packing import Sequence
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server.graphs import Answer
+from server.grouping import Alone
+from server.lane import Run
 from server.metrics import Metrics
 from server.model import Model
 from server.recheck import Recheck, cases_at_start
-from server.scheduler import Alone, Run, Scheduler
+from server.scheduler import Scheduler
+from server.workers import Workers
 from tests.server.support import ids_request
 from tests.support import Running, free_port, run_server, start_server, stop, wait_until_serving
 
@@ -53,7 +56,7 @@ class Watch:
     def __init__(self, bundle: Path, run: Callable[[Run], Run] = Spoiled) -> None:
         self.model = Model(bundle, "cpu")
         self.run = run(self.model.run)
-        self.scheduler = Scheduler(self.run, Alone(), workers=2, max_tokens=1000)
+        self.scheduler = Scheduler(self.run, Alone(), Workers(2), max_tokens=1000)
         self.cases = cases_at_start(bundle)
         self._metrics = Metrics()
         shown = self._metrics.add(self.model).contract

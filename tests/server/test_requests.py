@@ -215,7 +215,7 @@ def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextEncoder, tmp_path: 
         for second in range(0, 14):
             pair = "fox " * first, "dog " * second
             inputs = texts(pair[0], pairs=[pair[1]])
-            (row,) = check_request(TEXTS, encoder, inputs, truncate=True).sequences
+            (row,) = check_request(TEXTS, encoder, inputs, truncate="right").sequences
             assert row.tokens["input_ids"].tolist() == tokenizer.encode(*pair).ids, (first, second)
 
 

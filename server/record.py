@@ -2,10 +2,10 @@
 
 Whichever door a request comes through says the same few things of it, in the order in which they happen:
 
-    with observers.asked(call, request.id) as asked, registry.use(name) as serving:
-        asked.of(serving.model)
-        asked.prepared(prepared)  # read, checked, tokenized
-        asked.answered(answered)  # computed
+    with observers.record(call, request.id) as record, registry.use(name) as serving:
+        record.of(serving.model, serving.statistics.ended)
+        record.prepared(prepared)  # read, checked, tokenized
+        record.answered(answered)  # computed
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import grpc
@@ -22,6 +22,8 @@ from server.errors import HeedError, reason_of, reference_of, status_of
 from server.model import Model
 from server.requests import Request
 from server.scheduler import Answered
+
+Stage = Literal["prepare", "queue", "compute", "encode"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Call:
 
     @property
     def peer(self) -> str:
-        """The caller's address and port; of a proxy, where there is one."""
+        """The caller's address and port; a proxy's, where there is one."""
         kind, _, address = unquote(self.context.peer()).partition(":")  # ipv6:%5B::1%5D:50000
         return address if kind in ("ipv4", "ipv6") else kind
 
@@ -45,28 +47,8 @@ class Call:
         return {key: value for key, value in pairs if isinstance(value, str)}
 
 
-class Asked:
+class Record:
     """One request. Times are on time.monotonic's clock, in seconds."""
-
-    __slots__ = (
-        "_answered",
-        "_observers",
-        "_prepared",
-        "arrived",
-        "call",
-        "code",
-        "compute_seconds",
-        "ended",
-        "id",
-        "model",
-        "queue_seconds",
-        "reason",
-        "reference",
-        "rows",
-        "tokens",
-        "trace",
-        "version",
-    )
 
     def __init__(self, call: Call, id: str, observers: "Observers") -> None:
         """`id` is the caller's own; empty if there is none."""
@@ -74,18 +56,19 @@ class Asked:
         self.id = id
         self.arrived = time.monotonic()
         self.ended = self._prepared = self._answered = 0.0  # not yet
+        self._compute_seconds = 0.0
         self.model = self.version = ""  # those that are served: callers shall not invent names
         self.rows = self.tokens = 0
-        self.queue_seconds = self.compute_seconds = 0.0
         self.code, self.reason = "OK", ""  # the reason is empty for what was answered, and for who left
         self.reference = ""  # of an internal error
         self.trace = ""  # its id, if it is traced
         self._observers = observers
-        observers.in_flight += 1
+        self._also: Listener | None = None
 
-    def of(self, model: Model) -> None:
-        """There is such a model, and it is ready."""
+    def of(self, model: Model, also: "Listener") -> None:
+        """There is such a model, and it is ready. `also` is told before all others."""
         self.model, self.version = model.manifest.name, str(model.manifest.version)
+        self._also = also
 
     def prepared(self, request: Request) -> None:
         """It is read and checked, and its texts are tokens."""
@@ -95,26 +78,24 @@ class Asked:
     def answered(self, answered: Answered) -> None:
         """All its rows are computed."""
         self._answered = time.monotonic()
-        self.queue_seconds, self.compute_seconds = answered.queue_seconds, answered.compute_seconds
+        self._compute_seconds = answered.compute_seconds
 
     @property
     def seconds(self) -> float:
         """From its arrival to its end."""
         return self.ended - self.arrived
 
-    def stages(self) -> Iterator[tuple[str, float, float]]:
-        """Those that it came through: name, beginning and end.
-
-        The rows of one request wait and are computed side by side: a stage counts from the first row to the last.
-        """
+    def stages(self) -> Iterator[tuple[Stage, float, float]]:
+        """Those that it came through: name, beginning and end. One begins where the one before it ends."""
         if self._prepared:
             yield "prepare", self.arrived, self._prepared
         if self._answered:
-            yield "queue", self._prepared, self._prepared + self.queue_seconds
-            yield "compute", self._answered - self.compute_seconds, self._answered
+            computing = self._answered - self._compute_seconds  # the first row of many
+            yield "queue", self._prepared, computing
+            yield "compute", computing, self._answered
             yield "encode", self._answered, self.ended
 
-    def __enter__(self) -> "Asked":
+    def __enter__(self) -> "Record":
         return self
 
     def __exit__(
@@ -128,10 +109,12 @@ class Asked:
         elif isinstance(error, asyncio.CancelledError):
             # gRPC cancels what a caller has left, and what it waits for no longer because the time is up.
             self.code = "DEADLINE_EXCEEDED" if self.call.context.time_remaining() == 0 else "CANCELLED"
+        if self._also:
+            self._also(self)
         self._observers.ended(self)
 
 
-Listener = Callable[[Asked], None]
+Listener = Callable[[Record], None]
 
 
 class Observers:
@@ -142,11 +125,16 @@ class Observers:
         self._listeners = listeners
         self.in_flight = 0  # requests that have come and not come to their end
 
-    def ended(self, asked: Asked) -> None:
+    def record(self, call: Call, id: str = "") -> Record:
+        """A request has come; the `with` ends when it is answered or not to be answered.
+
+        Args:
+            id: the caller's own, if there is one.
+        """
+        self.in_flight += 1
+        return Record(call, id, self)
+
+    def ended(self, record: Record) -> None:
         self.in_flight -= 1
         for tell in self._listeners:
-            tell(asked)
-
-    def asked(self, call: Call, id: str = "") -> Asked:
-        """A request has come; the `with` ends when it is answered or not to be answered."""
-        return Asked(call, id, self)
+            tell(record)
