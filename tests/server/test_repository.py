@@ -12,8 +12,9 @@ import pytest
 
 from server.errors import FailedPrecondition, NotFound, StartError
 from server.metrics import Metrics
+from server.places import find_places
 from server.registry import Registry, State
-from server.repository import Repository, find_places
+from server.repository import Repository
 from server.settings import Settings
 
 TEXT = np.array([b"the quick fox"], object)
