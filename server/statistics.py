@@ -40,6 +40,8 @@ class Statistics:
 
     def ended(self, record: Record) -> None:
         """A request came to its end."""
+        if record.code == "OK" and not record.rows:
+            return  # it wanted no more than a tokenizer
         self.last_arrival = time.time() - record.seconds
         if record.code != "OK":
             return self.fail.add(record.seconds)
