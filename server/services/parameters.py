@@ -10,15 +10,27 @@ from typing import Any
 
 from protos.open_inference_pb2 import InferParameter, ModelInferRequest
 from server.errors import InvalidArgument
+from server.text import Side
 
 Parameters = Mapping[str, InferParameter]
 Check = Callable[[str, InferParameter], Any]
+
+SIDES: dict[str, Side] = {"left": "left", "right": "right"}
 
 
 def _bool(name: str, parameter: InferParameter) -> bool:
     if parameter.WhichOneof("parameter_choice") != "bool_param":
         raise InvalidArgument(f"{name} must be a bool")
     return parameter.bool_param
+
+
+def _side(name: str, parameter: InferParameter) -> Side | None:
+    """The end at which to cut: true is the right one."""
+    if parameter.WhichOneof("parameter_choice") == "bool_param":
+        return "right" if parameter.bool_param else None
+    if side := SIDES.get(parameter.string_param):
+        return side
+    raise InvalidArgument(f"{name} must be a bool, or one of the strings left and right")
 
 
 def _count(name: str, parameter: InferParameter) -> int:
@@ -41,7 +53,7 @@ def _plain(name: str, parameter: InferParameter) -> str:
 # What a request may say, and its inputs and outputs. Some of it changes nothing here and so does no harm:
 # how values would be encoded over HTTP, and MLServer's codecs.
 OF_REQUESTS: dict[str, Check] = {
-    "truncate": _bool,
+    "truncate": _side,
     "timeout": _count,
     "priority": _count,
     "triton_enable_empty_final_response": _bool,
@@ -67,7 +79,7 @@ REFUSED = {
 class Options:
     """What a request says beside its tensors."""
 
-    truncate: bool = False  # texts that are too long
+    truncate: Side | None = None  # texts that are too long, at this end
     seconds: float = math.inf  # that it may wait in the queue
     priority: int = 0  # 1 is the most urgent, 0 the default
 
@@ -107,7 +119,7 @@ def read_options(request: ModelInferRequest) -> Options:
     values = _read(request.parameters, OF_REQUESTS)
     microseconds = values.get("timeout", 0)
     return Options(
-        truncate=values.get("truncate", False),
+        truncate=values.get("truncate"),
         seconds=microseconds / 1e6 if microseconds else math.inf,
         priority=values.get("priority", 0),
     )
