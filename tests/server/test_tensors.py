@@ -1,5 +1,7 @@
 """Tensors on the wire that no other test sends."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16, finfo
@@ -43,8 +45,8 @@ def extremes(datatype: str) -> np.ndarray:
     if "INT" in datatype:
         limits = np.iinfo(dtype)
         return np.array([limits.min, 0, 1, limits.max], dtype)
-    limits = finfo(dtype)  # type: ignore[no-untyped-call]
-    return np.array([limits.max, limits.smallest_subnormal, -1 / 3, -0.0], dtype)
+    floats: Any = finfo(dtype)  # type: ignore[no-untyped-call]
+    return np.array([floats.max, floats.smallest_subnormal, -1 / 3, -0.0], dtype)
 
 
 def one_input(name: str, datatype: str, shape: list[int]) -> pb.ModelInferRequest:

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import tritonclient.grpc.aio as triton
-from tests.clients.scripts.told import plain, refused, tell
 from tritonclient.utils import InferenceServerException
+
+from tests.clients.scripts.told import plain, refused, tell
 
 
 def text(*texts: str) -> list[triton.InferInput]:

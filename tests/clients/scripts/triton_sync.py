@@ -1,4 +1,4 @@
-"""tritonclient.grpc, every call that makes sense for one machine.    python -m tests.clients.scripts.triton_sync HOST:PORT
+"""Every call of tritonclient.grpc that one machine has.    python -m tests.clients.scripts.triton_sync HOST:PORT
 
 The server has `tiny`, which takes texts and ids, and `seen`, which takes images and gives logits.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 from ml_dtypes import bfloat16
+
 from tests.clients.scripts.told import plain, refused, tell, told
 
 IDS = np.array([[2, 5, 9, 3], [2, 6, 3, 0]])
