@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bundle.manifest import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
+Compression = Literal["none", "deflate", "gzip"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -90,6 +91,11 @@ class Settings(BaseSettings):
         ge=-1,
         le=65535,
         description="Port for Prometheus, over HTTP; 0 picks a free one, -1: no metrics.",
+        json_schema_extra=NETWORK,
+    )
+    compression: Compression = Field(
+        "none",
+        description="How to compress answers: none, deflate or gzip. Requests may come compressed in either way.",
         json_schema_extra=NETWORK,
     )
     max_connection_age_seconds: float = Field(

@@ -11,7 +11,7 @@ def scores(logits_BC: Floats, raw: bool) -> Floats:
     if raw:
         return logits_BC
     if logits_BC.shape[-1] == 1:
-        return np.asarray(1 / (1 + np.exp(-logits_BC)))
+        return np.asarray(np.exp(-np.logaddexp(0.0, -logits_BC)))
     powers_BC = np.exp(logits_BC - logits_BC.max(-1, keepdims=True))
     return np.asarray(powers_BC / powers_BC.sum(-1, keepdims=True))
 
