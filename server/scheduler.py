@@ -15,13 +15,14 @@ from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavaila
 from server.graphs import Answer
 from server.grouping import Strategy
 from server.lane import Lane, Run
-from server.queue import Entry, level_of
+from server.queue import LAST_LEVEL, Entry, level_of
 from server.workers import Workers
 
 CLOSED = "the server is shutting down; call another one"
 # A request is taken only if what is before it should be done after this share of its time: work differs from what is
 # expected of it, and an answer that comes too late was computed for nobody.
 SAFE = 0.75
+SOONEST = 0.05  # seconds: nobody who was refused is asked back before
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ class Scheduler:
             self._ended.set()
 
     @property
+    def waiting_rows(self) -> int:
+        with self._workers.lock:
+            return self._lane.queue.rows
+
+    @property
     def waiting_tokens(self) -> int:
         with self._workers.lock:
             return self._lane.queue.tokens
@@ -130,7 +136,7 @@ class Scheduler:
             spare = list(self._lane.spare)
             self._lane.spare.clear()
         for entry in spare:
-            entry.fail(Unavailable(CLOSED))
+            entry.fail(Unavailable(CLOSED, "draining"))
         while self._requests or self._lane.taken_tokens:
             self._ended.clear()
             await self._ended.wait()
@@ -138,7 +144,7 @@ class Scheduler:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Unavailable(CLOSED)
+            raise Unavailable(CLOSED, "draining")
 
     def wait_seconds(self, priority: int = 0) -> float:
         """How long the threads will be busy with all models' work that goes before a request of this priority."""
@@ -157,7 +163,11 @@ class Scheduler:
         if left <= 0:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
         if (wait := self.wait_seconds(priority)) > SAFE * left:
-            raise Exhausted(f"too much is waiting: {wait:.2f} s of work, and the deadline is in {left:.2f} s")
+            raise Exhausted(
+                f"too much is waiting: {wait:.2f} s of work, and the deadline is in {left:.2f} s",
+                _retry_after(wait, left),
+                "no_time",
+            )
 
     def _admit(self, sequences: list[Sequence], deadline: float, priority: int) -> None:
         tokens = sum(map(len, sequences))
@@ -168,4 +178,18 @@ class Scheduler:
                 "send fewer rows at a time"
             )
         if (waiting := self.waiting_tokens) + tokens > self._max_tokens:
-            raise Exhausted(f"the queue is full: {waiting} of {self._max_tokens} tokens wait, {tokens} more do not fit")
+            raise Exhausted(
+                f"the queue is full: {waiting} of {self._max_tokens} tokens wait, {tokens} more do not fit",
+                self._until_free(waiting + tokens - self._max_tokens, waiting),
+                "queue_full",
+            )
+
+    def _until_free(self, tokens: int, waiting: int) -> float:
+        """Seconds until so many of those that wait are at work: all models go on side by side."""
+        return max(SOONEST, self._workers.seconds_before(LAST_LEVEL) * tokens / waiting)
+
+
+def _retry_after(wait: float, left: float) -> float:
+    """Seconds until `wait` is SAFE for what is left by then, if nobody else comes; infinity if that is too late."""
+    seconds = (wait - SAFE * left) / (1 - SAFE)
+    return max(SOONEST, seconds) if seconds < left else math.inf

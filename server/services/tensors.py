@@ -16,12 +16,25 @@ from protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, Mo
 from server.errors import InvalidArgument
 from server.requests import Request, spec_of
 
-# Datatype: its bytes on the wire (always little-endian), and its field in InferTensorContents.
+# Datatype: its bytes on the wire (always little-endian), and its field in InferTensorContents, if it has one.
 WIRE = {
     "BOOL": (np.dtype("?"), "bool_contents"),
+    "UINT8": (np.dtype("<u1"), "uint_contents"),
+    "UINT16": (np.dtype("<u2"), "uint_contents"),
+    "UINT32": (np.dtype("<u4"), "uint_contents"),
+    "INT8": (np.dtype("<i1"), "int_contents"),
+    "INT16": (np.dtype("<i2"), "int_contents"),
+    "INT32": (np.dtype("<i4"), "int_contents"),
     "INT64": (np.dtype("<i8"), "int64_contents"),
+    "FP16": (np.dtype("<f2"), ""),
+    "BF16": (np.dtype("<u2"), ""),  # numpy has no such type; these are its bits
     "FP32": (np.dtype("<f4"), "fp32_contents"),
     "BYTES": (np.dtype(object), "bytes_contents"),
+}
+# What a client may send in place of a model's own datatype: whatever that holds exactly, every value of it.
+WIDENED = {
+    "INT64": ("INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8", "BOOL"),
+    "FP32": ("FP16", "BF16"),
 }
 KINDS = {"f": "FP32", "i": "INT64", "U": "BYTES"}  # of numpy's dtypes, in an answer
 OVERHEAD = 4096  # bytes of a message for names, shapes and parameters
@@ -53,24 +66,56 @@ def _objects(elements: Iterable[bytes]) -> np.ndarray:
     return array
 
 
-def _from_raw(spec: TensorSpec, raw: bytes) -> np.ndarray:
-    dtype, _ = WIRE[spec.datatype]
-    if spec.datatype == "BYTES":
-        return _objects(_decode_bytes(spec.name, raw))
-    if spec.datatype == "BOOL":  # any byte may come; to numpy a bool that is neither 0 nor 1 is not what it seems
+def _check_datatype(spec: TensorSpec, came: str) -> None:
+    wider = WIDENED.get(spec.datatype, ())
+    if came != spec.datatype and came not in wider:
+        others = f" (or {', '.join(wider)})" * bool(wider)
+        raise InvalidArgument(f"input {spec.name} must be {spec.datatype}{others}, got {came or 'no datatype'}")
+
+
+def _from_raw(name: str, datatype: str, raw: bytes) -> np.ndarray:
+    dtype, _ = WIRE[datatype]
+    if datatype == "BYTES":
+        return _objects(_decode_bytes(name, raw))
+    if datatype == "BOOL":  # any byte may come; to numpy a bool that is neither 0 nor 1 is not what it seems
         return np.asarray(np.frombuffer(raw, np.uint8) != 0)
     if len(raw) % dtype.itemsize:
-        raise InvalidArgument(f"input {spec.name} has {len(raw)} bytes, no multiple of {dtype.itemsize}")
+        raise InvalidArgument(f"input {name} has {len(raw)} bytes, no multiple of {dtype.itemsize}")
     return np.frombuffer(raw, dtype)
 
 
-def _from_contents(spec: TensorSpec, contents: InferTensorContents) -> np.ndarray:
-    dtype, field = WIRE[spec.datatype]
+def _from_contents(name: str, datatype: str, contents: InferTensorContents) -> np.ndarray:
+    dtype, field = WIRE[datatype]
+    if not field:
+        raise InvalidArgument(f"input {name} is {datatype}, which has no field in contents; send raw_input_contents")
     for descriptor, _ in contents.ListFields():
         if descriptor.name != field:
-            raise InvalidArgument(f"input {spec.name} has its values in {descriptor.name}, expected {field}")
+            raise InvalidArgument(f"input {name} has its values in {descriptor.name}, expected {field}")
     values = getattr(contents, field)
-    return _objects(values) if spec.datatype == "BYTES" else np.array(values, dtype)
+    if datatype == "BYTES":
+        return _objects(values)
+    try:
+        return np.array(values, dtype)
+    except OverflowError:  # small integers travel in fields for larger ones
+        raise InvalidArgument(f"input {name} has values in {field} that are no {datatype}") from None
+
+
+def _widened(spec: TensorSpec, datatype: str, values: np.ndarray) -> np.ndarray:
+    """The same values in the model's datatype."""
+    if datatype == spec.datatype:
+        return values
+    if datatype == "BF16":  # the upper half of a float32
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    dtype, _ = WIRE[spec.datatype]
+    return values.astype(dtype)
+
+
+def _values(spec: TensorSpec, tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> np.ndarray:
+    if raw is None:
+        values = _from_contents(tensor.name, tensor.datatype, tensor.contents)
+    else:
+        values = _from_raw(tensor.name, tensor.datatype, raw)
+    return _widened(spec, tensor.datatype, values)
 
 
 def _shaped(spec: TensorSpec, values: np.ndarray, shape: list[int]) -> np.ndarray:
@@ -102,12 +147,8 @@ def decode_inputs(manifest: Manifest, request: ModelInferRequest) -> Arrays:
         spec = spec_of(manifest, tensor.name)
         if tensor.name in arrays:
             raise InvalidArgument(f"input {tensor.name} came twice")
-        if tensor.datatype != spec.datatype:
-            raise InvalidArgument(
-                f"input {tensor.name} must be {spec.datatype}, got {tensor.datatype or 'no datatype'}"
-            )
-        values = _from_raw(spec, raws[index]) if raws else _from_contents(spec, tensor.contents)
-        arrays[tensor.name] = _shaped(spec, values, list(tensor.shape))
+        _check_datatype(spec, tensor.datatype)
+        arrays[tensor.name] = _shaped(spec, _values(spec, tensor, raws[index] if raws else None), list(tensor.shape))
     return arrays
 
 
