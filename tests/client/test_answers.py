@@ -76,9 +76,10 @@ def test_the_best_comes_first_and_equals_keep_their_order() -> None:
     assert ranks == [Rank(1, "b", 2.0), Rank(3, "d", 1.0), Rank(0, "a", 0.0), Rank(2, "c", 0.0)]
 
 
-def export(folder: Path, task: Task, **overrides: Any) -> Path:
+def export(folder: Path, task: Task, out: Path | None = None, name: str | None = None, **overrides: Any) -> Path:
     size = save_wordpiece(folder)
-    return export_bundle(save_family(folder, "bert", task, vocab_size=size, **overrides), folder / "bundle", task)
+    source = save_family(folder, "bert", task, vocab_size=size, **overrides)
+    return export_bundle(source, out or folder / "bundle", name or task)
 
 
 @pytest.fixture(scope="module")
