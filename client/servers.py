@@ -19,6 +19,9 @@ FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between rounds, doubling
 SHORTEST_WAIT = 0.01  # seconds, whatever a busy server says
 REST = 1.0  # seconds for which a server that was UNAVAILABLE is asked after the others
 
+# CANCELLED is how a stopping server, or a balancer before it, may end what nobody here has cancelled.
+GONE = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
+
 Door = TypeVar("Door")
 
 
@@ -71,7 +74,7 @@ class Turn(Generic[Door]):
         """
         if error.pushback is not None and error.pushback < 0:  # gRFC A6: never
             raise error
-        if error.code is StatusCode.UNAVAILABLE:
+        if error.code in GONE:
             wait = self._wait_for_another(error)
         elif error.code is StatusCode.RESOURCE_EXHAUSTED and error.pushback is not None:
             wait = max(error.pushback, SHORTEST_WAIT)

@@ -1,10 +1,20 @@
 """The error family, and the one table that maps it to gRPC status codes."""
 
+import uuid
+from typing import Literal, get_args
+
 from grpc import StatusCode
+
+# What a status alone does not tell. Metrics have a series for each.
+Reason = Literal["queue_full", "no_time", "loading", "draining"]
 
 
 class HeedError(Exception):
     """Something a caller or an operator can act on; the message is theirs to read."""
+
+    def __init__(self, message: str = "", reason: Reason | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class InvalidArgument(HeedError):
@@ -18,9 +28,9 @@ class NotFound(HeedError):
 class Exhausted(HeedError):
     """More is asked than can be done now. Later it may not be."""
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, retry_after: float | None = None, reason: Reason | None = None) -> None:
         """`retry_after`: seconds until another try is worth it; infinity if none is; None if nobody knows."""
-        super().__init__(message)
+        super().__init__(message, reason)
         self.retry_after = retry_after
 
 
@@ -62,3 +72,17 @@ STATUS = {
 def status_of(error: Exception) -> StatusCode:
     """The code of the nearest class in the table; INTERNAL for what nobody foresaw."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), StatusCode.INTERNAL)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a request was refused, in a word or two: its own reason, or else the status. One of `REASONS`."""
+    return (isinstance(error, HeedError) and error.reason) or status_of(error).name.lower()
+
+
+def reference_of(error: Exception) -> str:
+    """The id by which the log tells of an error that nobody foresaw: each has one."""
+    reference: str = error.__dict__.setdefault("heed_reference", uuid.uuid4().hex[:12])
+    return reference
+
+
+REASONS = (*get_args(Reason), *(status.name.lower() for status in (*STATUS.values(), StatusCode.INTERNAL)))

@@ -14,6 +14,7 @@ from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_s
 from server.listening import enable_reflection, new_server, open_port
 from server.machine import SWITCH_SECONDS, give_freed_memory_back, settle_memory
 from server.metrics import Metrics
+from server.observers import observers_for, start_tracing
 from server.registry import Registry, Served, State
 from server.repository import Entry, Repository
 from server.services.health import NOT_SERVING, SERVING, Health
@@ -43,12 +44,14 @@ class Server:
         self._on_ready = on_ready
         self._registry = Registry(settings.default_model)
         self._health = Health([SERVICE, *TEXT_SERVICES])
-        self._metrics = Metrics()
+        self._metrics = Metrics(settings.max_queue_tokens)
+        self._tracing = start_tracing() if settings.traces else None
+        observers = observers_for(settings, self._metrics, self._tracing)
         self._repository = Repository(settings, self._registry, self._metrics)
         self._inference = InferenceService(
-            self._registry, self._repository, settings.max_message_mib * 2**20, self._metrics.requested
+            self._registry, self._repository, settings.max_message_mib * 2**20, observers
         )
-        self._texts = TextDoor(self._registry, settings, self._metrics.requested)
+        self._texts = TextDoor(self._registry, settings, observers)
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:
@@ -114,6 +117,8 @@ class Server:
         self._texts.end_streams()
         await self._grpc.stop(self._settings.grace_seconds)
         await self._repository.close()
+        if self._tracing:
+            await asyncio.to_thread(self._tracing.close)
 
     def _listen_for_metrics(self) -> str:
         """Opens their port and returns the address; empty if there shall be none."""

@@ -6,18 +6,25 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from protos import POOL
 from server.errors import StartError
-from server.settings import Settings
+from server.settings import Compression, Settings
+
+COMPRESSIONS: dict[Compression, grpc.Compression] = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
 
 
 def new_server(settings: Settings) -> grpc.aio.Server:
     """A server without services, with what the settings say about connections and messages."""
     limit = settings.max_message_mib * 2**20
     return grpc.aio.server(
+        compression=COMPRESSIONS[settings.compression],
         options=[
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a server to share it with
-        ]
+        ],
     )
 
 

@@ -78,6 +78,10 @@ class Queue:
         return any(self._levels.values())
 
     @property
+    def rows(self) -> int:
+        return sum(map(len, self._levels.values()))
+
+    @property
     def tokens(self) -> int:
         return self.tokens_before(LAST_LEVEL)
 

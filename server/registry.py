@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from bundle import Manifest
-from server.errors import FailedPrecondition, NotFound, Unavailable
+from server.errors import FailedPrecondition, NotFound, Reason, Unavailable
 from server.loading import Loaded
 from server.serving import Serving
 
@@ -113,6 +113,7 @@ class Registry:
         """
         one = self.find(name, version)
         if one.state is not State.READY or one.serving is None:
-            raise Unavailable(f"model {one.name!r} is {one.state.value}; try again, or another server")
+            reason: Reason = "loading" if one.state is State.LOADING else "draining"
+            raise Unavailable(f"model {one.name!r} is {one.state.value}; try again, or another server", reason)
         with one.serving.in_use() as serving:
             yield serving

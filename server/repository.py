@@ -47,6 +47,7 @@ class Repository:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
+        metrics.watch_failures(lambda: len(registry.failures))
         self._workers: Workers | None = None
         self._one_at_a_time = asyncio.Lock()
         self._failed: dict[Place, Files] = {}  # not tried again until they change
@@ -238,23 +239,25 @@ class Repository:
         """The model answers from now on. What answered as the same version before goes."""
         model, tokens = loaded.model, self._settings.max_queue_tokens
         statistics = Statistics()
-        run = statistics.counted(model.run)
-        scheduler = Scheduler(run, loaded.warmup.strategy, self._workers_for(loaded), max_tokens=tokens)
         attentions = Attentions(model, tokens, statistics)
         if self._settings.attentions:
             _, proof = await attentions.loaded()
             loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
         cases = await asyncio.to_thread(cases_at_start, model.folder)
+        workers = self._workers_for(loaded)
+        metrics = self._metrics.add(model, workers.threads)
+        run = metrics.counted(statistics.counted(model.run))
+        scheduler = Scheduler(run, loaded.warmup.strategy, workers, max_tokens=tokens)
+        metrics.watch(scheduler)
+        metrics.contract.compared(loaded.report.findings)
         serving = Serving(model, scheduler, attentions, statistics)
         served.loaded, served.serving, served.state = loaded, serving, State.READY
         for other in self._registry.all(served.name):
             if other.version == served.version and other is not served:
                 self._retire(other)
         self._registry.failures.pop((served.name, served.version), None)
-        contract = self._metrics.add(model, lambda: scheduler.waiting_tokens)
-        contract.compared(loaded.report.findings)
         if seconds := self._settings.recheck_seconds:
-            served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, contract, seconds).run())
+            served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, metrics.contract, seconds).run())
 
     def _workers_for(self, loaded: Loaded) -> Workers:
         """The same for all models. The first one says on what they compute, and so how many there are."""
@@ -266,6 +269,7 @@ class Repository:
             self._failed[place] = files
         reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
         self._registry.failures[place.name, place.version] = reason
+        self._metrics.failed(place.name)
         log.error("version %d of %s is not served: %s", place.version, place.name, reason)
 
     def _retire(self, served: Served) -> None:
@@ -277,13 +281,13 @@ class Repository:
             return self._registry.remove(served)
         if served.recheck:
             served.recheck.cancel()
-        self._metrics.remove(served.serving.model)
         task = asyncio.create_task(self._finish(served, served.serving))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
     async def _finish(self, served: Served, serving: Serving) -> None:
         await serving.close()
+        self._metrics.remove(serving.model)
         self._registry.remove(served)
         served.serving = None
         settle_memory()

@@ -117,6 +117,11 @@ class Scheduler:
             self._ended.set()
 
     @property
+    def waiting_rows(self) -> int:
+        with self._workers.lock:
+            return self._lane.queue.rows
+
+    @property
     def waiting_tokens(self) -> int:
         with self._workers.lock:
             return self._lane.queue.tokens
@@ -131,7 +136,7 @@ class Scheduler:
             spare = list(self._lane.spare)
             self._lane.spare.clear()
         for entry in spare:
-            entry.fail(Unavailable(CLOSED))
+            entry.fail(Unavailable(CLOSED, "draining"))
         while self._requests or self._lane.taken_tokens:
             self._ended.clear()
             await self._ended.wait()
@@ -139,7 +144,7 @@ class Scheduler:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Unavailable(CLOSED)
+            raise Unavailable(CLOSED, "draining")
 
     def wait_seconds(self, priority: int = 0) -> float:
         """How long the threads will be busy with all models' work that goes before a request of this priority."""
@@ -161,6 +166,7 @@ class Scheduler:
             raise Exhausted(
                 f"too much is waiting: {wait:.2f} s of work, and the deadline is in {left:.2f} s",
                 _retry_after(wait, left),
+                "no_time",
             )
 
     def _admit(self, sequences: list[Sequence], deadline: float, priority: int) -> None:
@@ -175,6 +181,7 @@ class Scheduler:
             raise Exhausted(
                 f"the queue is full: {waiting} of {self._max_tokens} tokens wait, {tokens} more do not fit",
                 self._until_free(waiting + tokens - self._max_tokens, waiting),
+                "queue_full",
             )
 
     def _until_free(self, tokens: int, waiting: int) -> float:

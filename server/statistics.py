@@ -1,18 +1,14 @@
-"""What was asked of one model since it is served, and where the time went.
-
-It costs a request some additions and five looks at the clock.
-"""
+"""What was asked of one model since it is served, and where the time went."""
 
 import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from threading import Lock
-from types import TracebackType
 
 from bundle.packing import Sequence
 from server.graphs import Answer
 from server.lane import Run
-from server.scheduler import Answered
+from server.record import Record, Stage
 
 
 @dataclass
@@ -42,9 +38,20 @@ class Statistics:
     _groups: dict[int, Duration] = field(default_factory=dict)  # by rows
     _lock: Lock = field(default_factory=Lock)
 
-    def asked(self) -> "Asked":
-        """A request has come; the `with` ends when it is answered or not to be answered."""
-        return Asked(self)
+    def ended(self, record: Record) -> None:
+        """A request came to its end."""
+        if record.code == "OK" and not record.rows:
+            return  # it wanted no more than a tokenizer
+        self.last_arrival = time.time() - record.seconds
+        if record.code != "OK":
+            return self.fail.add(record.seconds)
+        self.success.add(record.seconds)
+        for stage, begun, ended in record.stages():
+            self._stage(stage).add(ended - begun)
+        self.rows += record.rows
+
+    def _stage(self, name: Stage) -> Duration:
+        return {"prepare": self.input, "queue": self.queue, "compute": self.infer, "encode": self.output}[name]
 
     def counted(self, run: Run) -> Run:
         """The same, and every group that is computed is counted, of whatever thread."""
@@ -64,39 +71,3 @@ class Statistics:
         """The groups that were computed, by how many rows they had."""
         with self._lock:
             return {rows: Duration(one.count, one.seconds) for rows, one in sorted(self._groups.items())}
-
-
-class Asked:
-    """One request, from its arrival to its end."""
-
-    def __init__(self, statistics: Statistics) -> None:
-        self._statistics = statistics
-        self._arrived = self._prepared = self._answered = time.monotonic()
-        self._answer: Answered | None = None
-
-    def prepared(self) -> None:
-        """It is read and checked, and its texts are tokens."""
-        self._prepared = time.monotonic()
-
-    def answered(self, answer: Answered) -> None:
-        """All its rows are computed."""
-        self._answered = time.monotonic()
-        self._answer = answer
-
-    def __enter__(self) -> "Asked":
-        self._statistics.last_arrival = time.time()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        now, to = time.monotonic(), self._statistics
-        if kind or self._answer is None:
-            to.fail.add(now - self._arrived)
-            return
-        to.success.add(now - self._arrived)
-        to.input.add(self._prepared - self._arrived)
-        to.queue.add(self._answer.queue_seconds)
-        to.infer.add(self._answer.compute_seconds)
-        to.output.add(now - self._answered)
-        to.rows += len(self._answer.answers)

@@ -1,6 +1,5 @@
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable, Coroutine
 from difflib import get_close_matches
 from pathlib import Path
@@ -155,9 +154,10 @@ def serve(
     from bundle import BundleError
     from server.errors import HeedError
     from server.lifecycle import Server
+    from server.logs import configure
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = _settings(config, values)
+    configure(settings.log_format, settings.log_level)
     try:
         if check:
             return _check(settings)

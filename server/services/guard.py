@@ -4,13 +4,12 @@ import functools
 import logging
 import math
 import random
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 
-from server.errors import Exhausted, HeedError, status_of
+from server.errors import Exhausted, HeedError, reference_of, status_of
 
 log = logging.getLogger("heed.services")
 
@@ -41,7 +40,7 @@ def describe(error: Exception) -> tuple[grpc.StatusCode, str]:
         message = str(error)
         return status_of(error), message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
     # What nobody foresaw may say things that are not for callers: they get an id, the log gets the rest.
-    reference = uuid.uuid4().hex[:12]
+    reference = reference_of(error)
     log.error("internal error %s", reference, exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error {reference}; the server's log has the details"
 

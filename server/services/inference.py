@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
 
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from server.errors import status_of
 from server.model import Model
+from server.record import Call, Observers, Record
 from server.registry import Registry
 from server.repository import Repository
 from server.requests import Request
@@ -27,7 +28,7 @@ from server.serving import Serving
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Classes = dict[str, int]
-Ended = Callable[[str, str, float], None]
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 def _fill(
@@ -48,42 +49,37 @@ def _fill(
 class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceServiceServicer):
     """Every call of the service; those that compute are here."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        repository: Repository,
-        max_message: int,
-        ended: Ended = lambda *_: None,
-    ) -> None:
+    def __init__(self, registry: Registry, repository: Repository, max_message: int, observers: Observers) -> None:
         """
         Args:
             max_message: the largest that can be sent, in bytes.
-            ended: hears of every request's model, status and seconds.
+            observers: are told of every request.
         """
         ModelCalls.__init__(self, registry)
         RepositoryCalls.__init__(self, repository)
-        self._ended = ended
+        self._observers = observers
         self._max_message = max_message
         self._streams = Streams()
 
     @guarded
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         response = pb.ModelInferResponse()
-        await self._infer(request, response, context.time_remaining())
+        await self._infer(Call(SERVICE, "ModelInfer", context), request, response, context.time_remaining())
         return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
         """An error is an answer, too: it ends nothing."""
-        await self._streams.serve(requests, self._answer_one_of_many, context.write)
+        call = Call(SERVICE, "ModelStreamInfer", context)
+        await self._streams.serve(requests, partial(self._answer_one_of_many, call), context.write)
 
     def end_streams(self) -> None:
         """Streams read nothing more and end when what they have read is answered."""
         self._streams.end()
 
-    async def _answer_one_of_many(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+    async def _answer_one_of_many(self, call: Call, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         answer = pb.ModelStreamInferResponse()
         try:
-            await self._infer(request, answer.infer_response, None)
+            await self._infer(call, request, answer.infer_response, None)
         except Exception as error:
             code, message = describe(error)
             answer = pb.ModelStreamInferResponse(error_message=message)
@@ -96,42 +92,39 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         return answer
 
     async def _infer(
-        self, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+        self, call: Call, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
     ) -> None:
         """Fills the response. `remaining` are the seconds until the call's own deadline."""
-        arrived, model, code = time.monotonic(), "", "OK"
-        try:
-            with self._registry.use(request.model_name, request.model_version) as serving:
-                model = serving.model.manifest.name
-                await self._infer_with(serving, request, response, remaining)
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = status_of(error).name
-            raise
-        finally:
-            self._ended(model, code, time.monotonic() - arrived)
+        with (
+            self._observers.record(call, request.id) as record,
+            self._registry.use(request.model_name, request.model_version) as serving,
+        ):
+            record.of(serving.model, serving.statistics.ended)
+            await self._infer_with(serving, record, request, response, remaining)
 
     async def _infer_with(
-        self, serving: Serving, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+        self,
+        serving: Serving,
+        record: Record,
+        request: pb.ModelInferRequest,
+        response: pb.ModelInferResponse,
+        remaining: float | None,
     ) -> None:
         response.id = request.id
         manifest = serving.model.manifest
-        with serving.statistics.asked() as asked:
-            options, classes = read_options(request), read_classes(request)
-            seconds = options.seconds if remaining is None else min(options.seconds, remaining)
-            deadline = time.monotonic() + seconds
-            if all(output.name != "attentions" for output in request.outputs):  # they have a queue of their own
-                serving.scheduler.check_time(deadline, options.priority)
-            check_classes(manifest, classes)
-            outputs = [output.name for output in request.outputs]
-            prepared = await serving.prepare(decode_inputs(manifest, request), outputs, options.truncate)
-            check_response_size(manifest, prepared, self._max_message)
-            asked.prepared()
-            answered = await serving.answer(prepared, deadline, options.priority)
-            asked.answered(answered)
-            if prepared.kind == "answers":
-                _fill(response, serving.model, prepared, answered, classes)
-            else:  # they are large: putting them together here would make all others wait
-                await asyncio.to_thread(_fill, response, serving.model, prepared, answered, classes)
+        options, classes = read_options(request), read_classes(request)
+        seconds = options.seconds if remaining is None else min(options.seconds, remaining)
+        deadline = time.monotonic() + seconds
+        if all(output.name != "attentions" for output in request.outputs):  # they have a queue of their own
+            serving.scheduler.check_time(deadline, options.priority)
+        check_classes(manifest, classes)
+        outputs = [output.name for output in request.outputs]
+        prepared = await serving.prepare(decode_inputs(manifest, request), outputs, options.truncate)
+        check_response_size(manifest, prepared, self._max_message)
+        record.prepared(prepared)
+        answered = await serving.answer(prepared, deadline, options.priority)
+        record.answered(answered)
+        if prepared.kind == "answers":
+            _fill(response, serving.model, prepared, answered, classes)
+        else:  # they are large: putting them together here would make all others wait
+            await asyncio.to_thread(_fill, response, serving.model, prepared, answered, classes)

@@ -59,6 +59,11 @@ def test_one_that_comes_back_gets_its_share_again() -> None:
     assert len(back.rows) >= 5
 
 
+def test_what_a_stopping_server_cancelled_is_sent_again(embed: Embed) -> None:
+    with running(Echo([Refusal(StatusCode.CANCELLED)])) as address:
+        assert embed(address, ["7"])[0].tolist() == [[7]]
+
+
 def test_all_servers_gone_is_said_after_five_rounds(embed: Embed) -> None:
     with pytest.raises(CallError) as refused:
         embed([f"127.0.0.1:{free_port()}" for _ in range(2)], ONE)

@@ -59,7 +59,7 @@ class Watch:
         self.scheduler = Scheduler(self.run, Alone(), Workers(2), max_tokens=1000)
         self.cases = cases_at_start(bundle)
         self._metrics = Metrics()
-        shown = self._metrics.add(self.model, lambda: self.scheduler.waiting_tokens)
+        shown = self._metrics.add(self.model).contract
         self.recheck = Recheck(self.model, self.scheduler, self.cases, shown, seconds=0)
 
     def error(self, output: str) -> float:
@@ -277,7 +277,10 @@ def test_requests_are_timed_by_model_and_status(server: Running) -> None:
         names = [("tiny", "OK"), ("tiny", "INVALID_ARGUMENT"), ("", "NOT_FOUND")]
         now = scrape(address)
         return {
-            (model, code): now.get(f'heed_request_seconds_count{{code="{code}",model="{model}"}}', 0.0)
+            (model, code): sum(
+                now.get(f'heed_request_seconds_count{{code="{code}",method="{method}",model="{model}"}}', 0.0)
+                for method in ("ModelInfer", "ModelStreamInfer")
+            )
             for model, code in names
         }
 

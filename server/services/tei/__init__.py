@@ -8,8 +8,9 @@ import grpc
 
 from protos import tei_pb2_grpc as wire
 from protos.tei_pb2 import DESCRIPTOR
+from server.record import Observers
 from server.registry import Registry
-from server.services.tei.door import Door, Ended
+from server.services.tei.door import Door
 from server.services.tei.embed import EmbedService
 from server.services.tei.info import InfoService
 from server.services.tei.predict import PredictService
@@ -23,9 +24,9 @@ TEXT_SERVICES = [service.full_name for service in DESCRIPTOR.services_by_name.va
 class TextDoor:
     """All services of the door."""
 
-    def __init__(self, registry: Registry, settings: Settings, ended: Ended = lambda *_: None) -> None:
-        """`ended` hears of every request's model, status and seconds."""
-        self._door = Door(registry, settings, ended)
+    def __init__(self, registry: Registry, settings: Settings, observers: Observers) -> None:
+        """`observers` are told of every request."""
+        self._door = Door(registry, settings, observers)
         self._info = InfoService(registry, settings)
 
     def add_to(self, server: grpc.aio.Server) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from bundle import Manifest
 from protos import tei_pb2 as pb
-from server.errors import InvalidArgument, Unavailable, status_of
+from server.errors import InvalidArgument, Unavailable
+from server.record import Call, Observers, Record
 from server.registry import Registry
 from server.services.guard import ItemError
 from server.services.streams import Streams
@@ -23,7 +24,6 @@ from server.settings import Settings
 from server.text import Side
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Ended = Callable[[str, str, float], None]
 
 Message = TypeVar("Message")
 Answer = TypeVar("Answer")
@@ -97,8 +97,8 @@ class Asked:
     """One request's way to the model."""
 
     serving: Serving
-    arrived: float  # on time.monotonic's clock, as all times
-    deadline: float
+    record: Record
+    deadline: float  # on time.monotonic's clock, as all times
     room: Room
     max_message: int
 
@@ -122,15 +122,17 @@ class Asked:
             inputs["text_pair"] = np.array(pairs, object)
         request = await serving.prepare(inputs, [output], truncate)
         check_response_size(self.manifest, request, self.max_message)
+        self.record.prepared(request)
         tokenized = time.monotonic()
         async with self.room.taken(request.tokens):
             queued = time.monotonic() - tokenized
             answered = await serving.answer(request, self.deadline)
+        self.record.answered(answered)
         values = serving.model.assemble(request, answered.answers)[output]
         return values, pb.Metadata(
             compute_chars=characters,
             compute_tokens=request.tokens,
-            total_time_ns=nanoseconds(time.monotonic() - self.arrived),
+            total_time_ns=nanoseconds(time.monotonic() - self.record.arrived),
             tokenization_time_ns=nanoseconds(tokenized - began),
             queue_time_ns=nanoseconds(queued + answered.queue_seconds),
             inference_time_ns=nanoseconds(answered.compute_seconds),
@@ -147,24 +149,25 @@ Handler = Callable[[Asked, Message], Awaitable[Answer]]
 class Door:
     """The one model of this door, and how its services ask it."""
 
-    def __init__(self, registry: Registry, settings: Settings, ended: Ended) -> None:
+    def __init__(self, registry: Registry, settings: Settings, observers: Observers) -> None:
         self.streams = Streams()
         self._registry = registry
-        self._ended = ended
+        self._observers = observers
         self._max_message = settings.max_message_mib * 2**20
         self._unlimited = Room(2**62)
         # The queue refuses what finds no room, and a stream would end with that. So streams wait here, and leave the
         # other half of the queue to calls.
         self._of_streams = Room(max(1, settings.max_queue_tokens // 2))
 
-    async def answer(self, handler: Handler[Message, Answer], request: Message, context: Context) -> Answer:
+    async def answer(self, call: Call, handler: Handler[Message, Answer], request: Message) -> Answer:
         """The answer to a call of its own."""
-        remaining = context.time_remaining()
+        remaining = call.context.time_remaining()
         deadline = math.inf if remaining is None else time.monotonic() + remaining
-        return await self._answer(handler, request, deadline, self._unlimited)
+        return await self._answer(call, handler, request, deadline, self._unlimited)
 
     async def answer_all(
         self,
+        call: Call,
         handler: Handler[Message, Answer],
         requests: AsyncIterator[Message],
         write: Callable[[Answer], Awaitable[None]],
@@ -188,7 +191,7 @@ class Door:
         async def answer(item: tuple[int, Message]) -> Answer:
             index, request = item
             try:
-                return await self._answer(handler, request, math.inf, self._of_streams)
+                return await self._answer(call, handler, request, math.inf, self._of_streams)
             except Exception as error:
                 raise ItemError(index, error) from error
 
@@ -196,17 +199,9 @@ class Door:
         if not whole:
             raise Unavailable("the server is shutting down; what it had read is answered, send the rest to another one")
 
-    async def _answer(self, handler: Handler[Message, Answer], request: Message, deadline: float, room: Room) -> Answer:
-        arrived, model, code = time.monotonic(), "", "OK"
-        try:
-            with self._registry.use("") as serving:
-                model = serving.model.manifest.name
-                return await handler(Asked(serving, arrived, deadline, room, self._max_message), request)
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = status_of(error).name
-            raise
-        finally:
-            self._ended(model, code, time.monotonic() - arrived)
+    async def _answer(
+        self, call: Call, handler: Handler[Message, Answer], request: Message, deadline: float, room: Room
+    ) -> Answer:
+        with self._observers.record(call) as record, self._registry.use("") as serving:
+            record.of(serving.model, serving.statistics.ended)
+            return await handler(Asked(serving, record, deadline, room, self._max_message), request)

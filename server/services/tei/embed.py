@@ -13,6 +13,7 @@ from bundle.packing import Floats
 from protos import tei_pb2 as pb
 from protos.tei_pb2_grpc import EmbedServicer
 from server.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from server.record import Call
 from server.services.guard import guarded
 from server.services.tei.abilities import check_can
 from server.services.tei.door import Asked, Context, Door, prompted, side_of
@@ -66,25 +67,28 @@ def _fill(message: pb.EmbedResponse | pb.TokenEmbedding, vector_D: Floats) -> No
     message.MergeFromString(b"\x0a" + _varint(len(raw)) + raw)
 
 
+SERVICE = "tei.v1.Embed"
+
+
 class EmbedService(EmbedServicer):
     def __init__(self, door: Door) -> None:
         self._door = door
 
     @guarded
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        return await self._door.answer(_embed, request, context)
+        return await self._door.answer(Call(SERVICE, "Embed", context), _embed, request)
 
     @guarded
     async def EmbedStream(self, requests: AsyncIterator[pb.EmbedRequest], context: Context) -> None:
-        await self._door.answer_all(_embed, requests, context.write)
+        await self._door.answer_all(Call(SERVICE, "EmbedStream", context), _embed, requests, context.write)
 
     @guarded
     async def EmbedAll(self, request: pb.EmbedAllRequest, context: Context) -> pb.EmbedAllResponse:
-        return await self._door.answer(_embed_all, request, context)
+        return await self._door.answer(Call(SERVICE, "EmbedAll", context), _embed_all, request)
 
     @guarded
     async def EmbedAllStream(self, requests: AsyncIterator[pb.EmbedAllRequest], context: Context) -> None:
-        await self._door.answer_all(_embed_all, requests, context.write)
+        await self._door.answer_all(Call(SERVICE, "EmbedAllStream", context), _embed_all, requests, context.write)
 
     @guarded
     async def EmbedSparse(self, request: Any, context: Context) -> Any:

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from protos import tei_pb2 as pb
 from protos.tei_pb2_grpc import PredictServicer
 from server.errors import InvalidArgument
+from server.record import Call
 from server.services.guard import guarded
 from server.services.tei.abilities import check_can
 from server.services.tei.door import Asked, Context, Door, side_of
 from server.services.tei.scores import best_first, scores
+
+SERVICE = "tei.v1.Predict"
 
 
 class PredictService(PredictServicer):
@@ -17,19 +20,19 @@ class PredictService(PredictServicer):
 
     @guarded
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
-        return await self._door.answer(_predict, request, context)
+        return await self._door.answer(Call(SERVICE, "Predict", context), _predict, request)
 
     @guarded
     async def PredictStream(self, requests: AsyncIterator[pb.PredictRequest], context: Context) -> None:
-        await self._door.answer_all(_predict, requests, context.write)
+        await self._door.answer_all(Call(SERVICE, "PredictStream", context), _predict, requests, context.write)
 
     @guarded
     async def PredictPair(self, request: pb.PredictPairRequest, context: Context) -> pb.PredictResponse:
-        return await self._door.answer(_predict_pair, request, context)
+        return await self._door.answer(Call(SERVICE, "PredictPair", context), _predict_pair, request)
 
     @guarded
     async def PredictPairStream(self, requests: AsyncIterator[pb.PredictPairRequest], context: Context) -> None:
-        await self._door.answer_all(_predict_pair, requests, context.write)
+        await self._door.answer_all(Call(SERVICE, "PredictPairStream", context), _predict_pair, requests, context.write)
 
 
 async def _predict(asked: Asked, request: pb.PredictRequest) -> pb.PredictResponse:

@@ -9,6 +9,7 @@ import numpy as np
 from protos import tei_pb2 as pb
 from protos.tei_pb2_grpc import RerankServicer
 from server.errors import InvalidArgument
+from server.record import Call
 from server.services.guard import guarded
 from server.services.tei.abilities import check_can
 from server.services.tei.door import Asked, Context, Door, nanoseconds, side_of
@@ -24,13 +25,16 @@ class _Scored:
     metadata: pb.Metadata
 
 
+SERVICE = "tei.v1.Rerank"
+
+
 class RerankService(RerankServicer):
     def __init__(self, door: Door) -> None:
         self._door = door
 
     @guarded
     async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
-        return await self._door.answer(_rerank, request, context)
+        return await self._door.answer(Call(SERVICE, "Rerank", context), _rerank, request)
 
     @guarded
     async def RerankStream(
@@ -42,7 +46,7 @@ class RerankService(RerankServicer):
         async def keep(one: _Scored) -> None:
             scored.append(one)
 
-        await self._door.answer_all(_score, requests, keep)
+        await self._door.answer_all(Call(SERVICE, "RerankStream", context), _score, requests, keep)
         if not scored:
             raise InvalidArgument("the stream brought no text, expected one at least")
         first = scored[0].request

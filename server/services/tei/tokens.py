@@ -7,6 +7,7 @@ from typing import TypeVar
 from protos import tei_pb2 as pb
 from protos.tei_pb2_grpc import TokenizeServicer
 from server.errors import InvalidArgument
+from server.record import Call
 from server.services.guard import guarded
 from server.services.tei.abilities import check_text
 from server.services.tei.door import Asked, Context, Door, prompted
@@ -15,6 +16,8 @@ from server.text import Piece, TextEncoder
 
 Found = TypeVar("Found")
 
+SERVICE = "tei.v1.Tokenize"
+
 
 class TokenizeService(TokenizeServicer):
     def __init__(self, door: Door) -> None:
@@ -22,19 +25,19 @@ class TokenizeService(TokenizeServicer):
 
     @guarded
     async def Tokenize(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
-        return await self._door.answer(_tokenize, request, context)
+        return await self._door.answer(Call(SERVICE, "Tokenize", context), _tokenize, request)
 
     @guarded
     async def TokenizeStream(self, requests: AsyncIterator[pb.EncodeRequest], context: Context) -> None:
-        await self._door.answer_all(_tokenize, requests, context.write)
+        await self._door.answer_all(Call(SERVICE, "TokenizeStream", context), _tokenize, requests, context.write)
 
     @guarded
     async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
-        return await self._door.answer(_decode, request, context)
+        return await self._door.answer(Call(SERVICE, "Decode", context), _decode, request)
 
     @guarded
     async def DecodeStream(self, requests: AsyncIterator[pb.DecodeRequest], context: Context) -> None:
-        await self._door.answer_all(_decode, requests, context.write)
+        await self._door.answer_all(Call(SERVICE, "DecodeStream", context), _decode, requests, context.write)
 
 
 def _encoder(asked: Asked) -> TextEncoder:
