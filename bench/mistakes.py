@@ -282,13 +282,13 @@ def first_token_instead_of_the_mean(encoder: Encoder) -> None:
     pooling.config = replace(pooling.config, mode="cls")
 
 
-class _MeanOverPadding(nn.Module):
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        return nn.functional.normalize(layout.to_rows(x).mean(1), dim=-1)
+class _MeanOverPadding(Pooling):
+    def unscaled(self, x: Tensor, layout: Layout) -> Tensor:
+        return layout.to_rows(x).mean(1)
 
 
 def mean_over_padding(encoder: Encoder) -> None:
-    encoder.head = _MeanOverPadding()
+    encoder.head = _MeanOverPadding(_all(encoder, Pooling)[0].config, encoder.config.width)
 
 
 def unit_length_missing(encoder: Encoder) -> None:

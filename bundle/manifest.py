@@ -120,6 +120,10 @@ class Manifest(_Part):
     aligned: bool = False
     first_tokens_global: int = Field(0, ge=0)  # the global tokens where a request has no global_attention_mask
     labels: list[str] = []  # their names, in the order of the logits
+    # Whether sentence_embedding is scaled to length 1. None: there is none, or the bundle is older than this field.
+    unit_length: bool | None = None
+    prompts: dict[str, str] = {}  # by name: what the text door can put before a text
+    default_prompt_name: str | None = None  # what it puts there if a caller names none
     image: Image | None = None
     graphs: list[Graph] = Field(min_length=1)
     provenance: Provenance
@@ -137,6 +141,8 @@ class Manifest(_Part):
             raise ValueError("attentions are among the outputs, but no graph computes them")
         if self.takes("pixel_values") and self.image is None:
             raise ValueError("pixel_values are among the inputs, but the size of an image is not given")
+        if self.default_prompt_name not in (None, *self.prompts):
+            raise ValueError(f"the default prompt {self.default_prompt_name!r} is none of the prompts")
         return self
 
     @cached_property

@@ -1,4 +1,4 @@
-"""A small Python client: text or arrays in, numpy out, deadlines and retries by gRPC itself.
+"""A small Python client: text or arrays in, numpy out.
 
 from client import Client
 
@@ -7,7 +7,9 @@ with Client("localhost:8001", "minilm") as client:
 """
 
 from client.aio import AsyncClient
+from client.answers import Label, Rank, Tag
+from client.connection import Tls
 from client.sync import Client
-from client.wire import Answer, CallError, Label, ModelInfo
+from client.wire import Answer, CallError, ModelInfo
 
-__all__ = ["Answer", "AsyncClient", "CallError", "Client", "Label", "ModelInfo"]
+__all__ = ["Answer", "AsyncClient", "CallError", "Client", "Label", "ModelInfo", "Rank", "Tag", "Tls"]

@@ -1,65 +1,134 @@
-from collections.abc import Iterable
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import numpy as np
 
+from client.answers import CLASSIFY, EMBED, RANK, TAG, Label, Rank, Tag, read_labels, read_ranks, read_tags
+from client.batches import Filling, OneBundle, cut, joined, of_rows
+from client.common import Common
 from client.streams import Streams
 from client.wire import (
-    DEFAULT_TIMEOUT,
-    OPTIONS,
     Answer,
+    CallError,
     Inputs,
-    Label,
     ModelInfo,
+    as_arrays,
     call_error,
-    infer_request,
     read_answer,
-    read_labels,
     read_model_info,
+    several,
     texts_and_pairs,
 )
-from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Items = Iterable[Item] | AsyncIterable[Item]
 
-class AsyncClient:
+
+class Door:
+    """A channel to one server, and the streams on it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.stub: Any = GRPCInferenceServiceStub(channel)
+        self.streams = Streams(self.stub)
+
+
+class AsyncClient(Common[Door]):
     """`Client` for asyncio: the same methods, awaited. A cancelled call is cancelled on the server too."""
 
-    def __init__(self, address: str, model: str, version: str = "", timeout: float = DEFAULT_TIMEOUT) -> None:
-        """See `Client`."""
-        self._model, self._version, self._timeout = model, version, timeout
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
-        self._stub = GRPCInferenceServiceStub(self._channel)
-        self._streams = Streams(self._stub)
-
-    async def infer(self, inputs: Inputs, outputs: Iterable[str] = (), truncate: bool = False) -> Answer:
+    async def infer(
+        self, inputs: Inputs, outputs: Iterable[str] = (), truncate: bool = False, timeout: float | None = None
+    ) -> Answer:
         """See `Client.infer`."""
-        request = infer_request(self._model, self._version, inputs, outputs, truncate)
-        return read_answer(await self._streams.ask(request, self._timeout))
+        arrays, outputs = as_arrays(inputs), list(outputs)
+        parts = cut(arrays, self._request_rows)
+        if len(parts) == 1:
+            return await self._infer(arrays, outputs, truncate, timeout)
 
-    async def embed(self, texts: Iterable[str], truncate: bool = False) -> np.ndarray:
+        async def ask(rows: slice) -> Answer:
+            try:
+                part = {name: array[rows] for name, array in arrays.items()}
+                return await self._infer(part, outputs, truncate, timeout)
+            except CallError as error:
+                raise of_rows(error, rows) from None
+
+        async with aclosing(_in_order(ask, parts, self._requests_at_once)) as answers:
+            return joined([answer async for answer in answers])
+
+    def infer_each(
+        self,
+        requests: Items[Inputs],
+        outputs: Iterable[str] = (),
+        truncate: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Answer]:
+        """See `Client.infer_each`."""
+        outputs = list(outputs)
+        return _in_order(
+            lambda inputs: self._infer(inputs, outputs, truncate, timeout), requests, self._requests_at_once
+        )
+
+    async def embed(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> np.ndarray:
         """See `Client.embed`."""
-        return (await self.infer({"text": list(texts)}, ["sentence_embedding"], truncate))["sentence_embedding"]
+        return (await self.infer(texts_and_pairs(texts, None), EMBED, truncate, timeout))["sentence_embedding"]
+
+    async def embed_each(
+        self, texts: Items[str], truncate: bool = False, timeout: float | None = None
+    ) -> AsyncGenerator[np.ndarray]:
+        """See `Client.embed_each`."""
+        bundle = OneBundle()
+        requests = ({"text": batch} async for batch in _batches(several(texts), self._request_rows))
+        async with aclosing(self.infer_each(requests, EMBED, truncate, timeout)) as answers:
+            async for answer in answers:
+                for vector in bundle.check(answer)["sentence_embedding"]:
+                    yield vector
 
     async def classify(
-        self, texts: Iterable[str], pairs: Iterable[str] | None = None, truncate: bool = False
+        self,
+        texts: Iterable[str],
+        pairs: Iterable[str] | None = None,
+        truncate: bool = False,
+        timeout: float | None = None,
     ) -> list[Label]:
         """See `Client.classify`."""
-        return read_labels(await self.infer(texts_and_pairs(texts, pairs), ["logits", "labels"], truncate))
+        return read_labels(await self.infer(texts_and_pairs(texts, pairs), CLASSIFY, truncate, timeout))
 
-    async def info(self) -> ModelInfo:
+    async def tag(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> list[list[Tag]]:
+        """See `Client.tag`."""
+        texts = list(several(texts))
+        return read_tags(await self.infer({"text": texts}, TAG, truncate, timeout), texts)
+
+    async def rank(
+        self, query: str, texts: Iterable[str], truncate: bool = False, timeout: float | None = None
+    ) -> list[Rank]:
+        """See `Client.rank`."""
+        texts = list(several(texts))
+        inputs = texts_and_pairs([query] * len(texts), texts)
+        return read_ranks(await self.infer(inputs, RANK, truncate, timeout), texts)
+
+    async def info(self, timeout: float | None = None) -> ModelInfo:
         """See `Client.info`."""
-        request = pb.ModelMetadataRequest(name=self._model, version=self._version)
-        try:
-            return read_model_info(await self._stub.ModelMetadata(request, timeout=self._timeout))
-        except grpc.RpcError as error:
-            raise call_error(error) from None
+
+        async def ask(door: Door, seconds: float) -> ModelInfo:
+            call = door.stub.ModelMetadata(self._info_request(), timeout=seconds, metadata=self._connection.metadata())
+            try:
+                return read_model_info(await call)
+            except grpc.RpcError as error:
+                raise call_error(error) from None
+
+        return await self._ask(ask, timeout)
 
     async def close(self) -> None:
-        self._streams.close()
-        await self._channel.close()
+        for server in self._servers.each:
+            server.door.streams.close()
+            await server.door.channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,3 +137,62 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _open(self, address: str) -> Door:
+        tls, options = self._connection.tls, self._connection.options(address)
+        if tls:
+            return Door(grpc.aio.secure_channel(address, tls.credentials(), options))
+        return Door(grpc.aio.insecure_channel(address, options))
+
+    async def _infer(self, inputs: Inputs, outputs: Iterable[str], truncate: bool, timeout: float | None) -> Answer:
+        request = self._infer_request(inputs, outputs, truncate)
+
+        async def ask(door: Door, seconds: float) -> Answer:
+            return read_answer(await door.streams.ask(request, seconds, self._connection.metadata()))
+
+        return await self._ask(ask, timeout)
+
+    async def _ask(self, ask: Callable[[Door, float], Awaitable[Result]], timeout: float | None) -> Result:
+        turn = self._turn(timeout)
+        while True:
+            try:
+                return await ask(turn.door, turn.left)
+            except CallError as error:
+                wait = turn.wait_after(error)
+            await asyncio.sleep(wait)
+
+
+async def _in_order(
+    function: Callable[[Item], Coroutine[Any, Any, Result]], items: Items[Item], at_once: int
+) -> AsyncGenerator[Result]:
+    """The result for each item, in their order. `items` is read up to `at_once` ahead."""
+    waiting: deque[asyncio.Task[Result]] = deque()
+    try:
+        async for item in _each(items):
+            waiting.append(asyncio.create_task(function(item)))
+            while waiting and (len(waiting) == at_once or waiting[0].done()):
+                yield await waiting.popleft()
+        while waiting:
+            yield await waiting.popleft()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _batches(texts: Items[str], most: int) -> AsyncGenerator[list[str]]:
+    filling = Filling[str](most, len)
+    async for text in _each(texts):
+        if full := filling.add(text):
+            yield full
+    if filling.batch:
+        yield filling.batch
+
+
+async def _each(items: Items[Item]) -> AsyncGenerator[Item]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

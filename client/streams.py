@@ -6,20 +6,17 @@ stops working on the request, as it does for a cancelled call.
 """
 
 import asyncio
-import random
 import time
 from typing import Any
 
 import grpc
 
-from client.wire import CallError
+from client.connection import Metadata
+from client.wire import CallError, read_pushback, stream_error
 from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 # A stream stays with one server. It ends after a while, so that new servers get their share of the load.
 SECONDS = 30.0
-RETRIES = 4  # of what a server that starts, stops or is gone has not answered
-FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between them, doubling
 
 # How a stream ends that has not answered: the server stops reading, or a write meets a connection that is broken.
 GONE = dict.fromkeys((grpc.StatusCode.OK, grpc.StatusCode.INTERNAL), grpc.StatusCode.UNAVAILABLE)
@@ -52,10 +49,10 @@ class Stream:
             answer = grpc.aio.EOF
         if answer is grpc.aio.EOF:
             code = await self._call.code()
-            raise CallError(GONE.get(code, code), await self._call.details() or "the stream has ended")
+            details = await self._call.details() or "the stream has ended"
+            raise CallError(GONE.get(code, code), details, read_pushback(await self._call.trailing_metadata()))
         if answer.error_message:
-            status = answer.infer_response.parameters["status"].string_param
-            raise CallError(grpc.StatusCode[status or "UNKNOWN"], answer.error_message)
+            raise stream_error(answer)
         response: pb.ModelInferResponse = answer.infer_response
         return response
 
@@ -68,16 +65,17 @@ class Stream:
 
 
 class Streams:
-    """As many streams as there are requests at the same time."""
+    """As many streams to one server as there are requests at the same time."""
 
-    def __init__(self, stub: GRPCInferenceServiceStub) -> None:
+    def __init__(self, stub: Any) -> None:
         self._stub = stub
         self._idle: list[Stream] = []
 
-    async def ask(self, request: pb.ModelInferRequest, timeout: float) -> pb.ModelInferResponse:
+    async def ask(self, request: pb.ModelInferRequest, timeout: float, metadata: Metadata) -> pb.ModelInferResponse:
         """
         Args:
-            timeout: seconds, retries included.
+            timeout: seconds.
+            metadata: of the stream, if a new one is needed.
 
         Raises:
             CallError: the server refused, or did not answer in time.
@@ -85,24 +83,12 @@ class Streams:
         request.parameters["timeout"].int64_param = int(timeout * 1e6)
         try:
             async with asyncio.timeout(timeout):
-                return await self._ask_again(request)
+                return await self._ask(request, metadata)
         except TimeoutError:
-            raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {timeout:g} s") from None
+            raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {timeout:.3g} s") from None
 
-    async def _ask_again(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-        wait = FIRST_WAIT
-        for _ in range(RETRIES):
-            try:
-                return await self._ask_once(request)
-            except CallError as error:
-                if error.code is not grpc.StatusCode.UNAVAILABLE:
-                    raise
-            await asyncio.sleep(wait * random.uniform(0.8, 1.2))
-            wait = min(2 * wait, LONGEST_WAIT)
-        return await self._ask_once(request)
-
-    async def _ask_once(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-        stream = self._take()
+    async def _ask(self, request: pb.ModelInferRequest, metadata: Metadata) -> pb.ModelInferResponse:
+        stream = self._take(metadata)
         try:
             return await stream.ask(request)
         except asyncio.CancelledError:
@@ -114,13 +100,13 @@ class Streams:
             elif not stream.over:
                 await stream.finish()
 
-    def _take(self) -> Stream:
+    def _take(self, metadata: Metadata) -> Stream:
         """The one that was used last, or a new one."""
         while self._idle:
             stream = self._idle.pop()
             if not stream.over:
                 return stream
-        return Stream(self._stub.ModelStreamInfer())
+        return Stream(self._stub.ModelStreamInfer(metadata=metadata))
 
     def close(self) -> None:
         for stream in self._idle:

@@ -1,41 +1,15 @@
-"""What both clients share: messages to numpy and back, channel options, errors."""
+"""Messages to numpy and back, and errors."""
 
 import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 
 from protos import open_inference_pb2 as pb
-
-DEFAULT_TIMEOUT = 30.0  # seconds
-MAX_MESSAGE = 2**31 - 1  # bytes; the server sets the limit that counts
-
-# gRPC's own retries and load balancing. UNAVAILABLE is what a server that is starting, stopping or gone answers, before
-# it has computed anything.
-SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": "inference.GRPCInferenceService"}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-}
-OPTIONS = (
-    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-    ("grpc.enable_retries", 1),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-)
 
 DTYPES = {
     "BOOL": np.dtype("?"),
@@ -46,16 +20,25 @@ DTYPES = {
 LARGEST = 2**63 - 1  # that INT64 holds
 DATATYPES = {"b": "BOOL", "i": "INT64", "u": "INT64", "f": "FP32", "O": "BYTES", "U": "BYTES", "S": "BYTES"}
 
+# When to come again, in milliseconds: in a call's trailing metadata (gRFC A6), and in an error of a stream.
+PUSHBACK, STREAM_PUSHBACK = "grpc-retry-pushback-ms", "retry_after_ms"
+
+Texts = TypeVar("Texts")
 Inputs = Mapping[str, np.ndarray | Iterable[str]]
 
 
 class CallError(RuntimeError):
-    """A call that the server did not answer; `code` is the gRPC status."""
+    """A call that the server did not answer.
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    `code` is the gRPC status. `pushback` is in how many seconds the server wants to be asked again, None if it does not
+    say, negative for never.
+    """
+
+    def __init__(self, code: grpc.StatusCode, details: str, pushback: float | None = None) -> None:
         super().__init__(f"{code.name}: {details}")
         self.code = code
         self.details = details
+        self.pushback = pushback
 
 
 @dataclass(frozen=True)
@@ -85,30 +68,20 @@ class ModelInfo:
     labels: list[str] = field(default_factory=list)  # in the order of the logits
 
 
-@dataclass(frozen=True)
-class Label:
-    """What a text was found to be."""
+def several(texts: Texts) -> Texts:
+    """The same. A single text would be taken for its letters.
 
-    name: str
-    probability: float
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax of the last axis."""
-    shares = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(shares / shares.sum(-1, keepdims=True))
+    Raises TypeError.
+    """
+    if isinstance(texts, str | bytes):
+        raise TypeError("one text came where several are expected: put it into a list")
+    return texts
 
 
 def texts_and_pairs(texts: Iterable[str], pairs: Iterable[str] | None) -> Inputs:
     """The inputs of a model over texts, or over pairs of them."""
-    inputs = {"text": list(texts)}
-    return inputs if pairs is None else inputs | {"text_pair": list(pairs)}
-
-
-def read_labels(answer: Answer) -> list[Label]:
-    """One for each text, from `labels` `[B]` and `logits` `[B, labels]`."""
-    best = probabilities(answer["logits"]).max(-1)
-    return [Label(str(name), float(share)) for name, share in zip(answer["labels"], best, strict=True)]
+    inputs = {"text": list(several(texts))}
+    return inputs if pairs is None else inputs | {"text_pair": list(several(pairs))}
 
 
 def _encode(name: str, array: np.ndarray, datatype: str) -> bytes:
@@ -123,8 +96,23 @@ def _encode_bytes(elements: Iterable[str | bytes]) -> bytes:
     parts = []
     for element in elements:
         raw = element.encode() if isinstance(element, str) else element
+        if not isinstance(raw, bytes):
+            raise TypeError(f"a text is expected, got {type(raw).__name__}: {raw!r:.60}")
         parts += [struct.pack("<I", len(raw)), raw]
     return b"".join(parts)
+
+
+def as_arrays(inputs: Inputs) -> dict[str, np.ndarray]:
+    """Lists of texts as arrays, and arrays as they are.
+
+    Raises TypeError if one holds what cannot be sent.
+    """
+    arrays = {}
+    for name, value in inputs.items():
+        array = arrays[name] = value if isinstance(value, np.ndarray) else np.array(list(several(value)), object)
+        if array.dtype.kind not in DATATYPES:
+            raise TypeError(f"input {name} has dtype {array.dtype}; integers, floats, booleans or texts are expected")
+    return arrays
 
 
 def infer_request(
@@ -137,10 +125,7 @@ def infer_request(
         ValueError: an input holds an integer that INT64 cannot.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=version)
-    for name, value in inputs.items():
-        array = value if isinstance(value, np.ndarray) else np.array(list(value), object)
-        if array.dtype.kind not in DATATYPES:
-            raise TypeError(f"input {name} has dtype {array.dtype}; integers, floats, booleans or texts are expected")
+    for name, array in as_arrays(inputs).items():
         datatype = DATATYPES[array.dtype.kind]
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
         request.raw_input_contents.append(_encode(name, array, datatype))
@@ -192,4 +177,23 @@ def read_model_info(response: pb.ModelMetadataResponse) -> ModelInfo:
 
 
 def call_error(error: grpc.RpcError) -> CallError:
-    return CallError(error.code(), error.details() or "")
+    return CallError(error.code(), error.details() or "", read_pushback(error.trailing_metadata()))
+
+
+def stream_error(response: pb.ModelStreamInferResponse) -> CallError:
+    """An error that is an answer: its status and its pushback are parameters."""
+    said = response.infer_response.parameters
+    code = grpc.StatusCode[said["status"].string_param or "UNKNOWN"]
+    pushback = said[STREAM_PUSHBACK].int64_param / 1e3 if STREAM_PUSHBACK in said else None
+    return CallError(code, response.error_message, pushback)
+
+
+def read_pushback(metadata: Any) -> float | None:
+    """In seconds, of trailing metadata. What is no number is never, as gRFC A6 has it."""
+    said = dict(metadata or ()).get(PUSHBACK)
+    if said is None:
+        return None
+    try:
+        return int(said) / 1e3
+    except ValueError:
+        return -1.0

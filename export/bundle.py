@@ -48,6 +48,9 @@ def _manifest(checkpoint: Checkpoint, name: str, digests: dict[str, str], graphs
         aligned=config.aligned,
         first_tokens_global=config.first_tokens_global,
         labels=signature.labels(config),
+        unit_length=signature.unit_length(config),
+        prompts=dict(checkpoint.prompts.texts) if checkpoint.tokenizer else {},
+        default_prompt_name=checkpoint.prompts.default if checkpoint.tokenizer else None,
         image=signature.image(config),
         graphs=graphs,
         provenance=Provenance(

@@ -110,7 +110,12 @@ def _of_head(config: EncoderConfig) -> list[TensorSpec]:
     if isinstance(head, PoolingConfig):
         unit = ", scaled to length 1" if head.unit_length else ""
         text = f"{head.mode} of the tokens{unit}"
-        return [TensorSpec(name="sentence_embedding", datatype="FP32", shape=[B, head.width(config.width)], help=text)]
+        shape = [B, head.width(config.width)]
+        specs = [TensorSpec(name="sentence_embedding", datatype="FP32", shape=shape, help=text)]
+        if head.unit_length:
+            text = "on request: the same before it is scaled"
+            specs.append(TensorSpec(name="unnormalized_embedding", datatype="FP32", shape=shape, help=text))
+        return specs
     if not isinstance(head, LabelsConfig):
         return []
     rows = [B, L] if head.per == "token" else [B]
@@ -143,6 +148,11 @@ def image(config: EncoderConfig) -> Image | None:
 
 def labels(config: EncoderConfig) -> list[str]:
     return list(config.head.names) if isinstance(config.head, LabelsConfig) else []
+
+
+def unit_length(config: EncoderConfig) -> bool | None:
+    """Whether embeddings are scaled to length 1; None if there are none."""
+    return config.head.unit_length if isinstance(config.head, PoolingConfig) else None
 
 
 def gives_attentions(config: EncoderConfig) -> bool:

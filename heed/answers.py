@@ -10,14 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from client.wire import Answer, ModelInfo, probabilities
+from client import Answer, ModelInfo
+from client.answers import NOTHING, read_labels, read_ranks
 from heed.tokens import readable_tokens
 
 SHOWN_VALUES = 2  # of each vector
 WIDEST = 36  # characters of a text
 BAR = 20  # characters for a probability of 1
 COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red"]
-NOTHING = "O"  # the label of a token that is nothing in particular
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def shown(asked: Asked, answer: Answer) -> RenderableType:
     if "labels" in answer.outputs:
         return label_table(asked, answer)
     if asked.info.task == "reranking":
-        return rank_table(asked, answer["logits"][:, 0])
+        return rank_table(asked, answer)
     return str(answer["last_hidden_state"])
 
 
@@ -76,20 +76,20 @@ def vector_table(asked: Asked, vectors_BD: np.ndarray) -> Table:
 def label_table(asked: Asked, answer: Answer) -> Table:
     """Each text with its most likely label."""
     table = _table("", *_text_columns(asked), "label", "probability", "")
-    best_B = probabilities(answer["logits"]).max(-1)
-    for number, (texts, label, share) in enumerate(zip(asked.rows, answer["labels"], best_B, strict=True)):
-        name = Text(label, _colour(asked, label))
+    for number, (texts, label) in enumerate(zip(asked.rows, read_labels(answer), strict=True)):
+        name = Text(label.name, _colour(asked, label.name))
+        share = label.probability
         table.add_row(str(number + 1), *map(Text, texts), name, f"{share:.1%}", "█" * round(BAR * share))
     return table
 
 
-def rank_table(asked: Asked, scores_B: np.ndarray) -> Table:
+def rank_table(asked: Asked, answer: Answer) -> Table:
     """The best pair first; what all have in common is left out."""
     alike = len(set(asked.texts)) == 1 and asked.pairs
     table = _table("rank", "score", *(["pair"] if alike else _text_columns(asked)))
-    for rank, number in enumerate(np.argsort(-scores_B, kind="stable").tolist()):
-        texts = asked.rows[number][1:] if alike else asked.rows[number]
-        table.add_row(str(rank + 1), f"{scores_B[number]:+.3f}", *map(Text, texts))
+    for place, rank in enumerate(read_ranks(answer, asked.texts)):
+        texts = asked.rows[rank.index][1:] if alike else asked.rows[rank.index]
+        table.add_row(str(place + 1), f"{rank.score:+.3f}", *map(Text, texts))
     return table
 
 

@@ -18,7 +18,7 @@ from server.errors import InvalidArgument
 from server.model import Model
 
 NOT_COMPARED = ("attentions", "tokens", "offsets")
-VECTORS = ("last_hidden_state", "sentence_embedding")  # what has a direction
+VECTORS = ("last_hidden_state", "sentence_embedding", "unnormalized_embedding")  # what has a direction
 QUANTILES = {"median": 0.5, "95 %": 0.95, "99 %": 0.99, "max": 1.0}
 
 
@@ -113,6 +113,8 @@ def _facts(model: Model) -> dict[str, str]:
     facts |= {f"gives {spec.name}": f"{spec.datatype} {spec.letters}" for spec in manifest.outputs}
     facts |= {f"limit of {name}": str(value) for name, value in manifest.limits.model_dump().items()}
     facts["labels"] = ", ".join(manifest.labels) or "none"
+    facts |= {f"prompt {name}": repr(text) for name, text in manifest.prompts.items()}
+    facts["default prompt"] = manifest.default_prompt_name or "none"
     facts["tokenizer"] = _tokenizer(model)[:12]
     return facts | {f"source {name}": digest[:12] for name, digest in manifest.provenance.source.items()}
 

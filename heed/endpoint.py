@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 from grpc import StatusCode
 
 from bundle.contract import CPU, Case, Finding, check, has_budget
 from bundle.packing import Arrays
 from client import Answer, CallError, Client
+from client.batches import stacked
 
 PAUSE = 0.25  # seconds between attempts
 # Worth another attempt: the server is starting, gone for a moment, or busy.
@@ -150,15 +150,4 @@ def _rows(inputs: Arrays, rows: slice) -> Arrays:
 
 def _joined(first: Arrays, second: Arrays) -> Arrays:
     """Rows below rows, `[B, ...]`, padded to the larger sizes as a server pads: with zeros, or with ""."""
-    return {name: _stacked(array, second[name]) for name, array in first.items()}
-
-
-def _stacked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    sizes = np.maximum(first.shape[1:], second.shape[1:])
-    return np.concatenate([_padded(array, (len(array), *sizes)) for array in (first, second)])
-
-
-def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    padded = np.full(shape, "" if array.dtype.kind == "O" else 0, array.dtype)
-    padded[tuple(map(slice, array.shape))] = array
-    return padded
+    return {name: stacked([array, second[name]]) for name, array in first.items()}

@@ -13,7 +13,7 @@ from model.encoder import Encoder
 from model.families import FAMILIES, Family, Head
 from model.files import INDEX, CheckpointError, read_json, read_shapes, read_weights, weight_files
 from model.pooling import PoolingConfig
-from model.sentence_folder import read_sentence_folder, text_limit
+from model.sentence_folder import Prompts, read_sentence_folder, text_limit
 
 LONGEST = 2**17  # what a config may say of any size without a weight of that size: rotary positions have none
 DEEPEST = 1000  # layers that are made whatever the weights are
@@ -30,6 +30,7 @@ class Checkpoint:
     tokenizer: Path | None = None  # tokenizer.json
     max_text_length: int = 0  # tokens of one text, special tokens included; 0: as many as the model takes
     files: tuple[Path, ...] = ()  # all that was read
+    prompts: Prompts = Prompts()
 
 
 def load_checkpoint(folder: Path | str) -> Checkpoint:
@@ -58,6 +59,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         tokenizer=tokenizer,
         max_text_length=int(min(limit, encoder.config.max_length)),
         files=(*outer.files, *(path for path in settings if path.exists()), *weights, *chain(*dense)),
+        prompts=outer.prompts,
     )
 
 

@@ -13,6 +13,7 @@ from model.blocks import Block
 from model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig
 from model.embeddings import cut_into_patches
 from model.layout import GlobalTokens, Layout, Padded
+from model.pooling import Pooling
 from model.positions import RelativeBias, column_positions, counted_positions
 
 
@@ -67,8 +68,8 @@ class Encoder(nn.Module):
             inputs: `input_ids` and `token_type_ids` `[...]`, or `features` `[..., F]`.
 
         Returns:
-            `last_hidden_state` `[..., D]`, and what the head makes of it: `sentence_embedding` `[B, D]`, or `logits`
-            `[B, C]` or `[..., C]`.
+            `last_hidden_state` `[..., D]`, and what the head makes of it: `sentence_embedding` `[B, D]`, and
+            `unnormalized_embedding` if that is scaled to length 1; or `logits` `[B, C]` or `[..., C]`.
         """
         x = self.embeddings(inputs, layout)
         for block in self.blocks:
@@ -89,8 +90,13 @@ class Encoder(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         outputs = {"last_hidden_state": x}
-        if self.head is not None:
-            outputs[self.head_output] = self.head(x, layout)
+        if isinstance(self.head, Pooling):
+            pooled_BD = self.head.unscaled(x, layout)
+            outputs["sentence_embedding"] = self.head.scaled(pooled_BD)
+            if "unnormalized_embedding" in self.outputs:
+                outputs["unnormalized_embedding"] = pooled_BD
+        elif self.head is not None:
+            outputs["logits"] = self.head(x, layout)
         return outputs
 
     @property
@@ -101,7 +107,11 @@ class Encoder(nn.Module):
     @property
     def outputs(self) -> list[str]:
         """The names of what `encode` returns, in order."""
-        return ["last_hidden_state", self.head_output] if self.head is not None else ["last_hidden_state"]
+        head = self.config.head
+        of_head = [self.head_output] if head else []
+        if isinstance(head, PoolingConfig) and head.unit_length:
+            of_head.append("unnormalized_embedding")
+        return ["last_hidden_state", *of_head]
 
     @property
     def per_token(self) -> set[str]:

@@ -72,7 +72,7 @@ class Dense(nn.Module):
 
 
 class Pooling(nn.Module):
-    """`cls` takes column 0 as it is, `mean` and `max` go over the real tokens. Returns `[B, D]`."""
+    """`cls` takes column 0 as it is, `mean` and `max` go over the real tokens."""
 
     def __init__(self, config: PoolingConfig, width: int) -> None:
         super().__init__()
@@ -81,6 +81,11 @@ class Pooling(nn.Module):
         self.dense = nn.Sequential(*(Dense(dense, before) for dense, before in zip(config.dense, widths, strict=False)))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """`[B, D]`."""
+        return self.scaled(self.unscaled(x, layout))
+
+    def unscaled(self, x: Tensor, layout: Layout) -> Tensor:
+        """`[B, D]`, of any length."""
         x_BLD, real_BL = layout.to_rows(x), layout.real_BL
         if self.config.mode == "cls":
             pooled_BD = x_BLD[:, 0]
@@ -88,7 +93,7 @@ class Pooling(nn.Module):
             pooled_BD = mean_of_rows(x_BLD, real_BL)
         else:
             pooled_BD = x_BLD.masked_fill(~real_BL[:, :, None], -torch.inf).amax(1)
-        pooled_BD = self.dense(pooled_BD)
-        if self.config.unit_length:
-            pooled_BD = nn.functional.normalize(pooled_BD, dim=-1)
-        return pooled_BD
+        return self.dense(pooled_BD)
+
+    def scaled(self, pooled_BD: Tensor) -> Tensor:
+        return nn.functional.normalize(pooled_BD, dim=-1) if self.config.unit_length else pooled_BD

@@ -7,7 +7,8 @@ config_sentence_transformers.json   prompts
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -31,12 +32,21 @@ ACTIVATIONS: dict[str, Activation | None] = {
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """What callers may have put before a text, by name, and what is put there if they name none."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    default: str | None = None  # its name
+
+
+@dataclass(frozen=True)
 class SentenceFolder:
     """What a folder says of itself."""
 
     transformer: Path  # the folder with config.json and the weights
     pooling: PoolingConfig | None = None
     dense: tuple[Path, ...] = ()  # the folders with the weights of `pooling.dense`
+    prompts: Prompts = Prompts()
     files: tuple[Path, ...] = ()  # all that was read
 
 
@@ -61,14 +71,17 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
             f"{listing}: modules {' → '.join(kinds)} are not supported, "
             "only Transformer → Pooling (→ Dense) (→ Normalize)"
         )
-    prompts = folder / "config_sentence_transformers.json"
-    _refuse_prompts(prompts)
-    files = [listing, prompts, *(path / "config.json" for path in paths[1 : 2 + len(dense)])]
+    settings = folder / "config_sentence_transformers.json"
+    prompts = _prompts(settings)
+    files = [listing, settings, *(path / "config.json" for path in paths[1 : 2 + len(dense)])]
     pooling = None
     if len(kinds) > 1:
         layers = tuple(_dense(path / "config.json") for path in dense)
         pooling = PoolingConfig(_pooling_mode(paths[1] / "config.json"), unit_length, layers)
-    return SentenceFolder(paths[0], pooling, dense, tuple(path for path in files if path.exists()))
+        _check_prompts_are_pooled(paths[1] / "config.json", prompts)
+    elif prompts.default is not None:
+        raise CheckpointError(f"{settings}: default_prompt_name={prompts.default!r} is supported for embeddings only")
+    return SentenceFolder(paths[0], pooling, dense, prompts, tuple(path for path in files if path.exists()))
 
 
 def _modules(listing: Path) -> tuple[list[str], list[Path]]:
@@ -86,11 +99,23 @@ def _modules(listing: Path) -> tuple[list[str], list[Path]]:
     return kinds, paths
 
 
-def _refuse_prompts(path: Path) -> None:
-    """A prompt that sentence-transformers puts before every text would be part of the answer."""
-    prompt = read_json(path).get("default_prompt_name") if path.exists() else None
-    if prompt is not None:
-        raise CheckpointError(f"{path}: default_prompt_name={prompt!r} is not supported")
+def _prompts(path: Path) -> Prompts:
+    settings = read_json(path) if path.exists() else {}
+    texts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise CheckpointError(f"{path}: prompts must be texts by name")
+    if default is not None and default not in list(texts):
+        raise CheckpointError(f"{path}: default_prompt_name={default!r} is none of the prompts {sorted(texts)}")
+    return Prompts(texts, default)
+
+
+def _check_prompts_are_pooled(path: Path, prompts: Prompts) -> None:
+    """Raises CheckpointError if the pooling is to leave out the tokens of prompts."""
+    if read_json(path).get("include_prompt") is False and any(prompts.texts.values()):
+        raise CheckpointError(
+            f"{path}: include_prompt=false is not supported beside prompts; without the prompts in "
+            "config_sentence_transformers.json the folder can be exported"
+        )
 
 
 def _pooling_mode(path: Path) -> PoolingMode:

@@ -6,8 +6,11 @@ import logging
 from bundle import BundleError
 from bundle.contract import Report
 from server.errors import DeviceError, FailedPrecondition
+from server.grouping import Alone
 from server.model import Model
-from server.scheduler import Alone, Scheduler
+from server.scheduler import Scheduler
+from server.statistics import Statistics
+from server.workers import Workers
 
 log = logging.getLogger("heed.attentions")
 
@@ -33,10 +36,12 @@ def _proven(model: Model) -> Report:
 class Attentions:
     """Loaded and proven when somebody first asks, while everybody else is served."""
 
-    def __init__(self, model: Model, max_tokens: int) -> None:
+    def __init__(self, model: Model, max_tokens: int, statistics: Statistics) -> None:
         """`max_tokens` may wait."""
         self._model = model
+        self._run = statistics.counted(model.run_attentions)
         self._max_tokens = max_tokens
+        self._workers = Workers(1)
         self._loading: asyncio.Task[tuple[Scheduler, Report]] | None = None
 
     async def loaded(self) -> tuple[Scheduler, Report]:
@@ -56,7 +61,7 @@ class Attentions:
             log.error("%s", error)
             raise
         log.info("attention weights of %s: equal to the reference", self._model.manifest.name)
-        return Scheduler(self._model.run_attentions, Alone(), workers=1, max_tokens=self._max_tokens), report
+        return Scheduler(self._run, Alone(), self._workers, self._max_tokens), report
 
     async def close(self) -> None:
         """Returns when everything that was taken is answered."""
@@ -66,3 +71,4 @@ class Attentions:
         if self._loading.exception() is None:
             scheduler, _ = self._loading.result()
             await scheduler.close()
+        self._workers.close()

@@ -14,11 +14,13 @@ from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_s
 from server.listening import enable_reflection, encryption, new_server, open_port
 from server.machine import SWITCH_SECONDS, give_freed_memory_back, settle_memory
 from server.metrics import Metrics
+from server.observers import observers_for, start_tracing
 from server.registry import Registry, Served, State
 from server.repository import Entry, Repository
 from server.security.calls import Slots
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
+from server.services.tei import TEXT_SERVICES, TextDoor
 from server.settings import Settings
 
 SERVICE = OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name
@@ -43,12 +45,15 @@ class Server:
         self._settings = settings
         self._on_ready = on_ready
         self._registry = Registry(settings.default_model)
-        self._health = Health([SERVICE])
-        self._metrics = Metrics()
+        self._health = Health([SERVICE, *TEXT_SERVICES])
+        self._metrics = Metrics(settings.max_queue_tokens)
+        self._tracing = start_tracing() if settings.traces else None
+        observers = observers_for(settings, self._metrics, self._tracing)
         self._repository = Repository(settings, self._registry, self._metrics)
-        self._slots = Slots(settings.max_concurrent_requests)
+        self._slots = Slots(settings.max_concurrent_requests, self._metrics.refused)
         max_message = settings.max_message_mib * 2**20
-        self._inference = InferenceService(self._registry, max_message, self._slots, self._metrics.requested)
+        self._inference = InferenceService(self._registry, self._repository, max_message, observers, self._slots)
+        self._texts = TextDoor(self._registry, settings, observers, self._slots)
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:
@@ -111,8 +116,11 @@ class Server:
         self._registry.ready = False
         self._health.end_watches()
         self._inference.end_streams()
+        self._texts.end_streams()
         await self._grpc.stop(self._settings.grace_seconds)
         await self._repository.close()
+        if self._tracing:
+            await asyncio.to_thread(self._tracing.close)
 
     def _listen_for_metrics(self) -> str:
         """Opens their port and returns the address; empty if there shall be none."""
@@ -121,10 +129,11 @@ class Server:
 
     async def _listen(self) -> str:
         """Opens the port and returns the address."""
-        server = new_server(self._settings, self._slots)
+        server = new_server(self._settings, self._slots, self._metrics.refused)
         add_GRPCInferenceServiceServicer_to_server(self._inference, server)
+        self._texts.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        enable_reflection(server, [SERVICE])
+        enable_reflection(server, [SERVICE, *TEXT_SERVICES])
         address = open_port(server, self._settings)
         await server.start()
         self._grpc = server

@@ -2,7 +2,6 @@
 
 import ipaddress
 import logging
-from collections.abc import Iterable
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -10,10 +9,16 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from protos import POOL
 from server.errors import StartError
-from server.security.calls import Reading, Slots
+from server.security.calls import Reading, Refused, Slots
 from server.security.certificates import server_credentials
 from server.security.tokens import authorization
-from server.settings import Settings
+from server.settings import Compression, Settings
+
+COMPRESSIONS: dict[Compression, grpc.Compression] = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
 
 log = logging.getLogger("heed.security")
 
@@ -46,20 +51,22 @@ def _options(settings: Settings) -> dict[str, int]:
     return options
 
 
-def new_server(
-    settings: Settings, slots: Slots, observers: Iterable[grpc.aio.ServerInterceptor] = ()
-) -> grpc.aio.Server:
+def new_server(settings: Settings, slots: Slots, refused: Refused) -> grpc.aio.Server:
     """A server without services, with what the settings say about connections, messages and callers.
 
     Args:
         slots: count the requests in the process.
-        observers: see every call, those too that are refused.
+        refused: hears of each call that no service sees.
 
     Raises:
         StartError: a file of tokens is not what it should be.
     """
-    checks = [one for one in (authorization(settings), slots, Reading()) if one]
-    return grpc.aio.server(options=list(_options(settings).items()), interceptors=[*observers, *checks])
+    checks = [authorization(settings, refused), slots, Reading(refused)]
+    return grpc.aio.server(
+        interceptors=[check for check in checks if check],
+        options=list(_options(settings).items()),
+        compression=COMPRESSIONS[settings.compression],
+    )
 
 
 def enable_reflection(server: grpc.aio.Server, services: list[str]) -> None:

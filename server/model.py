@@ -19,7 +19,7 @@ from server.machine import usable_cpus
 from server.requests import Request, check_request
 from server.runtime import CUDA, Runtime, device_for
 from server.settings import Device
-from server.text import TextEncoder
+from server.text import Side, TextEncoder
 
 
 class Model:
@@ -79,7 +79,7 @@ class Model:
             )
         return encoder
 
-    def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: bool = False) -> Request:
+    def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: Side | None = None) -> Request:
         """See `check_request`."""
         return check_request(self.manifest, self.text, inputs, outputs, truncate)
 

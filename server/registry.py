@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from bundle import Manifest
-from server.errors import FailedPrecondition, NotFound, Unavailable
+from server.errors import FailedPrecondition, NotFound, Reason, Unavailable
 from server.loading import Loaded
 from server.serving import Serving
 
@@ -63,7 +63,7 @@ class Registry:
 
     @property
     def names(self) -> list[str]:
-        return sorted({one.name for one in self._served})
+        return sorted({one.name for one in self._served if one.state is not State.UNLOADING})
 
     def find(self, name: str, version: str = "") -> Served:
         """The version that is asked for, or else the newest that is ready.
@@ -77,11 +77,10 @@ class Registry:
         """
         name = name or self._only()
         fitting = [one for one in self._served if one.name == name and version in ("", str(one.version))]
-        for one in fitting:
-            if one.state is State.READY:
-                return one
-        if fitting:
-            return fitting[0]
+        for state in (State.READY, State.LOADING):
+            for one in fitting:
+                if one.state is state:
+                    return one
         raise self._nothing(name, version)
 
     def _only(self) -> str:
@@ -100,7 +99,7 @@ class Registry:
             if failed == name and version in ("", str(number)):
                 return FailedPrecondition(f"version {number} of model {name!r} is not served: {reason}")
         if name in self.names:
-            known = ", ".join(str(one.version) for one in self.all(name))
+            known = ", ".join(str(one.version) for one in self.all(name) if one.state is not State.UNLOADING)
             return NotFound(f"version {version!r} of model {name!r} is not served here, only {known}")
         return NotFound(f"model {name!r} is not served here, only {', '.join(self.names) or 'none'}")
 
@@ -110,10 +109,11 @@ class Registry:
 
         Raises:
             NotFound, FailedPrecondition: see `find`.
-            Unavailable: it is not ready yet, or no longer.
+            Unavailable: it is not ready yet.
         """
         one = self.find(name, version)
         if one.state is not State.READY or one.serving is None:
-            raise Unavailable(f"model {one.name!r} is {one.state.value}; try again, or another server")
+            reason: Reason = "loading" if one.state is State.LOADING else "draining"
+            raise Unavailable(f"model {one.name!r} is {one.state.value}; try again, or another server", reason)
         with one.serving.in_use() as serving:
             yield serving

@@ -6,12 +6,10 @@ that fails never takes over; the index tells why. A single bundle is a repositor
 
 import asyncio
 import logging
-import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from bundle import BundleError, Manifest, read_manifest
+from bundle import BundleError, read_manifest
 from bundle.contract import Report
 from bundle.manifest import MANIFEST
 from server.attentions import Attentions
@@ -20,40 +18,16 @@ from server.limits import Limits
 from server.loading import Loaded, NoRoom, load
 from server.machine import settle_memory
 from server.metrics import Metrics
+from server.places import Files, Place, find_places
 from server.recheck import Recheck, cases_at_start
 from server.registry import Registry, Served, State
 from server.scheduler import Scheduler
 from server.serving import Serving
 from server.settings import Settings
+from server.statistics import Statistics
+from server.workers import Workers
 
 log = logging.getLogger("heed.repository")
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-VERSION = re.compile(r"[1-9][0-9]*")
-
-Files = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one version of a model lies."""
-
-    name: str
-    version: int
-    folder: Path
-
-    def files(self) -> Files:
-        """Changes when the bundle does."""
-        stats = [(path.name, path.stat()) for path in sorted(self.folder.iterdir())]
-        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-
-    def manifest(self) -> Manifest:
-        """The bundle's, but with the name and the version of its place: what an operator sees is what is served.
-
-        Raises:
-            BundleError: there is none that can be read.
-        """
-        return read_manifest(self.folder).model_copy(update={"name": self.name, "version": self.version})
 
 
 @dataclass(frozen=True)
@@ -67,31 +41,6 @@ class Entry:
     failed: bool = False  # it was to be served, or its files have changed, and it cannot be
 
 
-def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    return [path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_dir()]
-
-
-def find_places(folder: Path) -> list[Place]:
-    """What there is, the newest first.
-
-    Raises:
-        BundleError: the folder is a bundle that cannot be read.
-        StartError: it cannot be looked into.
-    """
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        return [Place(manifest.name, manifest.version, folder)]
-    try:
-        places = [
-            Place(model.name, int(version.name), version)
-            for model in _folders(folder, NAME)
-            for version in _folders(model, VERSION)
-        ]
-    except OSError as error:
-        raise StartError(f"{error.filename} cannot be read: {error.strerror}") from None
-    return sorted(places, key=lambda place: (place.name, -place.version))
-
-
 class Repository:
     """Loads, swaps and unloads. It belongs to the event loop's thread; what takes long is done in others."""
 
@@ -99,6 +48,8 @@ class Repository:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
+        metrics.watch_failures(lambda: len(registry.failures))
+        self._workers: Workers | None = None
         self._one_at_a_time = asyncio.Lock()
         self._failed: dict[Place, Files] = {}  # not tried again until they change
         self._seen: dict[Place, Files] = {}  # by the watch, the last time it looked
@@ -193,6 +144,8 @@ class Repository:
             self._retire(served)
         if self._retiring:
             await asyncio.wait(self._retiring)
+        if self._workers:
+            self._workers.close()
 
     async def _places(self) -> list[Place]:
         return await asyncio.to_thread(find_places, self._settings.bundle)
@@ -286,28 +239,38 @@ class Repository:
     async def _take_over(self, served: Served, loaded: Loaded) -> None:
         """The model answers from now on. What answered as the same version before goes."""
         model, tokens = loaded.model, self._settings.max_queue_tokens
-        scheduler = Scheduler(model.run, loaded.warmup.strategy, workers=loaded.threads, max_tokens=tokens)
-        attentions = Attentions(model, max_tokens=tokens)
+        statistics = Statistics()
+        attentions = Attentions(model, tokens, statistics)
         if self._settings.attentions:
             _, proof = await attentions.loaded()
             loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
         cases = await asyncio.to_thread(cases_at_start, model.folder)
-        serving = Serving(model, scheduler, attentions, Limits.of(self._settings))
+        workers = self._workers_for(loaded)
+        metrics = self._metrics.add(model, workers.threads)
+        run = metrics.counted(statistics.counted(model.run))
+        scheduler = Scheduler(run, loaded.warmup.strategy, workers, max_tokens=tokens)
+        metrics.watch(scheduler)
+        metrics.contract.compared(loaded.report.findings)
+        serving = Serving(model, scheduler, attentions, statistics, Limits.of(self._settings))
         served.loaded, served.serving, served.state = loaded, serving, State.READY
         for other in self._registry.all(served.name):
             if other.version == served.version and other is not served:
                 self._retire(other)
         self._registry.failures.pop((served.name, served.version), None)
-        contract = self._metrics.add(model, lambda: scheduler.waiting_tokens)
-        contract.compared(loaded.report.findings)
         if seconds := self._settings.recheck_seconds:
-            served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, contract, seconds).run())
+            served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, metrics.contract, seconds).run())
+
+    def _workers_for(self, loaded: Loaded) -> Workers:
+        """The same for all models. The first one says on what they compute, and so how many there are."""
+        self._workers = self._workers or Workers(loaded.threads)
+        return self._workers
 
     def _fail(self, place: Place, files: Files, error: Exception) -> None:
         if not isinstance(error, NoRoom):  # then it is tried again
             self._failed[place] = files
         reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
         self._registry.failures[place.name, place.version] = reason
+        self._metrics.failed(place.name)
         log.error("version %d of %s is not served: %s", place.version, place.name, reason)
 
     def _retire(self, served: Served) -> None:
@@ -319,13 +282,13 @@ class Repository:
             return self._registry.remove(served)
         if served.recheck:
             served.recheck.cancel()
-        self._metrics.remove(served.serving.model)
         task = asyncio.create_task(self._finish(served, served.serving))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
     async def _finish(self, served: Served, serving: Serving) -> None:
         await serving.close()
+        self._metrics.remove(serving.model)
         self._registry.remove(served)
         served.serving = None
         settle_memory()

@@ -10,7 +10,7 @@ from bundle.manifest import GraphKind, TensorSpec
 from bundle.packing import Arrays, Sequence
 from server.errors import InvalidArgument
 from server.rows import Rows, from_images, from_tensors, from_texts, shape_text
-from server.text import TextEncoder, Tokens
+from server.text import Side, TextEncoder, Tokens
 
 DATATYPES = {"BOOL": np.bool_, "INT64": np.int64, "FP32": np.float32, "BYTES": np.object_}
 
@@ -22,6 +22,7 @@ BESIDE = {
     "pixel_values": (),
 }
 TEXT_OUTPUTS = ("tokens", "offsets")
+ON_REQUEST = {"attentions", "unnormalized_embedding"}  # outputs that only callers get who name them
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _check_tensor(spec: TensorSpec, array: np.ndarray) -> None:
 def _by_default(manifest: Manifest, main: str) -> list[str]:
     """What a caller gets who names no outputs: what costs little, and words where words are what is asked for."""
     words = main == "text" and manifest.task == "token_classification"
-    left_out = {"attentions"} if words else {"attentions", *TEXT_OUTPUTS}
+    left_out = ON_REQUEST if words else ON_REQUEST | set(TEXT_OUTPUTS)
     return [spec.name for spec in manifest.outputs if spec.name not in left_out]
 
 
@@ -124,7 +125,7 @@ def check_outputs(manifest: Manifest, wanted: Iterable[str], main: str) -> list[
     return names or _by_default(manifest, main)
 
 
-def _rows(manifest: Manifest, encoder: TextEncoder | None, inputs: Arrays, main: str, truncate: bool) -> Rows:
+def _rows(manifest: Manifest, encoder: TextEncoder | None, inputs: Arrays, main: str, truncate: Side | None) -> Rows:
     if main == "text":
         assert encoder  # as the manifest takes text
         return from_texts(manifest, encoder, inputs, truncate)
@@ -134,13 +135,17 @@ def _rows(manifest: Manifest, encoder: TextEncoder | None, inputs: Arrays, main:
 
 
 def check_request(
-    manifest: Manifest, encoder: TextEncoder | None, inputs: Arrays, outputs: Iterable[str] = (), truncate: bool = False
+    manifest: Manifest,
+    encoder: TextEncoder | None,
+    inputs: Arrays,
+    outputs: Iterable[str] = (),
+    truncate: Side | None = None,
 ) -> Request:
     """
     Args:
         inputs: what came, by name. Texts are an object array of bytes or strings.
         outputs: the names the caller wants; the cheap ones when empty.
-        truncate: cut texts that are too long instead of refusing them.
+        truncate: the end at which to cut texts that are too long, instead of refusing them.
 
     Raises:
         InvalidArgument: anything is wrong; the message names the tensor, what was expected and what came.

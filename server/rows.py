@@ -11,7 +11,7 @@ import numpy as np
 from bundle import Manifest
 from bundle.packing import Arrays, Bools, Ints, Sequence, cut_into_patches, first_column, sequence
 from server.errors import InvalidArgument
-from server.text import TextEncoder, Tokens
+from server.text import Side, TextEncoder, Tokens
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _decoded(inputs: Arrays, name: str) -> list[str]:
     return texts
 
 
-def from_texts(manifest: Manifest, encoder: TextEncoder, inputs: Arrays, truncate: bool) -> Rows:
+def from_texts(manifest: Manifest, encoder: TextEncoder, inputs: Arrays, truncate: Side | None) -> Rows:
     texts = _decoded(inputs, "text")
     pairs: list[str] | list[None] = [None] * len(texts)
     if "text_pair" in inputs:

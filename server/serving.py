@@ -12,6 +12,8 @@ from server.limits import TEXTS, Limits
 from server.model import Model
 from server.requests import Request
 from server.scheduler import Answered, Scheduler
+from server.statistics import Statistics
+from server.text import Side
 
 # Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
 INLINE_CHARACTERS = 4096
@@ -19,11 +21,12 @@ INLINE_CHARACTERS = 4096
 
 @dataclass
 class Serving:
-    """The model, the queue of its plain answers, and the attention weights with theirs."""
+    """The model, the queue of its plain answers, the attention weights with theirs, and what was asked of all that."""
 
     model: Model
     scheduler: Scheduler
     attentions: Attentions
+    statistics: Statistics
     limits: Limits = Limits()
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -40,7 +43,7 @@ class Serving:
             if not self._users:
                 self._unused.set()
 
-    async def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: bool = False) -> Request:
+    async def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: Side | None = None) -> Request:
         """Checks a request and makes rows of it, long texts in a thread.
 
         Raises:
@@ -52,17 +55,18 @@ class Serving:
             return await asyncio.to_thread(self.model.prepare, inputs, outputs, truncate)
         return self.model.prepare(inputs, outputs, truncate)
 
-    async def answer(self, request: Request, deadline: float = math.inf) -> Answered:
+    async def answer(self, request: Request, deadline: float = math.inf, priority: int = 0) -> Answered:
         """Waits for the answers to a request's rows.
 
         Args:
             deadline: on time.monotonic's clock.
+            priority: 1 is the most urgent; 0 is the default.
 
         Raises:
             HeedError: see `Scheduler.submit` and `Attentions.loaded`.
         """
         scheduler = self.scheduler if request.kind == "answers" else (await self.attentions.loaded())[0]
-        return await scheduler.submit(request.sequences, deadline, request.computed)
+        return await scheduler.submit(request.sequences, deadline, request.computed, priority)
 
     async def close(self) -> None:
         """Returns when everything that was taken is answered."""

@@ -9,6 +9,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bundle.manifest import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
+Compression = Literal["none", "deflate", "gzip"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def _in(group: str) -> dict[str, Any]:
@@ -90,6 +93,11 @@ class Settings(BaseSettings):
         description="Port for Prometheus, over HTTP; 0 picks a free one, -1: no metrics.",
         json_schema_extra=NETWORK,
     )
+    compression: Compression = Field(
+        "none",
+        description="How to compress answers: none, deflate or gzip. Requests may come compressed in either way.",
+        json_schema_extra=NETWORK,
+    )
     max_connection_age_seconds: float = Field(
         0.0,
         ge=0,
@@ -156,4 +164,21 @@ class Settings(BaseSettings):
     max_batch: int = Field(1024, ge=1, description="Rows of one request.", json_schema_extra=LIMITS)
     max_text_characters: int = Field(
         100_000, ge=1, description="Length of one text, before it is tokenized.", json_schema_extra=LIMITS
+    )
+
+    log_format: LogFormat = Field(
+        "text", description="Lines for people, or a JSON object on each line.", json_schema_extra=OPERATIONS
+    )
+    log_level: LogLevel = Field(
+        "info", description="From which level on heed logs; debug has every request.", json_schema_extra=OPERATIONS
+    )
+    log_requests: bool = Field(
+        False,
+        description="Log every request at level info, without what it contains.",
+        json_schema_extra=OPERATIONS,
+    )
+    traces: bool = Field(
+        False,
+        description="Send OpenTelemetry traces, as the OTEL_... variables say; heed[otel] has what that needs.",
+        json_schema_extra=OPERATIONS,
     )

@@ -3,8 +3,11 @@
 Letters: t tokens of one text, or of a pair.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -13,7 +16,17 @@ from bundle import BundleError
 from bundle.packing import Ints
 from server.errors import InvalidArgument
 
+Side = Literal["left", "right"]  # the end at which a text is cut
 SHORT = 4096  # characters: less is done before another thread could take over
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token, and which bytes of the text's UTF-8 it stands for; what the template adds stands for none."""
+
+    id: int
+    text: str
+    span: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -78,11 +91,11 @@ class TextEncoder:
         """One more than the largest token id it can give."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str, pair: str | None, truncate: bool, where: str) -> Tokens:
+    def encode(self, text: str, pair: str | None, truncate: Side | None, where: str) -> Tokens:
         """
         Args:
             pair: the second text, if there is one: the tokenizer's own template joins them.
-            truncate: cut what is too long instead of refusing it; of a pair the longer text first.
+            truncate: the end at which to cut what is too long, instead of refusing it; of a pair the longer text first.
             where: how to call the text in an error, "text[3]" say.
 
         Raises:
@@ -90,12 +103,12 @@ class TextEncoder:
         """
         encoding = self._encode(text, pair)
         if len(encoding.ids) > self.max_length:
-            if not truncate:
+            if truncate is None:
                 raise InvalidArgument(
                     f"{where} has {len(encoding.ids)} tokens, at most {self.max_length} are allowed; "
                     "set the parameter truncate to true to have it cut"
                 )
-            encoding = self._cut(text, pair)
+            encoding = self._cut(text, pair, truncate)
         if not encoding.ids:
             raise InvalidArgument(f"{where} has no tokens")
         return Tokens(self._tokenizer, encoding)
@@ -107,14 +120,34 @@ class TextEncoder:
         both = text if pair is None else (text, pair)
         return self._tokenizer.encode_batch([both], add_special_tokens=special)[0]
 
-    def _cut(self, text: str, pair: str | None) -> Encoding:
+    def _cut(self, text: str, pair: str | None, side: Side) -> Encoding:
         room = max(0, self.max_length - self._tokenizer.num_special_tokens_to_add(is_pair=pair is not None))
         first = self._encode(text, special=False)
         if pair is None:
-            first.truncate(room)
+            first.truncate(room, direction=side)
             return self._tokenizer.post_process(first)
         second = self._encode(pair, special=False)
         keep_first, keep_second = longest_first(len(first.ids), len(second.ids), room)
-        first.truncate(keep_first)
-        second.truncate(keep_second)
+        first.truncate(keep_first, direction=side)
+        second.truncate(keep_second, direction=side)
         return self._tokenizer.post_process(first, second)
+
+    def pieces(self, text: str, special: bool) -> Iterator[Piece]:
+        """All tokens of a text of any length; with those of the template if `special`."""
+        encoding = self._encode(text, special=special)
+        byte = [0, *accumulate(len(letter.encode()) for letter in text)]
+        found = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        for token, name, added, (start, stop) in found:
+            yield Piece(token, name, None) if added else Piece(token, text[start:stop], (byte[start], byte[stop]))
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        """
+        Raises:
+            InvalidArgument: the vocabulary has no such token.
+        """
+        for index, token in enumerate(ids):
+            if self._tokenizer.id_to_token(token) is None:
+                raise InvalidArgument(
+                    f"ids[{index}] is {token}, which is no token; they are 0 to {self.vocabulary - 1}"
+                )
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special)

@@ -9,10 +9,10 @@ import numpy as np
 from bundle import Manifest
 from bundle.packing import Arrays, Sequence, cut_into_patches
 from server.graphs import Answer
+from server.grouping import Alone, Neighbours, Strategy
 from server.model import Model
 from server.rows import row_of
 from server.runtime import CPU
-from server.scheduler import Alone, Neighbours, Strategy
 
 TYPICAL_LENGTH = 24
 GROUP_TOKENS = {CPU: (64, 128, 256)}

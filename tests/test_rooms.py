@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "export": {"model", "bundle", "numpy", "onnx", "onnxscript", "pydantic", "tokenizers", "torch"},
     "server": {
         "bundle", "cryptography", "protos", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime",
-        "prometheus_client", "pydantic", "pydantic_settings", "tokenizers", "uvloop",
+        "opentelemetry", "prometheus_client", "pydantic", "pydantic_settings", "tokenizers", "uvloop",
     },
     "heed": {
         "bench", "bundle", "client", "export", "grpc", "matplotlib", "model", "numpy", "protos", "pydantic", "rich",

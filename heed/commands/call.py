@@ -3,16 +3,18 @@ from typing import Annotated
 
 import typer
 
-from client.wire import Answer
+from client import Answer
+from client.answers import CLASSIFY, EMBED, RANK, TAG
+from client.wire import texts_and_pairs
 from heed.answers import Asked, shown
 from heed.console import err, fail, out
 
 # What to ask for, by the model's task; the rest is asked for its hidden states.
 OUTPUTS = {
-    "embedding": ["sentence_embedding"],
-    "sequence_classification": ["logits", "labels"],
-    "token_classification": ["logits", "labels", "tokens", "offsets"],
-    "reranking": ["logits"],
+    "embedding": EMBED,
+    "sequence_classification": CLASSIFY,
+    "token_classification": [*TAG, "tokens"],
+    "reranking": RANK,
 }
 
 
@@ -39,7 +41,7 @@ def call(
     try:
         with Client(address, model, timeout=timeout) as client:
             info = client.info()
-            inputs = {"text": texts} | ({"text_pair": pairs} if pairs else {})
+            inputs = texts_and_pairs(texts, pairs or None)
             answer = client.infer(inputs, OUTPUTS.get(info.task, ["last_hidden_state"]), truncate)
     except CallError as error:
         fail(error)

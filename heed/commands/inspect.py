@@ -163,7 +163,7 @@ def _show(found: Inspected, folder: Path) -> None:
     _show_tensors("takes [dim](B rows, L tokens in each)[/]", manifest.inputs)
     _show_tensors("gives", manifest.outputs)
     out.print()
-    out.print(_rows(_limits(manifest) | _labels(manifest) | _exact_rows(found)))
+    out.print(_rows(_limits(manifest) | _labels(manifest) | _prompts(manifest) | _exact_rows(found)))
     out.print(f"[dim]every case: heed verify {escape(str(folder))}[/]", soft_wrap=True)
     _show_files(found)
     _show_provenance(manifest)
@@ -206,6 +206,16 @@ def _labels(manifest: "Manifest") -> dict[str, str]:
         return {}
     more = f" and {len(manifest.labels) - SHOWN_LABELS} more" if len(manifest.labels) > SHOWN_LABELS else ""
     return {"labels": escape(", ".join(manifest.labels[:SHOWN_LABELS])) + more}
+
+
+def _prompts(manifest: "Manifest") -> dict[str, str]:
+    """Each in quotes, for spaces at its end matter."""
+    lines = [
+        f"{escape(name)} [dim]{escape(json.dumps(text, ensure_ascii=False))}[/]"
+        + " (default)" * (name == manifest.default_prompt_name)
+        for name, text in manifest.prompts.items()
+    ]
+    return {"prompts": "\n".join(lines)} if lines else {}
 
 
 def _exact_rows(found: Inspected) -> dict[str, str]:

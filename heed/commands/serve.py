@@ -1,6 +1,5 @@
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable, Coroutine
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,8 +68,8 @@ def _read(path: Path) -> dict[str, Any]:
         fail(f"{path} must have lines like `port: 8001`, got {type(values).__name__}")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name in values.keys() - Settings.model_fields.keys():
-        near = get_close_matches(name, Settings.model_fields, 1)
-        fail(f"{path}: {name} is no setting" + f"; did you mean {near[0]}?" * bool(near))
+        near = [f"; did you mean {match}?" for match in get_close_matches(name, Settings.model_fields, 1)]
+        fail(f"{path}: {name} is no setting" + "".join(near))
     return values
 
 
@@ -81,7 +80,7 @@ def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
     try:
         return Settings(**{**from_file, **given})
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda one: one["type"] == "missing")
         name = str(first["loc"][0])
         if first["type"] == "missing":
             fail("which bundle or repository to serve? `heed serve FOLDER`, HEED_BUNDLE, or `bundle:` in the file")
@@ -155,9 +154,10 @@ def serve(
     from bundle import BundleError
     from server.errors import HeedError
     from server.lifecycle import Server
+    from server.logs import configure
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = _settings(config, values)
+    configure(settings.log_format, settings.log_level)
     try:
         if check:
             return _check(settings)

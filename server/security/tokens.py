@@ -14,7 +14,7 @@ import grpc
 from grpc import StatusCode
 
 from server.errors import StartError
-from server.security.calls import Refusal, is_probe, is_reflection, refuse
+from server.security.calls import Refusal, Refused, is_probe, is_reflection, refuse
 from server.security.files import Reloaded, read_file
 from server.settings import Settings
 
@@ -73,14 +73,19 @@ def _bearer(metadata: Any) -> str | None:
 
 
 NO_TOKEN = Refusal(
-    StatusCode.UNAUTHENTICATED, "no token came; send the metadata `authorization: Bearer TOKEN` with each call"
+    StatusCode.UNAUTHENTICATED,
+    "no token came; send the metadata `authorization: Bearer TOKEN` with each call",
+    "unauthenticated",
 )
 UNKNOWN = Refusal(
-    StatusCode.UNAUTHENTICATED, "the token is not one of this server's; whoever runs the server gives them out"
+    StatusCode.UNAUTHENTICATED,
+    "the token is not one of this server's; whoever runs the server gives them out",
+    "unauthenticated",
 )
 NOT_PERMITTED = Refusal(
     StatusCode.PERMISSION_DENIED,
     f"this token may not load or unload models; it takes one of the server's {REPOSITORY_TOKENS}",
+    "permission_denied",
 )
 
 
@@ -91,7 +96,8 @@ class Authorization(grpc.aio.ServerInterceptor):
         self,
         tokens: Reloaded[Tokens] | None,
         repository_tokens: Reloaded[Tokens] | None,
-        is_open: Callable[[str], bool] = lambda method: False,
+        is_open: Callable[[str], bool],
+        refused: Refused,
     ) -> None:
         """
         Args:
@@ -102,10 +108,11 @@ class Authorization(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._repository_tokens = repository_tokens
         self._is_open = is_open
+        self._refused = refused
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         refusal = self._refusal(details.method, details.invocation_metadata)
-        return refuse(refusal) if refusal else await continuation(details)
+        return refuse(refusal, self._refused) if refusal else await continuation(details)
 
     def _refusal(self, method: str, metadata: Any) -> Refusal | None:
         managing = method in MANAGING and self._repository_tokens is not None
@@ -121,7 +128,7 @@ class Authorization(grpc.aio.ServerInterceptor):
         return UNKNOWN
 
 
-def authorization(settings: Settings) -> Authorization | None:
+def authorization(settings: Settings, refused: Refused) -> Authorization | None:
     """What checks tokens; nothing if the settings name no file of them.
 
     Raises:
@@ -140,4 +147,4 @@ def authorization(settings: Settings) -> Authorization | None:
     def is_open(method: str) -> bool:
         return (settings.open_health and is_probe(method)) or (settings.open_reflection and is_reflection(method))
 
-    return Authorization(tokens, repository_tokens, is_open)
+    return Authorization(tokens, repository_tokens, is_open, refused)

@@ -6,7 +6,6 @@ Letters: B batch, L length.
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,12 +16,25 @@ from protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, Mo
 from server.errors import InvalidArgument
 from server.requests import Request, spec_of
 
-# Datatype: its bytes on the wire (always little-endian), and its field in InferTensorContents.
+# Datatype: its bytes on the wire (always little-endian), and its field in InferTensorContents, if it has one.
 WIRE = {
     "BOOL": (np.dtype("?"), "bool_contents"),
+    "UINT8": (np.dtype("<u1"), "uint_contents"),
+    "UINT16": (np.dtype("<u2"), "uint_contents"),
+    "UINT32": (np.dtype("<u4"), "uint_contents"),
+    "INT8": (np.dtype("<i1"), "int_contents"),
+    "INT16": (np.dtype("<i2"), "int_contents"),
+    "INT32": (np.dtype("<i4"), "int_contents"),
     "INT64": (np.dtype("<i8"), "int64_contents"),
+    "FP16": (np.dtype("<f2"), ""),
+    "BF16": (np.dtype("<u2"), ""),  # numpy has no such type; these are its bits
     "FP32": (np.dtype("<f4"), "fp32_contents"),
     "BYTES": (np.dtype(object), "bytes_contents"),
+}
+# What a client may send in place of a model's own datatype: whatever that holds exactly, every value of it.
+WIDENED = {
+    "INT64": ("INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8", "BOOL"),
+    "FP32": ("FP16", "BF16"),
 }
 KINDS = {"f": "FP32", "i": "INT64", "U": "BYTES"}  # of numpy's dtypes, in an answer
 MAX_RANK = 8  # of a tensor; no model has one of more
@@ -57,31 +69,49 @@ def _objects(elements: Iterable[bytes]) -> np.ndarray:
     return array
 
 
-def _from_raw(spec: TensorSpec, raw: bytes, count: int) -> np.ndarray:
-    dtype, _ = WIRE[spec.datatype]
-    if spec.datatype == "BYTES":
-        return _objects(_decode_bytes(spec.name, raw, count))
-    if spec.datatype == "BOOL":  # any byte may come; to numpy a bool that is neither 0 nor 1 is not what it seems
+def _check_datatype(spec: TensorSpec, came: str) -> None:
+    wider = WIDENED.get(spec.datatype, ())
+    if came != spec.datatype and came not in wider:
+        others = f" (or {', '.join(wider)})" * bool(wider)
+        raise InvalidArgument(f"input {spec.name} must be {spec.datatype}{others}, got {came or 'no datatype'}")
+
+
+def _from_raw(name: str, datatype: str, raw: bytes, count: int) -> np.ndarray:
+    dtype, _ = WIRE[datatype]
+    if datatype == "BYTES":
+        return _objects(_decode_bytes(name, raw, count))
+    if datatype == "BOOL":  # any byte may come; to numpy a bool that is neither 0 nor 1 is not what it seems
         return np.asarray(np.frombuffer(raw, np.uint8) != 0)
     if len(raw) % dtype.itemsize:
-        raise InvalidArgument(f"input {spec.name} has {len(raw)} bytes, no multiple of {dtype.itemsize}")
+        raise InvalidArgument(f"input {name} has {len(raw)} bytes, no multiple of {dtype.itemsize}")
     return np.frombuffer(raw, dtype)
 
 
-def _typed(spec: TensorSpec, contents: InferTensorContents) -> Any:
-    """The field with the values."""
-    _, field = WIRE[spec.datatype]
+def _from_contents(name: str, datatype: str, contents: InferTensorContents, shape: list[int]) -> np.ndarray:
+    dtype, field = WIRE[datatype]
+    if not field:
+        raise InvalidArgument(f"input {name} is {datatype}, which has no field in contents; send raw_input_contents")
     for descriptor, _ in contents.ListFields():
         if descriptor.name != field:
-            raise InvalidArgument(f"input {spec.name} has its values in {descriptor.name}, expected {field}")
-    return getattr(contents, field)
+            raise InvalidArgument(f"input {name} has its values in {descriptor.name}, expected {field}")
+    values = getattr(contents, field)
+    _check_count(name, shape, len(values))
+    if datatype == "BYTES":
+        return _objects(values)
+    try:
+        return np.fromiter(values, dtype, len(values))  # in a third of the time that np.array takes
+    except OverflowError:  # small integers travel in fields for larger ones
+        raise InvalidArgument(f"input {name} has values in {field} that are no {datatype}") from None
 
 
-def _check_count(spec: TensorSpec, shape: list[int], came: int) -> None:
-    if math.prod(shape) != came:
-        raise InvalidArgument(
-            f"input {spec.name} has shape {shape}, which is {math.prod(shape)} values, but {came} came"
-        )
+def _widened(spec: TensorSpec, datatype: str, values: np.ndarray) -> np.ndarray:
+    """The same values in the model's datatype."""
+    if datatype == spec.datatype:
+        return values
+    if datatype == "BF16":  # the upper half of a float32
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    dtype, _ = WIRE[spec.datatype]
+    return values.astype(dtype)
 
 
 def _check_shape(manifest: Manifest, spec: TensorSpec, shape: Sequence[int], max_batch: int) -> None:
@@ -98,18 +128,20 @@ def _check_shape(manifest: Manifest, spec: TensorSpec, shape: Sequence[int], max
         )
 
 
+def _check_count(name: str, shape: list[int], came: int) -> None:
+    if math.prod(shape) != came:
+        raise InvalidArgument(f"input {name} has shape {shape}, which is {math.prod(shape)} values, but {came} came")
+
+
 def _values(spec: TensorSpec, tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> np.ndarray:
     shape = list(tensor.shape)
-    if raw is not None:
-        values = _from_raw(spec, raw, math.prod(shape))
-        _check_count(spec, shape, values.size)
+    if raw is None:
+        values = _from_contents(tensor.name, tensor.datatype, tensor.contents, shape)
     else:
-        typed = _typed(spec, tensor.contents)
-        _check_count(spec, shape, len(typed))
-        dtype, _ = WIRE[spec.datatype]
-        values = _objects(typed) if spec.datatype == "BYTES" else np.fromiter(typed, dtype, len(typed))
+        values = _from_raw(tensor.name, tensor.datatype, raw, math.prod(shape))
+        _check_count(tensor.name, shape, values.size)
     try:
-        return values.reshape(shape)
+        return _widened(spec, tensor.datatype, values).reshape(shape)
     except ValueError:  # what numpy cannot hold
         raise InvalidArgument(f"input {spec.name} has too many dimensions, or too large ones: {shape}") from None
 
@@ -118,8 +150,7 @@ def decode_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int
     """The request's tensors by name.
 
     Raises:
-        InvalidArgument: one is unknown, named twice, of the wrong datatype, larger than `max_batch` rows can be, or its
-            values do not fill its shape.
+        InvalidArgument: one is unknown, named twice, of the wrong datatype, or its values do not fill its shape.
     """
     raws = request.raw_input_contents
     if raws and any(tensor.HasField("contents") for tensor in request.inputs):
@@ -131,10 +162,7 @@ def decode_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int
         spec = spec_of(manifest, tensor.name)
         if tensor.name in arrays:
             raise InvalidArgument(f"input {tensor.name} came twice")
-        if tensor.datatype != spec.datatype:
-            raise InvalidArgument(
-                f"input {tensor.name} must be {spec.datatype}, got {tensor.datatype or 'no datatype'}"
-            )
+        _check_datatype(spec, tensor.datatype)
         _check_shape(manifest, spec, tensor.shape, max_batch)
         arrays[tensor.name] = _values(spec, tensor, raws[index] if raws else None)
     return arrays

@@ -294,6 +294,7 @@ def test_the_manifest_says_what_the_model_takes_and_gives(exported: Path) -> Non
     assert specs(exported, "outputs") == {
         "last_hidden_state": ("FP32", [-1, -1, 32], False),
         "sentence_embedding": ("FP32", [-1, 32], False),
+        "unnormalized_embedding": ("FP32", [-1, 32], False),
         "tokens": ("BYTES", [-1, -1], False),
         "offsets": ("INT64", [-1, -1, 2], False),
         "attentions": ("FP32", [-1, 1, 4, -1, -1], False),
@@ -302,7 +303,7 @@ def test_the_manifest_says_what_the_model_takes_and_gives(exported: Path) -> Non
     assert manifest["task"] == "embedding"
     assert manifest["limits"] == {"vocabulary": 100, "token_types": 2, "length": 16, "text_length": 12}
     assert manifest["position_rule"] == {"kind": "column", "padding_id": 0}
-    plain = ["last_hidden_state", "sentence_embedding"]
+    plain = ["last_hidden_state", "sentence_embedding", "unnormalized_embedding"]
     assert [(graph["kind"], graph["outputs"]) for graph in manifest["graphs"]] == [
         ("answers", plain),
         ("attentions", [*plain, "attentions"]),

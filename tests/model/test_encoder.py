@@ -100,9 +100,10 @@ def test_an_encoder_is_its_parts_one_after_the_other(narrow: int | None) -> None
     x = nn.functional.rms_norm(x, (8,), table["norm.weight"], eps=1e-5)
     mean = torch.stack([x[0].mean(0), x[1, :4].mean(0)])
     outputs = encoder(ids, torch.from_numpy(real).long(), types)
-    assert list(outputs) == ["last_hidden_state", "sentence_embedding"] == encoder.outputs
+    assert list(outputs) == ["last_hidden_state", "sentence_embedding", "unnormalized_embedding"] == encoder.outputs
     assert_close(outputs["last_hidden_state"], x.masked_fill(~layout.real_BL[..., None], 0))
     assert_close(outputs["sentence_embedding"], mean / mean.norm(dim=1, keepdim=True))
+    assert_close(outputs["unnormalized_embedding"], mean)
 
 
 def test_a_mask_and_types_may_be_left_out() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model import CheckpointError, load_checkpoint
 from model.config import PoolingConfig
+from model.sentence_folder import Prompts
 from tests.support import add_pooling, save_bert, save_roberta
 
 WEIGHTS = "model.safetensors"
@@ -456,9 +457,40 @@ def test_another_pooling_is_refused_by_name(folder: Path, config: dict[str, obje
     assert_refused(folder, f"pooling {named} is not supported, only cls, mean, max")
 
 
-def test_a_prompt_before_every_text_is_refused(folder: Path) -> None:
-    (folder / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
-    assert_refused(folder, "default_prompt_name='query' is not supported")
+PROMPTS = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+
+
+def test_prompts_are_read(folder: Path) -> None:
+    assert not load_checkpoint(folder).prompts.texts
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(PROMPTS))
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.prompts == Prompts({"query": "query: ", "document": ""}, "query")
+    assert folder / "config_sentence_transformers.json" in checkpoint.files
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"default_prompt_name": "passage"},
+            r"default_prompt_name='passage' is none of the prompts \['document', 'query'\]",
+        ),
+        ({"prompts": {"query": 1}}, "prompts must be texts by name"),
+        ({"prompts": ["query: "]}, "prompts must be texts by name"),
+    ],
+)
+def test_prompts_that_cannot_be_are_refused(folder: Path, settings: dict[str, object], message: str) -> None:
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(PROMPTS | settings))
+    assert_refused(folder, message)
+
+
+def test_prompts_that_the_pooling_would_leave_out_are_refused(folder: Path) -> None:
+    edit_json(folder / "1_Pooling/config.json", include_prompt=False)
+    load_checkpoint(folder)  # there are none
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(PROMPTS))
+    assert_refused(folder, "include_prompt=false is not supported beside prompts")
+    edit_json(folder / "1_Pooling/config.json", include_prompt=True)
+    load_checkpoint(folder)
 
 
 def test_lower_casing_outside_the_tokenizer_is_refused(folder: Path) -> None:

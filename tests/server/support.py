@@ -65,6 +65,7 @@ SPECS = {
         TensorSpec(name="text_pair", datatype="BYTES", shape=[-1], optional=True),
         TensorSpec(name="last_hidden_state", datatype="FP32", shape=[-1, -1, 4]),
         TensorSpec(name="sentence_embedding", datatype="FP32", shape=[-1, 4]),
+        TensorSpec(name="unnormalized_embedding", datatype="FP32", shape=[-1, 4]),
         TensorSpec(name="logits", datatype="FP32", shape=[-1, -1, 3]),
         TensorSpec(name="labels", datatype="BYTES", shape=[-1, -1]),
         TensorSpec(name="tokens", datatype="BYTES", shape=[-1, -1]),

@@ -15,6 +15,7 @@ from bundle.packing import Sequence
 from server.attentions import Attentions
 from server.errors import FailedPrecondition
 from server.graphs import Answer
+from server.statistics import Statistics
 from tests.server.support import manifest_of, row
 
 GOOD = Finding("a", "attentions", 1e-6, 1e-5)
@@ -48,7 +49,7 @@ class Slow:
 
 
 def attentions_of(model: Any, max_tokens: int = 1000) -> Attentions:
-    return Attentions(model, max_tokens)
+    return Attentions(model, max_tokens, Statistics())
 
 
 async def test_nothing_is_loaded_until_somebody_asks() -> None:

@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -76,7 +77,7 @@ def set_long_name(request: pb.ModelInferRequest) -> None:
 
 
 def set_datatype(request: pb.ModelInferRequest) -> None:
-    request.inputs[0].datatype = "INT32"
+    request.inputs[0].datatype = "UINT64"
 
 
 def clear_datatype(request: pb.ModelInferRequest) -> None:
@@ -109,6 +110,29 @@ def set_timeout_to_text(request: pb.ModelInferRequest) -> None:
     request.parameters["timeout"].string_param = "soon"
 
 
+def of_request(**parameters: Any) -> Callable[[pb.ModelInferRequest], None]:
+    """Parameters, as fields of InferParameter."""
+
+    def edit(request: pb.ModelInferRequest) -> None:
+        for name, fields in parameters.items():
+            request.parameters[name].CopyFrom(pb.InferParameter(**fields))
+
+    return edit
+
+
+def of_output(output: str, **parameters: int) -> Callable[[pb.ModelInferRequest], None]:
+    def edit(request: pb.ModelInferRequest) -> None:
+        wanted = request.outputs.add(name=output)
+        for name, value in parameters.items():
+            wanted.parameters[name].int64_param = value
+
+    return edit
+
+
+def in_shared_memory(request: pb.ModelInferRequest) -> None:
+    request.inputs[0].parameters["shared_memory_region"].string_param = "mine"
+
+
 def ask_for(*names: str) -> Callable[[pb.ModelInferRequest], None]:
     def edit(request: pb.ModelInferRequest) -> None:
         for name in names:
@@ -132,7 +156,7 @@ BAD: list[tuple[str, Build, list[str]]] = [
     ("input_ids_missing", edited(lambda request: request.inputs.pop(0), lambda: ids_request([[2]], [[1]])),
      ["input_ids is missing"]),
     ("input_twice", edited(add("input_ids", [[2, 5, 3]])), ["input_ids came twice"]),
-    ("wrong_datatype", edited(set_datatype), ["input_ids", "must be INT64", "got INT32"]),
+    ("wrong_datatype", edited(set_datatype), ["input_ids", "must be INT64 (or INT32, ", "got UINT64"]),
     ("no_datatype", edited(clear_datatype), ["input_ids", "must be INT64", "got no datatype"]),
     ("text_as_numbers", edited(add("text", [[1]])), ["text", "must be BYTES", "got INT64"]),
     ("rank_1", lambda: shaped_request([3], 3), ["input_ids", "[any, any]", "2 dimensions", "got [3]"]),
@@ -194,8 +218,18 @@ BAD: list[tuple[str, Build, list[str]]] = [
      ["attention_mask has shape [1, 2]", "input_ids has [1, 3]"]),
     ("types_of_another_shape", edited(add("token_type_ids", [[0], [0], [0]])),
      ["token_type_ids has shape [3, 1]", "input_ids has [1, 3]"]),
-    ("truncate_no_bool", edited(set_truncate_to_text), ["parameter truncate must be a bool"]),
+    ("truncate_no_bool", edited(set_truncate_to_text),
+     ["parameter truncate must be a bool, or one of the strings left and right"]),
     ("timeout_no_integer", edited(set_timeout_to_text), ["parameter timeout must be an integer"]),
+    ("timeout_negative", edited(of_request(timeout={"int64_param": -1})), ["timeout is -1", "0 or more"]),
+    ("unknown_parameter", edited(of_request(truncat={"bool_param": True})), ["'truncat' is unknown", "truncate, "]),
+    ("sequence", edited(of_request(sequence_id={"int64_param": 3})), ["sequence_id is not taken", "remember nothing"]),
+    ("input_in_shared_memory", edited(in_shared_memory),
+     ["shared_memory_region of input input_ids is not taken", "tensors travel in the messages"]),
+    ("output_in_shared_memory", edited(of_output("last_hidden_state", shared_memory_byte_size=8)),
+     ["shared_memory_byte_size of output last_hidden_state is not taken"]),
+    ("classes_of_vectors", edited(of_output("sentence_embedding", classification=2)),
+     ["classification of output sentence_embedding is not taken", "it is for logits"]),
 ]  # fmt: skip
 
 

@@ -19,10 +19,13 @@ from bundle.contract import Case
 from bundle.packing import Sequence
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server.graphs import Answer
+from server.grouping import Alone
+from server.lane import Run
 from server.metrics import Metrics
 from server.model import Model
 from server.recheck import Recheck, cases_at_start
-from server.scheduler import Alone, Run, Scheduler
+from server.scheduler import Scheduler
+from server.workers import Workers
 from tests.server.support import ids_request
 from tests.support import Running, free_port, run_server, start_server, stop, wait_until_serving
 
@@ -53,10 +56,10 @@ class Watch:
     def __init__(self, bundle: Path, run: Callable[[Run], Run] = Spoiled) -> None:
         self.model = Model(bundle, "cpu")
         self.run = run(self.model.run)
-        self.scheduler = Scheduler(self.run, Alone(), workers=2, max_tokens=1000)
+        self.scheduler = Scheduler(self.run, Alone(), Workers(2), max_tokens=1000)
         self.cases = cases_at_start(bundle)
         self._metrics = Metrics()
-        shown = self._metrics.add(self.model, lambda: self.scheduler.waiting_tokens)
+        shown = self._metrics.add(self.model).contract
         self.recheck = Recheck(self.model, self.scheduler, self.cases, shown, seconds=0)
 
     def error(self, output: str) -> float:
@@ -274,7 +277,10 @@ def test_requests_are_timed_by_model_and_status(server: Running) -> None:
         names = [("tiny", "OK"), ("tiny", "INVALID_ARGUMENT"), ("", "NOT_FOUND")]
         now = scrape(address)
         return {
-            (model, code): now.get(f'heed_request_seconds_count{{code="{code}",model="{model}"}}', 0.0)
+            (model, code): sum(
+                now.get(f'heed_request_seconds_count{{code="{code}",method="{method}",model="{model}"}}', 0.0)
+                for method in ("ModelInfer", "ModelStreamInfer")
+            )
             for model, code in names
         }
 

@@ -47,6 +47,11 @@ def test_it_lists_its_services(channel: grpc.Channel) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
         "inference.GRPCInferenceService",
+        "tei.v1.Embed",
+        "tei.v1.Info",
+        "tei.v1.Predict",
+        "tei.v1.Rerank",
+        "tei.v1.Tokenize",
     ]
 
 
@@ -56,15 +61,33 @@ def test_it_lists_its_services(channel: grpc.Channel) -> None:
         (
             "inference.GRPCInferenceService",
             [
+                "CudaSharedMemoryRegister",
+                "CudaSharedMemoryStatus",
+                "CudaSharedMemoryUnregister",
+                "LogSettings",
+                "ModelConfig",
                 "ModelInfer",
                 "ModelMetadata",
                 "ModelReady",
+                "ModelStatistics",
                 "ModelStreamInfer",
+                "RepositoryIndex",
+                "RepositoryModelLoad",
+                "RepositoryModelUnload",
                 "ServerLive",
                 "ServerMetadata",
                 "ServerReady",
+                "SystemSharedMemoryRegister",
+                "SystemSharedMemoryStatus",
+                "SystemSharedMemoryUnregister",
+                "TraceSetting",
             ],
         ),
+        (
+            "tei.v1.Embed",
+            ["Embed", "EmbedAll", "EmbedAllStream", "EmbedSparse", "EmbedSparseStream", "EmbedStream"],
+        ),
+        ("tei.v1.Tokenize", ["Decode", "DecodeStream", "Tokenize", "TokenizeStream"]),
         ("grpc.health.v1.Health", ["Check", "Watch"]),
     ],
 )
@@ -92,6 +115,7 @@ def test_metadata_can_be_asked(channel: grpc.Channel) -> None:
     assert gives == {
         "last_hidden_state": ("FP32", [-1, -1, 32]),
         "sentence_embedding": ("FP32", [-1, 32]),
+        "unnormalized_embedding": ("FP32", [-1, 32]),
         "tokens": ("BYTES", [-1, -1]),
         "offsets": ("INT64", [-1, -1, 2]),
         "attentions": ("FP32", [-1, 2, 4, -1, -1]),

@@ -15,7 +15,7 @@ from bundle.manifest import Image, PositionRule
 from bundle.packing import Arrays, pack
 from server.errors import InvalidArgument
 from server.requests import Request, check_request
-from server.text import TextEncoder
+from server.text import Side, TextEncoder
 from tests.server.support import manifest_of
 from tests.support import VOCABULARY, save_tokenizer
 
@@ -206,16 +206,17 @@ def test_pairs_are_joined_by_the_tokenizers_own_template(encoder: TextEncoder, t
         assert 1 in expected.type_ids
 
 
-def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextEncoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextEncoder, tmp_path: Path, side: Side) -> None:
     """Against the library's own truncation."""
     save_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    tokenizer.enable_truncation(12, strategy="longest_first")
+    tokenizer.enable_truncation(12, strategy="longest_first", direction=side)
     for first in range(0, 14):
         for second in range(0, 14):
-            pair = "fox " * first, "dog " * second
+            pair = "a fox " * first, "quick dog " * second
             inputs = texts(pair[0], pairs=[pair[1]])
-            (row,) = check_request(TEXTS, encoder, inputs, truncate=True).sequences
+            (row,) = check_request(TEXTS, encoder, inputs, truncate=side).sequences
             assert row.tokens["input_ids"].tolist() == tokenizer.encode(*pair).ids, (first, second)
 
 

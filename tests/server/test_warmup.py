@@ -14,8 +14,8 @@ from bundle.manifest import Image
 from bundle.packing import Sequence, pack
 from server import warmup
 from server.graphs import Answer
+from server.grouping import Alone, Neighbours
 from server.runtime import CPU, CUDA
-from server.scheduler import Alone, Neighbours
 from server.warmup import random_sequence, warm_up
 from tests.server.support import manifest_of
 

@@ -1,0 +1,126 @@
+"""What the threads know of one model: what waits for it, how that is grouped and computed, and how long it takes."""
+
+import math
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Protocol
+
+from bundle.packing import Sequence
+from server.graphs import Answer
+from server.grouping import Strategy
+from server.queue import Entry, Queue
+
+MEMORY = 8192  # tokens, over which a thread's pace is averaged
+
+
+class Run(Protocol):
+    """Computes a group. Called from several threads."""
+
+    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
+        """
+        Args:
+            outputs: those that somebody in the group asks for; all if empty.
+            alone: nothing else is running or waiting in the process.
+        """
+
+
+class Pace:
+    """How long a thread takes, judged by what it did last."""
+
+    def __init__(self) -> None:
+        self.seconds_per_token = 0.0  # until something is known
+
+    def saw(self, tokens: int, seconds: float) -> None:
+        """A thread took so long for so many tokens."""
+        share = tokens / (tokens + MEMORY) if self.seconds_per_token else 1.0
+        self.seconds_per_token += share * (seconds / tokens - self.seconds_per_token)
+
+
+class Lane:
+    """One model's side of the workers. Whoever calls holds their lock."""
+
+    def __init__(self, run: Run, strategy: Strategy, ended: Callable[[], None]) -> None:
+        """`ended` is called by the event loop after each group."""
+        self.run = run
+        self.strategy = strategy
+        self.ended = ended
+        self.queue = Queue()
+        self.spare: dict[Entry, None] = {}  # what is in no hurry
+        self.pace = Pace()
+        self.taken_tokens = 0  # at work, or of a group that is being halved
+
+    def seconds_before(self, level: int) -> float:
+        """Of one thread, for what is at work and all that goes before what now comes at this level."""
+        return (self.queue.tokens_before(level) + self.taken_tokens) * self.pace.seconds_per_token
+
+    def turn(self, now: float) -> tuple[float, float] | None:
+        """Level and arrival of what goes next here, if anything waits. What is in no hurry is less urgent than all."""
+        for entry in self.queue.first(1, now):
+            return entry.level, entry.arrived
+        for entry in self.spare:
+            return math.inf, entry.arrived
+        return None
+
+    def take(self, now: float, fair_tokens: int) -> "Group":
+        """What goes next, with what suits it. Something waits."""
+        waiting = self.queue.first(self.strategy.window, now)
+        group = Group(self, self.strategy.take(waiting, fair_tokens) if waiting else [next(iter(self.spare))])
+        for entry in group.entries:
+            self.queue.remove(entry)
+            self.spare.pop(entry, None)
+        self.taken_tokens += group.tokens
+        return group
+
+
+@dataclass
+class Group:
+    """What one thread computes at a time."""
+
+    lane: Lane
+    entries: list[Entry]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(entry.sequence) for entry in self.entries)
+
+    def compute(self, alone: bool) -> list[Answer] | Exception:
+        started = time.monotonic()
+        try:
+            answers = self.lane.run([entry.sequence for entry in self.entries], self._outputs(), alone)
+        except Exception as error:
+            return error
+        finished = time.monotonic()
+        for entry in self.entries:
+            entry.started, entry.finished = started, finished
+        return answers
+
+    def _outputs(self) -> frozenset[str]:
+        """What somebody asks for; all if somebody asks for all."""
+        if not all(entry.outputs for entry in self.entries):
+            return frozenset()
+        return frozenset().union(*(entry.outputs for entry in self.entries))
+
+    def halves(self, now: float) -> list["Group"]:
+        """To find out which of several entries fails; those that nobody wants any more are left out."""
+        wanted = []
+        for entry in self.entries:
+            if entry.is_wanted(now):
+                wanted.append(entry)
+            else:
+                entry.expire()
+        middle = len(wanted) // 2
+        return [Group(self.lane, half) for half in (wanted[:middle], wanted[middle:]) if half]
+
+    def tell(self, outcome: list[Answer] | Exception) -> None:
+        """Hands out the answers, or the error of an entry that fails alone. From any thread."""
+        self.entries[0].reply.get_loop().call_soon_threadsafe(self._tell, outcome)
+
+    def _tell(self, outcome: list[Answer] | Exception) -> None:
+        if not isinstance(outcome, Exception):
+            for entry, answer in zip(self.entries, outcome, strict=True):
+                entry.answer(answer)
+        elif len(self.entries) == 1:
+            self.entries[0].fail(outcome)
+        self.lane.ended()

@@ -1,0 +1,61 @@
+"""What lies in a folder of models, NAME/VERSION/. A single bundle is a folder of one model."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle import Manifest, read_manifest
+from bundle.manifest import MANIFEST
+from server.errors import StartError
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+VERSION = re.compile(r"[1-9][0-9]*")
+
+Files = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one version of a model lies."""
+
+    name: str
+    version: int
+    folder: Path
+
+    def files(self) -> Files:
+        """Changes when the bundle does."""
+        stats = [(path.name, path.stat()) for path in sorted(self.folder.iterdir())]
+        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+    def manifest(self) -> Manifest:
+        """The bundle's, but with the name and the version of its place: what an operator sees is what is served.
+
+        Raises:
+            BundleError: there is none that can be read.
+        """
+        return read_manifest(self.folder).model_copy(update={"name": self.name, "version": self.version})
+
+
+def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    return [path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_dir()]
+
+
+def find_places(folder: Path) -> list[Place]:
+    """What there is, the newest first.
+
+    Raises:
+        BundleError: the folder is a bundle that cannot be read.
+        StartError: it cannot be looked into.
+    """
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        return [Place(manifest.name, manifest.version, folder)]
+    try:
+        places = [
+            Place(model.name, int(version.name), version)
+            for model in _folders(folder, NAME)
+            for version in _folders(model, VERSION)
+        ]
+    except OSError as error:
+        raise StartError(f"{error.filename} cannot be read: {error.strerror}") from None
+    return sorted(places, key=lambda place: (place.name, -place.version))

@@ -1,0 +1,105 @@
+"""The threads of a process, shared by all its models, and whose turn it is on them.
+
+The queues and their counters have one lock: the event loop holds it while it puts something in, a thread while it forms
+its next group. So a thread that is done goes on at once, whatever the event loop is doing. Nothing sleeps and nothing
+polls: idle threads wait in their pool until something comes.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+from server.lane import Group, Lane
+
+
+class Workers:
+    """One budget of threads. What is most urgent goes next, and among equals what came first, for whichever model."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="heed-worker")
+        self._lanes: dict[Lane, None] = {}
+        self._awake = 0  # threads that compute or look for work
+        self._computing = 0
+        self._halves: deque[Group] = deque()  # of groups that failed
+        self._half_was_last = False
+
+    def join(self, lane: Lane) -> None:
+        with self.lock:
+            self._lanes[lane] = None
+
+    def leave(self, lane: Lane) -> None:
+        """Nothing waits there any more."""
+        with self.lock:
+            self._lanes.pop(lane, None)
+
+    def close(self) -> None:
+        """Ends the threads when they have done what waits."""
+        self._pool.shutdown()
+
+    def seconds_before(self, level: int) -> float:
+        """Until all that goes before what now comes at this level is done, for all models together."""
+        with self.lock:
+            return sum(lane.seconds_before(level) for lane in self._lanes) / self.threads
+
+    def wake(self, entries: int) -> None:
+        """So many have come: as many idle threads look for work."""
+        with self.lock:
+            count = min(entries, self.threads - self._awake)
+            self._awake += count
+        for _ in range(count):
+            self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        """On a thread: one group after the other, until nothing waits."""
+        while group := self._next():
+            outcome = group.compute(self._is_alone())
+            self._end(group, outcome)
+            group.tell(outcome)
+
+    def _next(self) -> Group | None:
+        with self.lock:
+            group = self._take(time.monotonic())
+            if group:
+                self._computing += 1
+            else:
+                self._awake -= 1
+            return group
+
+    def _take(self, now: float) -> Group | None:
+        turns = [(turn, lane) for lane in self._lanes if (turn := lane.turn(now))]
+        urgency, lane = min(turns, key=lambda pair: pair[0], default=((math.inf, math.inf), None))
+        # Halves take every other turn, so that however much of a group fails, nothing else waits for all of it.
+        if self._halves and (urgency[0] == math.inf or not self._half_was_last):
+            self._half_was_last = True
+            return self._halves.popleft()
+        self._half_was_last = False
+        return lane.take(now, self._fair_tokens(lane)) if lane else None
+
+    def _fair_tokens(self, lane: Lane) -> int:
+        """An idle thread's share of the work that waits, in tokens of this model."""
+        pace = lane.pace.seconds_per_token
+        others = sum(other.queue.tokens * other.pace.seconds_per_token for other in self._lanes if other is not lane)
+        tokens = lane.queue.tokens + (others / pace if pace else 0)
+        return math.ceil(tokens / (self.threads - self._computing))
+
+    def _is_alone(self) -> bool:
+        """Whether nothing else is running or waiting."""
+        with self.lock:
+            return self._computing == 1 and not self._halves and not any(lane.queue for lane in self._lanes)
+
+    def _end(self, group: Group, outcome: object) -> None:
+        """Before anybody is told: a caller who has the answer finds nothing of it at work."""
+        now = time.monotonic()
+        halves = group.halves(now) if isinstance(outcome, Exception) and len(group.entries) > 1 else []
+        with self.lock:
+            self._computing -= 1
+            self._halves += halves
+            group.lane.taken_tokens += sum(half.tokens for half in halves) - group.tokens
+            if not isinstance(outcome, Exception):
+                entry = group.entries[0]
+                group.lane.pace.saw(group.tokens, entry.finished - entry.started)
+        self.wake(len(halves))

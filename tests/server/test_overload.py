@@ -1,0 +1,224 @@
+"""What callers hear over gRPC when more is asked than can be done: whether, and when, another try is worth it."""
+
+import asyncio
+import json
+import math
+import threading
+import time
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Many
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from bundle.packing import Sequence
+from protos import open_inference_pb2 as pb
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub, add_GRPCInferenceServiceServicer_to_server
+from server.attentions import Attentions
+from server.errors import Exhausted, Unavailable
+from server.graphs import Answer
+from server.grouping import Alone
+from server.metrics import Metrics
+from server.model import Model
+from server.record import Observers, Record
+from server.registry import Registry, Served, State
+from server.repository import Repository
+from server.scheduler import SAFE, Scheduler, _retry_after
+from server.services.guard import NEVER, PUSHBACK, SPREAD, retry_after_ms
+from server.services.inference import InferenceService
+from server.serving import Serving
+from server.settings import Settings
+from server.statistics import Statistics
+from server.workers import Workers
+from tests.server.support import ids_request
+
+PACE = 0.1  # seconds that a token is expected to take
+PATIENCE = 60
+RETRYING = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.001s",
+                "maxBackoff": "0.001s",
+                "backoffMultiplier": 1,
+                "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+            },
+        }
+    ]
+}
+
+
+class Door:
+    """A server with room for four tokens, whose one thread is held back by a request of one token."""
+
+    def __init__(self, bundle: Path) -> None:
+        self._model = Model(bundle, "cpu")
+        self.gate = threading.Event()
+        self.computed: list[int] = []  # the first id of each row
+        self.codes: list[str] = []  # of every attempt
+        self._workers = Workers(1)
+        self.scheduler = Scheduler(self._run, Alone(), self._workers, max_tokens=4)
+        self.stub: Any = None
+
+    def _run(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+        self.computed.append(int(group[0].tokens["input_ids"][0]))
+        assert self.gate.wait(PATIENCE)
+        return self._model.run(group, outputs)
+
+    def _ended(self, record: Record) -> None:
+        self.codes.append(record.code)
+
+    def ask(self, first: int, length: int = 1, timeout: float | None = None, **parameters: int) -> Any:
+        request = ids_request([[first, *[6] * (length - 1)]])
+        for name, value in parameters.items():
+            request.parameters[name].uint64_param = value
+        return self.stub.ModelInfer(request, timeout=timeout)
+
+    async def waits(self, tokens: int) -> None:
+        while self.scheduler.waiting_tokens != tokens:
+            await asyncio.sleep(0.001)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Door"]:
+        registry = Registry()
+        statistics = Statistics()
+        serving = Serving(self._model, self.scheduler, Attentions(self._model, 1000, statistics), statistics)
+        registry.add(Served(self._model.manifest, state=State.READY, serving=serving))
+        server = grpc.aio.server()
+        repository = Repository(Settings(bundle=self._model.folder), registry, Metrics())
+        service = InferenceService(registry, repository, 2**20, Observers(self._ended))
+        add_GRPCInferenceServiceServicer_to_server(service, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        options = [("grpc.service_config", json.dumps(RETRYING))]
+        async with asyncio.timeout(PATIENCE), grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+            self.stub = GRPCInferenceServiceStub(channel)
+            held = asyncio.ensure_future(self.ask(5))
+            while not self.computed:
+                await asyncio.sleep(0.001)
+            self.scheduler._lane.pace.seconds_per_token = PACE
+            try:
+                yield self
+            finally:
+                self.gate.set()
+            await held
+        await server.stop(None)
+        await serving.close()
+        self._workers.close()
+
+
+@pytest.fixture
+async def door(tiny_bundle: Path) -> AsyncIterator[Door]:
+    async with Door(tiny_bundle).open() as door:
+        yield door
+
+
+def pushback_of(error: grpc.aio.AioRpcError) -> int:
+    return int(str(dict(error.trailing_metadata())[PUSHBACK]))
+
+
+async def test_a_full_queue_says_when_there_will_be_room(door: Door) -> None:
+    waiting = asyncio.ensure_future(door.ask(7, length=4))
+    await door.waits(4)
+    before = time.monotonic()
+    refused = asyncio.ensure_future(door.ask(8, length=2))
+    while not door.codes:
+        await asyncio.sleep(0.001)
+    door.gate.set()  # from now on there is room
+    await refused
+    # 5 tokens are here, and half of those that wait must go first. Its policy alone would ask again in a millisecond.
+    assert time.monotonic() - before >= 5 * PACE / 2
+    await waiting
+    assert door.codes.count("RESOURCE_EXHAUSTED") == 1
+    assert door.computed == [5, 7, 8]
+
+
+async def test_the_time_travels_as_trailing_metadata_and_a_client_gives_up_after_its_attempts(door: Door) -> None:
+    waiting = asyncio.ensure_future(door.ask(7, length=4))
+    await door.waits(4)
+    with pytest.raises(grpc.aio.AioRpcError, match="the queue is full: 4 of 4 tokens wait, 1 more do not fit") as told:
+        await door.ask(8)
+    assert told.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert 1000 * 5 * PACE / 4 <= pushback_of(told.value) <= 1000 * 5 * PACE / 4 * SPREAD + 1
+    assert door.codes == ["RESOURCE_EXHAUSTED"] * 3
+    door.gate.set()
+    await waiting
+
+
+async def test_who_cannot_be_answered_in_time_is_not_to_try_again(door: Door) -> None:
+    door.scheduler._lane.pace.seconds_per_token = 1000.0
+    with pytest.raises(grpc.aio.AioRpcError, match="too much is waiting") as told:
+        await door.ask(8, timeout=30)
+    assert pushback_of(told.value) == NEVER
+    assert door.codes == ["RESOURCE_EXHAUSTED"]  # though the policy would have tried three times
+
+
+async def test_an_answer_on_a_stream_says_the_same(door: Door) -> None:
+    waiting = asyncio.ensure_future(door.ask(7, length=4))
+    await door.waits(4)
+    late, full = ids_request([[8]]), ids_request([[8]])
+    late.parameters["timeout"].int64_param = 100_000
+    answers = [answer async for answer in door.stub.ModelStreamInfer(iter([late, full, ids_request([[8], []])]))]
+    told = [answer.infer_response.parameters for answer in answers]
+    assert [one["status"].string_param for one in told[:2]] == ["RESOURCE_EXHAUSTED"] * 2
+    assert told[0]["retry_after_ms"].int64_param == NEVER
+    assert told[1]["retry_after_ms"].int64_param >= 1000 * 5 * PACE / 4
+    assert told[2]["status"].string_param == "INVALID_ARGUMENT"
+    assert "retry_after_ms" not in told[2]
+    door.gate.set()
+    await waiting
+
+
+async def test_the_parameter_priority_decides_who_goes_first(door: Door) -> None:
+    waiting = []
+    for tokens, (number, parameters) in enumerate([(7, {}), (8, {"priority": 11}), (9, {"priority": 1})], 1):
+        waiting.append(asyncio.ensure_future(door.ask(number, **parameters)))
+        await door.waits(tokens)
+    door.gate.set()
+    await asyncio.gather(*waiting)
+    assert door.computed == [5, 9, 7, 8]
+
+
+async def test_an_urgent_request_is_not_refused_for_what_goes_after_it(door: Door) -> None:
+    waiting = asyncio.ensure_future(door.ask(7, length=3))
+    await door.waits(3)
+    door.scheduler._lane.pace.seconds_per_token = 10.0  # 10 seconds of work are before urgent ones, 40 in all
+    with pytest.raises(grpc.aio.AioRpcError, match=r"too much is waiting: 40\.00 s of work"):
+        await door.ask(8, timeout=30)
+    urgent = asyncio.ensure_future(door.ask(9, timeout=30, priority=1))
+    await door.waits(4)
+    door.gate.set()
+    await asyncio.gather(waiting, urgent)
+
+
+@pytest.mark.parametrize("value", [{"string_param": "high"}, {"int64_param": -1}, {"double_param": 1.0}])
+async def test_a_priority_that_is_none_is_refused(door: Door, value: dict[str, Any]) -> None:
+    request = ids_request([[5]])
+    request.parameters["priority"].CopyFrom(pb.InferParameter(**value))
+    with pytest.raises(grpc.aio.AioRpcError, match="parameter priority must be an integer from 0 on"):
+        await door.stub.ModelInfer(request)
+
+
+def test_only_who_knows_says_when() -> None:
+    assert retry_after_ms(Unavailable("loading")) is None
+    assert retry_after_ms(Exhausted("too many calls on this connection")) is None
+    assert retry_after_ms(Exhausted("", math.inf)) == NEVER
+    told = [retry_after_ms(Exhausted("", 2.0)) or 0 for _ in range(100)]
+    assert 2000 <= min(told) < max(told) <= 2000 * SPREAD + 1
+
+
+@pytest.mark.parametrize(("wait", "left"), [(0.8, 1.0), (0.99, 1.0), (5.0, 6.0)])
+def test_another_try_after_the_time_that_is_told_would_be_taken(wait: float, left: float) -> None:
+    seconds = _retry_after(wait, left)
+    assert wait > SAFE * left
+    assert wait - seconds == pytest.approx(SAFE * (left - seconds))
+
+
+def test_no_time_is_told_if_it_would_be_after_the_deadline() -> None:
+    assert _retry_after(1.0, 1.0) == math.inf
+    assert _retry_after(5.0, 0.1) == math.inf

@@ -1,0 +1,94 @@
+"""The order in which entries go, on a clock that the tests make."""
+
+import asyncio
+import math
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.queue import DEFAULT_LEVEL, LAST_LEVEL, LONGEST_WAIT, OVERDUE, Entry, Queue, level_of
+from tests.server.support import row
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Replies belong to one; it does not run."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def test_one_is_the_most_urgent_and_zero_the_default() -> None:
+    assert level_of(0) == DEFAULT_LEVEL
+    assert [level_of(priority) for priority in (1, 2, LAST_LEVEL, LAST_LEVEL + 1, 2**64 - 1)] == [
+        1, 2, LAST_LEVEL, LAST_LEVEL, LAST_LEVEL
+    ]  # fmt: skip
+    assert OVERDUE < 1 < DEFAULT_LEVEL < LAST_LEVEL
+
+
+seconds = st.floats(0, 2 * LONGEST_WAIT)
+# Arrivals: the time since the one before, a priority, tokens, and the time until the deadline. None: the next one goes.
+events = st.lists(
+    st.none() | st.tuples(seconds, st.integers(0, 12), st.integers(1, 5), st.just(math.inf) | seconds), max_size=40
+)
+
+
+@given(events=events, step=seconds)
+def test_urgent_ones_go_first_but_none_waits_longer_than_the_bound_for_those_that_came_later(
+    loop: asyncio.AbstractEventLoop, events: list[tuple[float, int, int, float] | None], step: float
+) -> None:
+    queue, waiting, now = Queue(), list[Entry](), 0.0
+    for event in [*events, *[None] * len(events)]:  # all that is left goes at the end
+        if event is not None:
+            wait, priority, tokens, left = event
+            now += wait
+            waiting.append(
+                Entry(row(*range(tokens)), frozenset(), now + left, loop.create_future(), level_of(priority), now)
+            )
+            queue.add(waiting[-1])
+        else:
+            now += step
+            waiting = [entry for entry in waiting if entry.deadline > now]
+            levels = {entry: entry.level for entry in waiting}
+            went = queue.first(1, now)
+            assert len(went) == bool(waiting)
+            for entry in went:
+                overdue = [one for one in waiting if now - one.arrived > LONGEST_WAIT]
+                assert entry is (overdue or sorted(waiting, key=levels.__getitem__))[0]
+                queue.remove(entry)
+                waiting.remove(entry)
+        for level in (0, 1, 5, LAST_LEVEL):  # those that expired may still be counted until somebody looks
+            expected = sum(len(entry.sequence) for entry in waiting if entry.level <= level)
+            assert queue.tokens_before(level) >= expected
+    assert not queue
+    assert queue.tokens == 0
+
+
+def test_first_gives_as_many_as_are_asked_for_in_their_order(loop: asyncio.AbstractEventLoop) -> None:
+    queue = Queue()
+    made = [
+        Entry(row(1), frozenset(), math.inf, loop.create_future(), level, arrived)
+        for arrived, level in enumerate([10, 1, 20, 1, 10])
+    ]
+    for entry in made:
+        queue.add(entry)
+    assert [made.index(entry) for entry in queue.first(10, now=5)] == [1, 3, 0, 4, 2]
+    assert [made.index(entry) for entry in queue.first(3, now=5)] == [1, 3, 0]
+    late = queue.first(10, now=2.5 + LONGEST_WAIT)
+    assert [made.index(entry) for entry in late] == [0, 1, 2, 3, 4]
+    assert [entry.level for entry in late] == [OVERDUE, OVERDUE, OVERDUE, 1, 10]
+    assert queue.tokens_before(OVERDUE) == 3
+
+
+def test_those_whose_caller_has_gone_are_let_go(loop: asyncio.AbstractEventLoop) -> None:
+    queue = Queue()
+    gone, stays = (Entry(row(1, 2), frozenset(), math.inf, loop.create_future()) for _ in range(2))
+    queue.add(gone)
+    queue.add(stays)
+    gone.reply.cancel()
+    assert queue.first(10, now=stays.arrived) == [stays]
+    assert queue.tokens == 2
+    queue.remove(gone)  # once more does no harm
+    assert queue.tokens == 2

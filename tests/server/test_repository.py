@@ -1,0 +1,242 @@
+"""Many models in one server: which versions are served, and how one takes the place of another."""
+
+import asyncio
+import os
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.errors import FailedPrecondition, NotFound, StartError
+from server.metrics import Metrics
+from server.places import find_places
+from server.registry import Registry, State
+from server.repository import Repository
+from server.settings import Settings
+
+TEXT = np.array([b"the quick fox"], object)
+
+
+def place(bundle: Path, repository: Path, name: str, version: int) -> Path:
+    """A version, there at once and whole, as `heed export` and `mv` do it."""
+    folder = repository / name / str(version)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(bundle, repository / ".copy")
+    os.rename(repository / ".copy", folder)
+    return folder
+
+
+def damage(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+@asynccontextmanager
+async def serving(folder: Path, **settings: Any) -> Any:
+    """A repository that has started, and its registry."""
+    registry = Registry(settings.get("default_model", ""))
+    repository = Repository(Settings(bundle=folder, device="cpu", **settings), registry, Metrics())
+    try:
+        await repository.start()
+        yield repository, registry
+    finally:
+        await repository.close()
+
+
+async def embed(registry: Registry, name: str, version: str = "") -> np.ndarray:
+    with registry.use(name, version) as serving:
+        request = await serving.prepare({"text": TEXT}, ["last_hidden_state"])
+        answered = await serving.answer(request)
+        return serving.model.assemble(request, answered.answers)["last_hidden_state"]
+
+
+def states(registry: Registry) -> dict[tuple[str, int], State]:
+    return {(one.name, one.version): one.state for one in registry.all()}
+
+
+async def lines(repository: Repository) -> list[tuple[str, int, str, str]]:
+    return [(entry.name, entry.version, entry.state.value, entry.reason) for entry in await repository.index()]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+def test_versions_are_positive_numbers_and_the_newest_comes_first(tiny_bundle: Path, repository: Path) -> None:
+    for name in ("b/2", "b/10", "b/0", "b/01", "b/next", "a/1", ".a/1", "a b/1"):
+        (repository / name).mkdir(parents=True)
+    (repository / "a" / "2").touch()
+    found = [(one.name, one.version) for one in find_places(repository)]
+    assert found == [("a", 1), ("b", 10), ("b", 2)]
+    (bundle,) = find_places(tiny_bundle)
+    assert (bundle.name, bundle.version, bundle.folder) == ("tiny", 1, tiny_bundle)
+
+
+async def test_the_newest_version_is_served_and_the_index_tells_of_the_others(
+    tiny_bundle: Path, tiny_cls_bundle: Path, repository: Path
+) -> None:
+    place(tiny_bundle, repository, "words", 2)
+    place(tiny_cls_bundle, repository, "words", 10)
+    place(tiny_bundle, repository, "other", 1)
+    async with serving(repository) as (served, registry):
+        assert states(registry) == {("other", 1): State.READY, ("words", 10): State.READY}
+        other = await embed(registry, "other")
+        assert not np.array_equal(await embed(registry, "words"), other)  # they are of different models
+        with pytest.raises(NotFound, match="version '2' of model 'words' is not served here, only 10"):
+            await embed(registry, "words", "2")
+        with pytest.raises(NotFound, match="model 'word' is not served here, only other, words"):
+            await embed(registry, "word")
+        with pytest.raises(FailedPrecondition, match=r"2 models are served here \(other, words\)"):
+            await embed(registry, "")
+        assert await lines(served) == [
+            ("other", 1, "ready", ""),
+            ("words", 2, "unavailable", "newer ones are served, and --versions is 1"),
+            ("words", 10, "ready", ""),
+        ]
+        (entry,) = registry.all("words")
+        assert entry.serving
+        assert (entry.serving.model.manifest.name, entry.serving.model.manifest.version) == ("words", 10)
+    async with serving(repository, versions=2, default_model="words") as (_, registry):
+        assert states(registry) == dict.fromkeys([("other", 1), ("words", 2), ("words", 10)], State.READY)
+        assert np.array_equal(await embed(registry, "words", "2"), other)
+        assert np.array_equal(await embed(registry, ""), await embed(registry, "words", "10"))
+
+
+async def test_a_version_that_does_not_hold_never_takes_over_until_its_files_are_right(
+    tiny_bundle: Path, tiny_cls_bundle: Path, repository: Path
+) -> None:
+    place(tiny_bundle, repository, "words", 1)
+    async with serving(repository) as (served, registry):
+        before = await embed(registry, "words")
+        damage(place(tiny_cls_bundle, repository, "words", 2))
+        (error,) = await served.refresh()
+        assert "tokenizer.json is altered" in str(error)
+        assert await served.refresh() == []  # not tried again as it is
+        assert np.array_equal(await embed(registry, "words"), before)
+        assert [line[1:3] for line in await lines(served)] == [(1, "ready"), (2, "unavailable")]
+        with pytest.raises(FailedPrecondition, match=r"version 2 of model 'words' is not served: .*altered"):
+            await embed(registry, "words", "2")
+
+        shutil.rmtree(repository / "words" / "2")
+        place(tiny_cls_bundle, repository, "words", 2)
+        assert await served.refresh() == []
+        assert not np.array_equal(await embed(registry, "words"), before)
+        assert [line[1:3] for line in await lines(served)][1] == (2, "ready")
+
+        damage(repository / "words" / "2")  # while it is served: what is in memory goes on
+        assert len(await served.refresh()) == 1
+        assert states(registry)["words", 2] is State.READY
+        assert "altered" in (await lines(served))[1][3]
+
+
+async def test_at_a_start_an_older_version_stands_in_for_one_that_does_not_hold(
+    tiny_bundle: Path, repository: Path
+) -> None:
+    place(tiny_bundle, repository, "words", 1)
+    damage(place(tiny_bundle, repository, "words", 2))
+    async with serving(repository) as (_, registry):
+        assert states(registry) == {("words", 1): State.READY}
+    shutil.rmtree(repository / "words" / "1")
+    with pytest.raises(Exception, match="altered"):
+        async with serving(repository):
+            pass
+
+
+async def test_the_old_version_finishes_what_it_has_taken(
+    tiny_bundle: Path, tiny_cls_bundle: Path, repository: Path
+) -> None:
+    place(tiny_bundle, repository, "words", 1)
+    async with serving(repository) as (served, registry):
+        with registry.use("words") as old:
+            request = await old.prepare({"text": TEXT}, ["last_hidden_state"])
+            place(tiny_cls_bundle, repository, "words", 2)
+            await served.refresh()
+            assert states(registry) == {("words", 2): State.READY, ("words", 1): State.UNLOADING}
+            assert (await old.answer(request)).answers
+        await asyncio.sleep(0.2)
+        assert states(registry) == {("words", 2): State.READY}
+
+
+async def test_callers_load_and_unload_if_they_may(tiny_bundle: Path, repository: Path) -> None:
+    place(tiny_bundle, repository, "words", 1)
+    place(tiny_bundle, repository, "other", 1)
+    async with serving(repository) as (served, _):
+        for call in (served.load, served.unload):
+            with pytest.raises(FailedPrecondition, match="--repository-control"):
+                await call("words")
+    async with serving(repository, repository_control=True) as (served, registry):
+        await served.unload("words")
+        with pytest.raises(NotFound, match="not served here, only other"):
+            await embed(registry, "words")
+        await served.refresh()  # as a watch does
+        assert ("words", 1, "unavailable", "unloaded by a caller") in await lines(served)
+        await served.load("words")
+        assert ("words", 1, "ready", "") in await lines(served)
+        for name in ("nothing", "../words", "words/1", ""):
+            with pytest.raises(NotFound):
+                await served.load(name)
+        damage(place(tiny_bundle, repository, "words", 2))
+        with pytest.raises(FailedPrecondition, match="altered"):
+            await served.load("words")
+        assert ("words", 1, "ready", "") in await lines(served)
+
+
+async def test_a_model_that_would_not_fit_is_refused_until_there_is_room(
+    tiny_bundle: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(tiny_bundle, repository, "words", 1)
+    with pytest.raises(StartError, match=r"needs about 0 MiB, and [0-9]+ of 1 MiB are taken"):
+        async with serving(repository, memory_mib=1):
+            pass
+    place(tiny_bundle, repository, "other", 1)
+    async with serving(repository) as (served, registry):
+        place(tiny_bundle, repository, "words", 2)
+        monkeypatch.setattr("server.loading.usable_memory", lambda: 1)
+        assert "give more memory" in str(*await served.refresh())
+        assert states(registry)["words", 1] is State.READY
+        monkeypatch.undo()
+        assert await served.refresh() == []
+        assert states(registry)["words", 2] is State.READY
+
+
+async def test_a_watch_waits_until_nobody_writes_any_more(tiny_bundle: Path, repository: Path) -> None:
+    place(tiny_bundle, repository, "words", 1)
+    async with serving(repository) as (served, registry):
+        folder = place(tiny_bundle, repository, "words", 2)
+        tokenizer = (folder / "tokenizer.json").read_text()
+        damage(folder)
+        assert await served.refresh(settled=True) == []
+        (folder / "tokenizer.json").write_text(tokenizer)
+        assert await served.refresh(settled=True) == []
+        assert ("words", 2) not in states(registry)
+        assert await served.refresh(settled=True) == []
+        assert states(registry)["words", 2] is State.READY
+
+
+async def test_a_folder_that_is_gone_changes_nothing_and_a_model_that_is_gone_is_unloaded(
+    tiny_bundle: Path, repository: Path
+) -> None:
+    place(tiny_bundle, repository, "words", 1)
+    place(tiny_bundle, repository, "other", 1)
+    async with serving(repository) as (served, registry):
+        repository.rename(repository.with_name("away"))
+        with pytest.raises(StartError, match="cannot be read: No such file"):
+            await served.refresh()
+        assert set(states(registry).values()) == {State.READY}
+        repository.with_name("away").rename(repository)
+        shutil.rmtree(repository / "other")
+        await served.refresh()
+        await asyncio.sleep(0.2)
+        assert states(registry) == {("words", 1): State.READY}
+
+
+async def test_nothing_to_serve_is_an_error_unless_something_may_come(repository: Path) -> None:
+    with pytest.raises(StartError, match=r"has no bundle\.json, and no folders NAME/VERSION/ in it have one"):
+        async with serving(repository):
+            pass
+    async with serving(repository, watch_seconds=60) as (served, _):
+        assert await lines(served) == []
