@@ -38,6 +38,9 @@ HOLDS, BROKEN = "holds", "broken"  # what came of repeating a case
 LOADED, SWAPPED, FAILED = "loaded", "swapped", "failed"  # what came of a new version
 NOBODY = ""  # the model of requests that are for none that is served
 
+# Otherwise one more series for each would say when it began.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
 Key = TypeVar("Key")
 Child = TypeVar("Child")
 
@@ -194,7 +197,6 @@ class Metrics:
         Raises:
             StartError: the port is in use, or the address is not this machine's.
         """
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series for each would say when it began
         try:
             server, _ = start_http_server(port, host.strip("[]"), self.registry)
         except OSError as error:

@@ -1,6 +1,7 @@
 """What was asked of one model since it is served, and where the time went."""
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from threading import Lock
@@ -29,10 +30,7 @@ class Statistics:
 
     success: Duration = field(default_factory=Duration)  # from arrival to answer
     fail: Duration = field(default_factory=Duration)  # refused, failed, or given up by the caller
-    input: Duration = field(default_factory=Duration)
-    queue: Duration = field(default_factory=Duration)
-    infer: Duration = field(default_factory=Duration)
-    output: Duration = field(default_factory=Duration)
+    stages: defaultdict[Stage, Duration] = field(default_factory=lambda: defaultdict(Duration))  # of what was answered
     rows: int = 0  # that were answered
     last_arrival: float = 0.0  # seconds since 1970; 0: nobody has come yet
     _groups: dict[int, Duration] = field(default_factory=dict)  # by rows
@@ -47,11 +45,8 @@ class Statistics:
             return self.fail.add(record.seconds)
         self.success.add(record.seconds)
         for stage, begun, ended in record.stages():
-            self._stage(stage).add(ended - begun)
+            self.stages[stage].add(ended - begun)
         self.rows += record.rows
-
-    def _stage(self, name: Stage) -> Duration:
-        return {"prepare": self.input, "queue": self.queue, "compute": self.infer, "encode": self.output}[name]
 
     def counted(self, run: Run) -> Run:
         """The same, and every group that is computed is counted, of whatever thread."""

@@ -86,10 +86,10 @@ def statistics_of(name: str, version: str, seen: Statistics) -> pb.ModelStatisti
         inference_stats=pb.InferStatistics(
             success=_duration(seen.success),
             fail=_duration(seen.fail),
-            queue=_duration(seen.queue),
-            compute_input=_duration(seen.input),
-            compute_infer=_duration(seen.infer),
-            compute_output=_duration(seen.output),
+            queue=_duration(seen.stages["queue"]),
+            compute_input=_duration(seen.stages["prepare"]),
+            compute_infer=_duration(seen.stages["compute"]),
+            compute_output=_duration(seen.stages["encode"]),
         ),
         # What comes before and after a group is computed is done for each request by itself.
         batch_stats=[

@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def heard(server: Running) -> Facts:
-    facts: Facts = heard_by("triton_sync.py", server.address)
+    facts: Facts = heard_by("triton_sync", server.address)
     return facts
 
 
@@ -200,7 +200,7 @@ def test_statistics_count_requests_rows_and_groups(heard: Facts) -> None:
 
 
 def test_asyncio(server: Running, heed: Client) -> None:
-    facts = heard_by("triton_aio.py", server.address)
+    facts = heard_by("triton_aio", server.address)
     expected = [vectors(heed, text=[text]) for text in ("a dog", "the quick fox", "i saw a saw")]
     assert (facts["live"], facts["model_ready"], facts["config"], facts["statistics"]) == (True, True, "tiny", 1)
     assert facts["compressed"] == expected[0]

@@ -21,12 +21,17 @@ from server.attentions import Attentions
 from server.errors import Exhausted, Unavailable
 from server.graphs import Answer
 from server.grouping import Alone
+from server.metrics import Metrics
 from server.model import Model
+from server.record import Observers, Record
 from server.registry import Registry, Served, State
+from server.repository import Repository
 from server.scheduler import SAFE, Scheduler, _retry_after
 from server.services.guard import NEVER, PUSHBACK, SPREAD, retry_after_ms
 from server.services.inference import InferenceService
 from server.serving import Serving
+from server.settings import Settings
+from server.statistics import Statistics
 from server.workers import Workers
 from tests.server.support import ids_request
 
@@ -65,8 +70,8 @@ class Door:
         assert self.gate.wait(PATIENCE)
         return self._model.run(group, outputs)
 
-    def _ended(self, model: str, code: str, seconds: float) -> None:
-        self.codes.append(code)
+    def _ended(self, record: Record) -> None:
+        self.codes.append(record.code)
 
     def ask(self, first: int, length: int = 1, timeout: float | None = None, **parameters: int) -> Any:
         request = ids_request([[first, *[6] * (length - 1)]])
@@ -81,10 +86,13 @@ class Door:
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Door"]:
         registry = Registry()
-        serving = Serving(self._model, self.scheduler, Attentions(self._model, 1000))
+        statistics = Statistics()
+        serving = Serving(self._model, self.scheduler, Attentions(self._model, 1000, statistics), statistics)
         registry.add(Served(self._model.manifest, state=State.READY, serving=serving))
         server = grpc.aio.server()
-        add_GRPCInferenceServiceServicer_to_server(InferenceService(registry, 2**20, self._ended), server)
+        repository = Repository(Settings(bundle=self._model.folder), registry, Metrics())
+        service = InferenceService(registry, repository, 2**20, Observers(self._ended))
+        add_GRPCInferenceServiceServicer_to_server(service, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         options = [("grpc.service_config", json.dumps(RETRYING))]

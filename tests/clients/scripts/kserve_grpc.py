@@ -1,4 +1,4 @@
-"""kserve's InferenceGRPCClient.    python kserve_grpc.py HOST:PORT, in an environment that has kserve"""
+"""kserve's InferenceGRPCClient, where kserve is.    python -m tests.clients.scripts.kserve_grpc HOST:PORT"""
 
 import asyncio
 import json
