@@ -4,44 +4,20 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import Task
-from tests.client.test_answers import export
 from tests.client.test_security import Authority
-from tests.support import Running, export_bundle, run_server
+from tests.support import Running
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs" / "clients.md", ROOT / "docs" / "balancing.md"]
 SNIPPETS = [snippet for page in PAGES for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
-KINDS: dict[str, Task] = {"sentiment": "sequence", "tagger": "token", "ranker": "sequence"}
 SHOWN = [
     *(ROOT / "examples" / "clients").iterdir(),
     *(ROOT / "deploy" / name for name in ("nginx.conf", "heed-servers.conf", "haproxy.cfg")),
 ]
-
-
-@pytest.fixture(scope="module")
-def server(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The models that the pages speak of, at one address."""
-    folder = tmp_path_factory.mktemp("docs")
-    repository = folder / "models"
-    export_bundle(minilm, place(repository, "minilm"), "minilm")
-    for name, task in KINDS.items():
-        source = folder / name
-        source.mkdir()
-        labels = {"id2label": {0: "score"}} if name == "ranker" else {}
-        export(source, task, out=place(repository, name), name=name, **labels)
-    with run_server(repository, folder / "log") as server:
-        yield server
-
-
-def place(repository: Path, name: str) -> Path:
-    (repository / name).mkdir(parents=True)
-    return repository / name / "1"
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_a_snippet_runs(snippet: str, server: Running, files: Path) -> None:
-    program = snippet.replace("localhost:8001", server.address)
+def test_a_snippet_runs(snippet: str, models: Running, files: Path) -> None:
+    program = snippet.replace("localhost:8001", models.address)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
