@@ -24,7 +24,7 @@ from server.listening import is_loopback, warn_of_what_is_open
 from server.security import files
 from server.security.certificates import server_credentials
 from server.security.files import Reloaded
-from server.security.tokens import TOKENS, authorization, read_tokens
+from server.security.tokens import TOKENS, Authorization, authorization, read_tokens
 from server.settings import Settings
 
 TOKEN = "9f86d081884c7d659a2feaa0c55ad015"
@@ -253,12 +253,15 @@ def test_a_file_without_good_tokens_is_refused_and_not_quoted(tmp_path: Path, co
 
 
 def test_control_without_anybody_who_may_is_refused(tmp_path: Path) -> None:
+    def checked(**files: Path) -> Authorization | None:
+        return authorization(Settings(bundle=tmp_path, repository_control=True, **files), lambda _: None)
+
     path = tmp_path / "tokens"
     path.write_text(TOKEN)
     with pytest.raises(StartError, match="--repository-control with --tokens needs --repository-tokens too"):
-        authorization(Settings(bundle=tmp_path, tokens=path, repository_control=True))
-    assert authorization(Settings(bundle=tmp_path, tokens=path, repository_control=True, repository_tokens=path))
-    assert authorization(Settings(bundle=tmp_path, repository_control=True)) is None
+        checked(tokens=path)
+    assert checked(tokens=path, repository_tokens=path)
+    assert checked() is None
 
 
 @pytest.mark.parametrize(
