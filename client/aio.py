@@ -21,6 +21,7 @@ from client.wire import (
     call_error,
     read_answer,
     read_model_info,
+    several,
     texts_and_pairs,
 )
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -76,14 +77,14 @@ class AsyncClient(Common[Door]):
 
     async def embed(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> np.ndarray:
         """See `Client.embed`."""
-        return (await self.infer({"text": list(texts)}, EMBED, truncate, timeout))["sentence_embedding"]
+        return (await self.infer(texts_and_pairs(texts, None), EMBED, truncate, timeout))["sentence_embedding"]
 
     async def embed_each(
         self, texts: Items[str], truncate: bool = False, timeout: float | None = None
     ) -> AsyncGenerator[np.ndarray]:
         """See `Client.embed_each`."""
         bundle = OneBundle()
-        requests = ({"text": batch} async for batch in _batches(texts, self._request_rows))
+        requests = ({"text": batch} async for batch in _batches(several(texts), self._request_rows))
         async with aclosing(self.infer_each(requests, EMBED, truncate, timeout)) as answers:
             async for answer in answers:
                 for vector in bundle.check(answer)["sentence_embedding"]:
@@ -101,14 +102,14 @@ class AsyncClient(Common[Door]):
 
     async def tag(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> list[list[Tag]]:
         """See `Client.tag`."""
-        texts = list(texts)
+        texts = list(several(texts))
         return read_tags(await self.infer({"text": texts}, TAG, truncate, timeout), texts)
 
     async def rank(
         self, query: str, texts: Iterable[str], truncate: bool = False, timeout: float | None = None
     ) -> list[Rank]:
         """See `Client.rank`."""
-        texts = list(texts)
+        texts = list(several(texts))
         inputs = texts_and_pairs([query] * len(texts), texts)
         return read_ranks(await self.infer(inputs, RANK, truncate, timeout), texts)
 

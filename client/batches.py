@@ -59,7 +59,11 @@ def cut(inputs: Arrays, most: int) -> list[slice]:
 
 def _bytes(element: object) -> int:
     """Of a text, roughly, or of an array of texts."""
-    return sum(map(_bytes, element.flat)) if isinstance(element, np.ndarray) else len(element)  # type: ignore[arg-type]
+    if isinstance(element, np.ndarray):
+        return sum(map(_bytes, element.flat))
+    if isinstance(element, str | bytes):
+        return len(element)
+    raise TypeError(f"a text is expected, got {type(element).__name__}: {element!r:.60}")
 
 
 class OneBundle:

@@ -18,9 +18,11 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
-    # gRPC's own are 20 s for a connection, and up to two minutes until it tries again.
+    # A connection has 5 s to come about; a server that is gone is looked for every second, sooner than attempts end.
+    # gRPC's own are 20 s, and up to two minutes.
     ("grpc.min_reconnect_backoff_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
 )
 
 Metadata = tuple[tuple[str, str], ...]

@@ -96,4 +96,4 @@ class Turn(Generic[Door]):
             return max(error.pushback, SHORTEST_WAIT)
         if rounds >= ROUNDS:
             raise error
-        return min(FIRST_WAIT * 2 ** (rounds - 1), LONGEST_WAIT) * random.uniform(0.8, 1.2)
+        return min(FIRST_WAIT * 2.0 ** (rounds - 1), LONGEST_WAIT) * random.uniform(0.8, 1.2)

@@ -20,6 +20,7 @@ from client.wire import (
     call_error,
     read_answer,
     read_model_info,
+    several,
     texts_and_pairs,
 )
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -85,7 +86,7 @@ class Client(Common[Door]):
 
     def embed(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> np.ndarray:
         """One vector for each text: `[B, D]`."""
-        return self.infer({"text": list(texts)}, EMBED, truncate, timeout)["sentence_embedding"]
+        return self.infer(texts_and_pairs(texts, None), EMBED, truncate, timeout)["sentence_embedding"]
 
     def embed_each(
         self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None
@@ -95,7 +96,7 @@ class Client(Common[Door]):
         The texts are taken a few requests ahead of what was answered. All vectors come from one bundle; see `infer`.
         """
         bundle = OneBundle()
-        requests = ({"text": batch} for batch in batches(texts, self._request_rows, len))
+        requests = ({"text": batch} for batch in batches(several(texts), self._request_rows, len))
         for answer in self.infer_each(requests, EMBED, truncate, timeout):
             yield from bundle.check(answer)["sentence_embedding"]
 
@@ -111,14 +112,14 @@ class Client(Common[Door]):
 
     def tag(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> list[list[Tag]]:
         """The pieces of each text that are something: names, places; for models that label tokens."""
-        texts = list(texts)
+        texts = list(several(texts))
         return read_tags(self.infer({"text": texts}, TAG, truncate, timeout), texts)
 
     def rank(
         self, query: str, texts: Iterable[str], truncate: bool = False, timeout: float | None = None
     ) -> list[Rank]:
         """The texts by how well they answer the query, the best first; for rerankers."""
-        texts = list(texts)
+        texts = list(several(texts))
         inputs = texts_and_pairs([query] * len(texts), texts)
         return read_ranks(self.infer(inputs, RANK, truncate, timeout), texts)
 

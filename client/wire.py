@@ -4,7 +4,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -23,6 +23,7 @@ DATATYPES = {"b": "BOOL", "i": "INT64", "u": "INT64", "f": "FP32", "O": "BYTES",
 # When to come again, in milliseconds: in a call's trailing metadata (gRFC A6), and in an error of a stream.
 PUSHBACK, STREAM_PUSHBACK = "grpc-retry-pushback-ms", "retry_after_ms"
 
+Texts = TypeVar("Texts")
 Inputs = Mapping[str, np.ndarray | Iterable[str]]
 
 
@@ -67,10 +68,20 @@ class ModelInfo:
     labels: list[str] = field(default_factory=list)  # in the order of the logits
 
 
+def several(texts: Texts) -> Texts:
+    """The same. A single text would be taken for its letters.
+
+    Raises TypeError.
+    """
+    if isinstance(texts, str | bytes):
+        raise TypeError("one text came where several are expected: put it into a list")
+    return texts
+
+
 def texts_and_pairs(texts: Iterable[str], pairs: Iterable[str] | None) -> Inputs:
     """The inputs of a model over texts, or over pairs of them."""
-    inputs = {"text": list(texts)}
-    return inputs if pairs is None else inputs | {"text_pair": list(pairs)}
+    inputs = {"text": list(several(texts))}
+    return inputs if pairs is None else inputs | {"text_pair": list(several(pairs))}
 
 
 def _encode(name: str, array: np.ndarray, datatype: str) -> bytes:
@@ -85,6 +96,8 @@ def _encode_bytes(elements: Iterable[str | bytes]) -> bytes:
     parts = []
     for element in elements:
         raw = element.encode() if isinstance(element, str) else element
+        if not isinstance(raw, bytes):
+            raise TypeError(f"a text is expected, got {type(raw).__name__}: {raw!r:.60}")
         parts += [struct.pack("<I", len(raw)), raw]
     return b"".join(parts)
 
@@ -96,7 +109,7 @@ def as_arrays(inputs: Inputs) -> dict[str, np.ndarray]:
     """
     arrays = {}
     for name, value in inputs.items():
-        array = arrays[name] = value if isinstance(value, np.ndarray) else np.array(list(value), object)
+        array = arrays[name] = value if isinstance(value, np.ndarray) else np.array(list(several(value)), object)
         if array.dtype.kind not in DATATYPES:
             raise TypeError(f"input {name} has dtype {array.dtype}; integers, floats, booleans or texts are expected")
     return arrays

@@ -1,5 +1,6 @@
 """What the threads know of one model: what waits for it, how that is grouped and computed, and how long it takes."""
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -42,7 +43,8 @@ class Lane:
     """One model's side of the workers. Whoever calls holds their lock."""
 
     def __init__(self, run: Run, strategy: Strategy, ended: Callable[[], None]) -> None:
-        """`ended` is called by the event loop after each group."""
+        """Made by the event loop, which calls `ended` after each group."""
+        self.loop = asyncio.get_running_loop()
         self.run = run
         self.strategy = strategy
         self.ended = ended
@@ -81,12 +83,23 @@ class Group:
     lane: Lane
     entries: list[Entry]
 
+    def __post_init__(self) -> None:
+        self.taken_tokens = self.tokens  # also of entries that are let go of later
+
     @property
     def tokens(self) -> int:
         return sum(len(entry.sequence) for entry in self.entries)
 
+    @property
+    def seconds(self) -> float:
+        return self.entries[0].finished - self.entries[0].started
+
     def compute(self, alone: bool) -> list[Answer] | Exception:
+        """The answers to those entries that are wanted still: a half has waited again."""
         started = time.monotonic()
+        self._let_go(started)
+        if not self.entries:
+            return []
         try:
             answers = self.lane.run([entry.sequence for entry in self.entries], self._outputs(), alone)
         except Exception as error:
@@ -96,26 +109,26 @@ class Group:
             entry.started, entry.finished = started, finished
         return answers
 
+    def _let_go(self, now: float) -> None:
+        for entry in self.entries:
+            if not entry.is_wanted(now):
+                entry.expire()
+        self.entries = [entry for entry in self.entries if entry.is_wanted(now)]
+
     def _outputs(self) -> frozenset[str]:
         """What somebody asks for; all if somebody asks for all."""
         if not all(entry.outputs for entry in self.entries):
             return frozenset()
         return frozenset().union(*(entry.outputs for entry in self.entries))
 
-    def halves(self, now: float) -> list["Group"]:
-        """To find out which of several entries fails; those that nobody wants any more are left out."""
-        wanted = []
-        for entry in self.entries:
-            if entry.is_wanted(now):
-                wanted.append(entry)
-            else:
-                entry.expire()
-        middle = len(wanted) // 2
-        return [Group(self.lane, half) for half in (wanted[:middle], wanted[middle:]) if half]
+    def halves(self) -> list["Group"]:
+        """To find out which of several entries fails."""
+        middle = len(self.entries) // 2
+        return [Group(self.lane, self.entries[:middle]), Group(self.lane, self.entries[middle:])]
 
     def tell(self, outcome: list[Answer] | Exception) -> None:
         """Hands out the answers, or the error of an entry that fails alone. From any thread."""
-        self.entries[0].reply.get_loop().call_soon_threadsafe(self._tell, outcome)
+        self.lane.loop.call_soon_threadsafe(self._tell, outcome)
 
     def _tell(self, outcome: list[Answer] | Exception) -> None:
         if not isinstance(outcome, Exception):

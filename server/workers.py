@@ -11,6 +11,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
+from server.graphs import Answer
 from server.lane import Group, Lane
 
 
@@ -91,15 +92,14 @@ class Workers:
         with self.lock:
             return self._computing == 1 and not self._halves and not any(lane.queue for lane in self._lanes)
 
-    def _end(self, group: Group, outcome: object) -> None:
+    def _end(self, group: Group, outcome: list[Answer] | Exception) -> None:
         """Before anybody is told: a caller who has the answer finds nothing of it at work."""
-        now = time.monotonic()
-        halves = group.halves(now) if isinstance(outcome, Exception) and len(group.entries) > 1 else []
+        failed = isinstance(outcome, Exception)
+        halves = group.halves() if failed and len(group.entries) > 1 else []
         with self.lock:
             self._computing -= 1
             self._halves += halves
-            group.lane.taken_tokens += sum(half.tokens for half in halves) - group.tokens
-            if not isinstance(outcome, Exception):
-                entry = group.entries[0]
-                group.lane.pace.saw(group.tokens, entry.finished - entry.started)
+            group.lane.taken_tokens += sum(half.taken_tokens for half in halves) - group.taken_tokens
+            if group.entries and not failed:
+                group.lane.pace.saw(group.tokens, group.seconds)
         self.wake(len(halves))

@@ -35,11 +35,9 @@ def _side(name: str, parameter: InferParameter) -> Side | None:
 
 def _count(name: str, parameter: InferParameter) -> int:
     kind = parameter.WhichOneof("parameter_choice")
-    if kind not in ("int64_param", "uint64_param"):
-        raise InvalidArgument(f"{name} must be an integer")
-    value: int = getattr(parameter, kind)
+    value: int = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
     if value < 0:
-        raise InvalidArgument(f"{name} is {value}, expected 0 or more")
+        raise InvalidArgument(f"{name} must be an integer from 0 on")
     return value
 
 

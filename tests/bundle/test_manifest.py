@@ -1,5 +1,6 @@
 """What a manifest may say, and what does not fit together."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from bundle import BundleError, read_manifest
-from bundle.manifest import Graph, Image, TensorSpec, write_manifest
+from bundle.manifest import MANIFEST, Graph, Image, TensorSpec, write_manifest
 from tests.server.support import manifest_of
 
 
@@ -84,3 +85,19 @@ def test_a_graph_that_no_digest_covers_is_refused(file: str) -> None:
 )
 def test_a_shape_is_written_in_letters(shape: list[int], letters: str) -> None:
     assert TensorSpec(name="x", datatype="FP32", shape=shape).letters == letters
+
+
+def test_a_bundle_of_before_knows_no_prompts(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest_of("input_ids"))
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    for name in ("prompts", "default_prompt_name", "unit_length"):
+        del content[name]
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    manifest = read_manifest(tmp_path)
+    assert (manifest.prompts, manifest.default_prompt_name, manifest.unit_length) == ({}, None, None)
+
+
+def test_the_default_prompt_is_one_of_the_prompts() -> None:
+    assert manifest_of("input_ids", prompts={"query": "q: "}, default_prompt_name="query").prompts == {"query": "q: "}
+    with pytest.raises(ValidationError, match="the default prompt 'passage' is none of the prompts"):
+        manifest_of("input_ids", prompts={"query": "q: "}, default_prompt_name="passage")

@@ -199,6 +199,30 @@ def test_an_array_of_another_kind_is_refused_before_it_is_sent(client: Client) -
         client.infer({"input_ids": np.array([[1j]])})
 
 
+async def test_one_text_is_not_taken_for_its_letters() -> None:
+    message = "one text came where several are expected: put it into a list"
+    with Client("localhost:1", "m") as client:
+        for call in (client.embed, client.classify, client.tag, lambda text: next(client.embed_each(text))):
+            with pytest.raises(TypeError, match=message):
+                call("a fox")
+        with pytest.raises(TypeError, match=message):
+            client.rank("why", "because")
+        with pytest.raises(TypeError, match=message):
+            client.infer({"text": "a fox"})
+    async with AsyncClient("localhost:1", "m") as other:
+        with pytest.raises(TypeError, match=message):
+            await anext(other.embed_each("a fox"))
+
+
+@pytest.mark.parametrize("texts", [["a", 3], [None], [["a"], 7]])
+def test_what_is_no_text_is_named(texts: Any) -> None:
+    with (
+        Client("localhost:1", "m") as client,
+        pytest.raises(TypeError, match=r"a text is expected, got (int|NoneType|list)"),
+    ):
+        client.embed(texts)
+
+
 def test_an_integer_that_does_not_fit_is_refused_before_it_is_sent(client: Client) -> None:
     ids = np.array([[1, 2**63]], np.uint64)
     with pytest.raises(ValueError, match="input input_ids holds 9223372036854775808, more than INT64 can"):

@@ -26,6 +26,15 @@ def seen_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(source, tmp_path_factory.mktemp("bundles") / "seen")
 
 
+@pytest.fixture(scope="module")
+def controlled(seen_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A repository of `seen` alone, which callers may load and unload."""
+    repository = tmp_path_factory.mktemp("controlled")
+    shutil.copytree(seen_bundle, repository / "seen" / "1")
+    with run_server(repository, tmp_path_factory.mktemp("servers") / "log", "--repository-control") as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def server(tiny_bundle: Path, seen_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A repository of two models: `tiny` takes texts and ids, `seen` takes images."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = Path(__file__).parent / "scripts"
+ROOT = Path(__file__).parents[2]
 
 
 def heard_by(script: str, address: str, python: Sequence[str] = (sys.executable, "-W", "error")) -> Any:
     """What a script was told, as it prints it."""
-    command = [*python, str(SCRIPTS / script), address]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
+    command = [*python, "-m", f"tests.clients.scripts.{script}", address]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)

@@ -31,7 +31,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(1200)
 def test_its_grpc_client(server: Running, python: Path) -> None:
-    heard: dict[str, Any] = heard_by("kserve_grpc.py", server.address, python=[str(python)])
+    heard: dict[str, Any] = heard_by("kserve_grpc", server.address, python=[str(python)])
     with Client(server.address, "tiny") as client:
 
         def vectors(**inputs: Any) -> Any:

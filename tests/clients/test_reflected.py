@@ -16,7 +16,7 @@ OIP = "inference.GRPCInferenceService"
 
 @pytest.fixture(scope="module")
 def heard(server: Running) -> Any:
-    return heard_by("reflected.py", server.address)
+    return heard_by("reflected", server.address)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def heard(server: Running) -> Facts:
-    facts: Facts = heard_by("triton_sync.py", server.address)
+    facts: Facts = heard_by("triton_sync", server.address)
     return facts
 
 
@@ -200,7 +200,7 @@ def test_statistics_count_requests_rows_and_groups(heard: Facts) -> None:
 
 
 def test_asyncio(server: Running, heed: Client) -> None:
-    facts = heard_by("triton_aio.py", server.address)
+    facts = heard_by("triton_aio", server.address)
     expected = [vectors(heed, text=[text]) for text in ("a dog", "the quick fox", "i saw a saw")]
     assert (facts["live"], facts["model_ready"], facts["config"], facts["statistics"]) == (True, True, "tiny", 1)
     assert facts["compressed"] == expected[0]
@@ -212,3 +212,17 @@ def test_asyncio(server: Running, heed: Client) -> None:
         [number, vector] for number, vector in zip("013", expected, strict=True)
     ]
     assert "at most 40" in facts["stream"][2]["message"]
+
+
+def test_models_are_loaded_and_unloaded_where_that_is_allowed(controlled: Running) -> None:
+    facts = heard_by("triton_control", controlled.address)
+    assert (facts["unload"], facts["load"], facts["ready"]) == (None, None, True)
+    assert facts["unloaded"] == [
+        {"name": "seen", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded by a caller"}
+    ]
+    assert facts["config_of_unloaded"]["status"] == "StatusCode.NOT_FOUND"
+    assert facts["loaded"] == [{"name": "seen", "version": "1", "state": "READY"}]
+    assert facts["unknown"]["status"] == "StatusCode.NOT_FOUND"
+    for way in ("with_config", "with_files"):
+        assert facts[way]["status"] == "StatusCode.INVALID_ARGUMENT"
+        assert "what a model is stands in its bundle" in facts[way]["message"]

@@ -140,7 +140,7 @@ def test_with_another_tokenizer_only_texts_are_compared(tiny_bundle: Path, tmp_p
     told = json.loads(heed("diff", tiny_bundle, other, "--json").out)
     assert "tokenizer" in {each["what"] for each in told["differences"]}
     assert told["left_out"].keys() == {"last_hidden_state"}
-    assert told["outputs"].keys() == {"sentence_embedding"}
+    assert told["outputs"].keys() == {"sentence_embedding", "unnormalized_embedding"}
     assert not any(row["row"].startswith("case ") for row in told["outputs"]["sentence_embedding"]["worst"])
 
 

@@ -10,6 +10,7 @@ import pytest
 from bundle import read_manifest
 from bundle.contract import BUDGETS, Budgets
 from bundle.digests import REPORT, bundle_digest
+from bundle.manifest import write_manifest
 from heed.commands.inspect import size_text
 from server.model import Model
 from tests.heed.support import heed
@@ -103,3 +104,13 @@ def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
 )
 def test_sizes_are_readable(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+def test_prompts_are_shown_with_the_spaces_at_their_ends(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = copytree(tiny_bundle, tmp_path / "bundle")
+    prompts = {"query": "find: ", "none": ""}
+    manifest = read_manifest(bundle).model_copy(update={"prompts": prompts, "default_prompt_name": "query"})
+    write_manifest(bundle, manifest)
+    shown = heed("inspect", bundle, "--quick").shown
+    assert 'prompts query "find: " (default) none ""' in shown
+    assert "prompts" not in heed("inspect", tiny_bundle, "--quick").shown

@@ -220,7 +220,7 @@ BAD: list[tuple[str, Build, list[str]]] = [
     ("truncate_no_bool", edited(set_truncate_to_text),
      ["parameter truncate must be a bool, or one of the strings left and right"]),
     ("timeout_no_integer", edited(set_timeout_to_text), ["parameter timeout must be an integer"]),
-    ("timeout_negative", edited(of_request(timeout={"int64_param": -1})), ["timeout is -1", "0 or more"]),
+    ("timeout_negative", edited(of_request(timeout={"int64_param": -1})), ["timeout must be an integer from 0"]),
     ("unknown_parameter", edited(of_request(truncat={"bool_param": True})), ["'truncat' is unknown", "truncate, "]),
     ("sequence", edited(of_request(sequence_id={"int64_param": 3})), ["sequence_id is not taken", "remember nothing"]),
     ("input_in_shared_memory", edited(in_shared_memory),

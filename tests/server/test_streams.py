@@ -1,7 +1,8 @@
 """Many requests on one stream."""
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -10,6 +11,8 @@ import pytest
 
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from server.errors import InvalidArgument
+from server.services.streams import STREAM_REQUESTS, Streams
 from tests.server.support import ids_request
 from tests.support import Running, start_server, stop, wait_until_serving
 
@@ -87,3 +90,68 @@ def test_a_stream_that_says_nothing_does_not_hold_up_the_end(tiny_bundle: Path, 
         assert time.monotonic() - before < 10
         ended = True
         assert list(answers) == []  # and it ended well
+
+
+async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it() -> None:
+    written: list[int] = []
+    left: list[int] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(5):
+            yield number
+
+    async def answer(number: int) -> int:
+        try:
+            await asyncio.sleep(0.02 if number == 0 else 60 if number > 2 else 0)
+        except asyncio.CancelledError:
+            left.append(number)
+            raise
+        if number == 2:
+            raise InvalidArgument("item 2 is bad")
+        return number
+
+    async def write(number: int) -> None:
+        written.append(number)
+
+    with pytest.raises(InvalidArgument, match="item 2"):
+        await Streams().serve(numbers(), answer, write)
+    assert written == [0, 1]  # though 2 failed before 0 was answered
+    assert left == [3, 4]  # nothing goes on for nobody
+
+
+async def test_who_does_not_read_is_not_read_from() -> None:
+    asked = 0
+
+    async def numbers() -> AsyncIterator[int]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield asked
+
+    async def answer(number: int) -> int:
+        return number
+
+    async def never(number: int) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(Streams().serve(numbers(), answer, never), 0.2)
+    assert asked == STREAM_REQUESTS + 1  # the last one waits for room
+
+
+async def test_a_connection_that_breaks_is_not_an_end() -> None:
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise ConnectionError("gone")
+
+    async def answer(number: int) -> int:
+        return number
+
+    written: list[int] = []
+
+    async def write(number: int) -> None:
+        written.append(number)
+
+    with pytest.raises(ConnectionError, match="gone"):
+        await Streams().serve(broken(), answer, write)
+    assert written == [1]

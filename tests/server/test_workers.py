@@ -65,11 +65,11 @@ async def test_a_group_takes_less_urgent_rows_only_where_urgent_ones_leave_room(
     run = Doubling(gate_open=False)
     async with sharing(run, strategy=Neighbours(8)) as (scheduler,):
         tasks = await blocked(scheduler, run)
-        for ids, priority in [((1,), 0), ((2,), 0), ((3, 3, 3, 3, 3), 1), ((4, 4), 1)]:
+        for ids, priority in [((1, 1), 0), ((2, 2), 0), ((3, 3, 3, 3, 3), 1), ((4,), 1)]:
             tasks.append(await waiting(scheduler, row(*ids), priority=priority))
         run.gate.set()
         await asyncio.gather(*tasks)
-    assert run.groups == [[[3, 3, 3, 3, 3], [4, 4], [1]], [[2]]]
+    assert run.groups == [[[3, 3, 3, 3, 3], [4], [1, 1]], [[2, 2]]]
 
 
 class Slow(Doubling):
@@ -197,13 +197,11 @@ async def test_halving_a_group_that_fails_never_takes_two_turns_while_others_wai
 
 
 async def test_of_a_group_that_failed_those_who_left_are_not_tried_again() -> None:
-    run = Doubling(gate_open=False)
-    async with sharing(run, strategy=Neighbours(8)) as (scheduler,):
-        start = await blocked(scheduler, run)
-        good, gone, bad = [await waiting(scheduler, row(number)) for number in (1, 2, BAD)]
-        run.gate.set()
-        await asyncio.gather(*start)
-        run.gate.clear()
+    other, run = Doubling(gate_open=False), Doubling(gate_open=False)
+    async with sharing(other, run, strategy=Neighbours(8)) as (first, second):
+        start = await blocked(first, other)
+        good, gone, bad = [await waiting(second, row(number)) for number in (1, 2, BAD)]
+        other.gate.set()
         await run.is_entered()  # the three of them
         gone.cancel()
         await asyncio.wait({gone})
@@ -211,8 +209,23 @@ async def test_of_a_group_that_failed_those_who_left_are_not_tried_again() -> No
         assert doubles(await good) == [[2]]
         with pytest.raises(BadRow):
             await bad
+        await asyncio.gather(*start)
     assert run.groups[0] == [[1], [2], [BAD]]
     assert sorted(run.groups[1:]) == [[[1]], [[BAD]]]
+
+
+async def test_of_a_request_that_failed_no_row_is_tried_again() -> None:
+    first_of_all, run, between = Doubling(gate_open=False), Doubling(), Doubling(gate_open=False)
+    async with sharing(first_of_all, run, between, strategy=Neighbours(8)) as (first, second, third):
+        tasks = await blocked(first, first_of_all)
+        bad = await waiting(second, row(BAD), row(1))
+        tasks.append(await waiting(third, row(2)))
+        first_of_all.gate.set()
+        with pytest.raises(BadRow):  # while the thread is held back with the third model's row
+            await bad
+        between.gate.set()
+        await asyncio.gather(*tasks)
+    assert run.groups == [[[BAD], [1]], [[BAD]]]
 
 
 async def test_one_models_failures_and_slowness_reach_no_other_models_requests() -> None:

@@ -1,4 +1,4 @@
-"""kserve's InferenceGRPCClient.    python kserve_grpc.py HOST:PORT, in an environment that has kserve"""
+"""kserve's InferenceGRPCClient, where kserve is.    python -m tests.clients.scripts.kserve_grpc HOST:PORT"""
 
 import asyncio
 import json
@@ -6,8 +6,8 @@ import sys
 
 import grpc
 import numpy as np
-from kserve import InferenceGRPCClient, InferInput, InferRequest
-from kserve.protocol.infer_type import RequestedOutput
+from kserve import InferenceGRPCClient, InferInput, InferRequest  # type: ignore[import-not-found]
+from kserve.protocol.infer_type import RequestedOutput  # type: ignore[import-not-found]
 
 IDS = np.array([[2, 5, 9, 3], [2, 6, 3, 3]])
 

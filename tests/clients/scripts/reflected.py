@@ -1,4 +1,4 @@
-"""A client that knows nothing but an address, as grpcurl does.    python reflected.py HOST:PORT
+"""A client that knows nothing but an address, as grpcurl does.    python -m tests.clients.scripts.reflected HOST:PORT
 
 It reads the services' descriptors from the server, makes messages of them, and calls. It also probes health, as
 grpc_health_probe does, by the descriptors that the server gives.
@@ -29,8 +29,8 @@ class Reflected:
         for file in self.files.file:
             self._pool.Add(file)  # type: ignore[no-untyped-call]
 
-    def _ask(self, **question: str) -> Any:
-        stub = reflection_pb2_grpc.ServerReflectionStub(self._channel)
+    def _ask(self, **question: Any) -> Any:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(self._channel)
         (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**question)]))
         return answer
 

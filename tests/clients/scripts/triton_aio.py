@@ -1,4 +1,4 @@
-"""tritonclient.grpc.aio.    python triton_aio.py HOST:PORT"""
+"""tritonclient.grpc.aio.    python -m tests.clients.scripts.triton_aio HOST:PORT"""
 
 import asyncio
 import sys
@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import tritonclient.grpc.aio as triton
-from told import plain, refused, tell
 from tritonclient.utils import InferenceServerException
+
+from tests.clients.scripts.told import plain, refused, tell
 
 
 def text(*texts: str) -> list[triton.InferInput]:

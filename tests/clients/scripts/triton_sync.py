@@ -1,4 +1,4 @@
-"""tritonclient.grpc, every call that makes sense for one machine.    python triton_sync.py HOST:PORT
+"""Every call of tritonclient.grpc that one machine has.    python -m tests.clients.scripts.triton_sync HOST:PORT
 
 The server has `tiny`, which takes texts and ids, and `seen`, which takes images and gives logits.
 """
@@ -6,11 +6,13 @@ The server has `tiny`, which takes texts and ids, and `seen`, which takes images
 import queue
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
 from ml_dtypes import bfloat16
-from told import plain, refused, tell, told
+
+from tests.clients.scripts.told import plain, refused, tell, told
 
 IDS = np.array([[2, 5, 9, 3], [2, 6, 3, 0]])
 MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
@@ -42,7 +44,7 @@ def output(name: str, classes: int = 0) -> list[triton.InferRequestedOutput]:
     return [triton.InferRequestedOutput(name, class_count=classes)]
 
 
-def vectors(client: triton.InferenceServerClient, inputs: list[triton.InferInput], **options: object) -> np.ndarray:
+def vectors(client: triton.InferenceServerClient, inputs: list[triton.InferInput], **options: object) -> Any:
     result = client.infer("tiny", inputs, outputs=output("sentence_embedding"), **options)
     return result.as_numpy("sentence_embedding")
 
@@ -68,7 +70,7 @@ def about_the_server(client: triton.InferenceServerClient) -> dict[str, object]:
 
 
 def of_many_kinds(client: triton.InferenceServerClient) -> dict[str, object]:
-    waiting: queue.Queue[object] = queue.Queue()
+    waiting: queue.Queue[Any] = queue.Queue()
     client.async_infer("tiny", ids(), lambda result, error: waiting.put((result, error)))
     result, error = waiting.get(timeout=60)
     in_memory = triton.InferRequestedOutput("sentence_embedding")
@@ -99,7 +101,7 @@ def of_many_kinds(client: triton.InferenceServerClient) -> dict[str, object]:
 
 
 def of_images(client: triton.InferenceServerClient) -> dict[str, object]:
-    def logits(array: np.ndarray, datatype: str, classes: int = 0) -> np.ndarray:
+    def logits(array: np.ndarray, datatype: str, classes: int = 0) -> Any:
         result = client.infer("seen", [tensor("pixel_values", array, datatype)], outputs=output("logits", classes))
         return result.as_numpy("logits")
 
