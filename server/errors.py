@@ -6,7 +6,9 @@ from typing import Literal, get_args
 from grpc import StatusCode
 
 # What a status alone does not tell. Metrics have a series for each.
-Reason = Literal["queue_full", "no_time", "loading", "draining"]
+Reason = Literal[
+    "queue_full", "no_time", "loading", "draining", "too_many_requests", "unauthenticated", "permission_denied"
+]
 
 
 class HeedError(Exception):

@@ -11,12 +11,13 @@ from grpc_health.v1 import health_pb2_grpc
 
 from protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
 from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from server.listening import enable_reflection, new_server, open_port
+from server.listening import enable_reflection, encryption, new_server, open_port
 from server.machine import SWITCH_SECONDS, give_freed_memory_back, settle_memory
 from server.metrics import Metrics
 from server.observers import observers_for, start_tracing
 from server.registry import Registry, Served, State
 from server.repository import Entry, Repository
+from server.security.calls import Slots
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
 from server.services.tei import TEXT_SERVICES, TextDoor
@@ -30,6 +31,7 @@ class Ready:
     """What is served, and how well it was proven: what an operator wants to read at a start."""
 
     address: str
+    encryption: str
     metrics: str  # their address; empty: there are none
     served: list[Served]
     others: list[Entry]  # what is not served, and why
@@ -48,10 +50,10 @@ class Server:
         self._tracing = start_tracing() if settings.traces else None
         observers = observers_for(settings, self._metrics, self._tracing)
         self._repository = Repository(settings, self._registry, self._metrics)
-        self._inference = InferenceService(
-            self._registry, self._repository, settings.max_message_mib * 2**20, observers
-        )
-        self._texts = TextDoor(self._registry, settings, observers)
+        self._slots = Slots(settings.max_concurrent_requests, self._metrics.refused)
+        max_message = settings.max_message_mib * 2**20
+        self._inference = InferenceService(self._registry, self._repository, max_message, observers, self._slots)
+        self._texts = TextDoor(self._registry, settings, observers, self._slots)
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:
@@ -102,7 +104,7 @@ class Server:
         settle_memory()
         others = [entry for entry in await self._repository.index() if entry.state is not State.READY]
         served = sorted(self._registry.all(), key=lambda one: one.name)
-        return Ready(address, metrics_address, served, others)
+        return Ready(address, encryption(self._settings), metrics_address, served, others)
 
     async def shutdown(self) -> None:
         """NOT_SERVING, a while for load balancers to notice, then no new calls, then the end of those in flight."""
@@ -127,7 +129,7 @@ class Server:
 
     async def _listen(self) -> str:
         """Opens the port and returns the address."""
-        server = new_server(self._settings)
+        server = new_server(self._settings, self._slots, self._metrics.refused)
         add_GRPCInferenceServiceServicer_to_server(self._inference, server)
         self._texts.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

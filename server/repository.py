@@ -14,6 +14,7 @@ from bundle.contract import Report
 from bundle.manifest import MANIFEST
 from server.attentions import Attentions
 from server.errors import FailedPrecondition, HeedError, NotFound, StartError
+from server.limits import Limits
 from server.loading import Loaded, NoRoom, load
 from server.machine import settle_memory
 from server.metrics import Metrics
@@ -250,7 +251,7 @@ class Repository:
         scheduler = Scheduler(run, loaded.warmup.strategy, workers, max_tokens=tokens)
         metrics.watch(scheduler)
         metrics.contract.compared(loaded.report.findings)
-        serving = Serving(model, scheduler, attentions, statistics)
+        serving = Serving(model, scheduler, attentions, statistics, Limits.of(self._settings))
         served.loaded, served.serving, served.state = loaded, serving, State.READY
         for other in self._registry.all(served.name):
             if other.version == served.version and other is not served:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from bundle.packing import Arrays
 from server.attentions import Attentions
+from server.limits import TEXTS, Limits
 from server.model import Model
 from server.requests import Request
 from server.scheduler import Answered, Scheduler
@@ -26,6 +27,7 @@ class Serving:
     scheduler: Scheduler
     attentions: Attentions
     statistics: Statistics
+    limits: Limits = Limits()
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -45,9 +47,10 @@ class Serving:
         """Checks a request and makes rows of it, long texts in a thread.
 
         Raises:
-            InvalidArgument: see `check_request`.
+            InvalidArgument: see `check_request` and `Limits`.
         """
-        texts = [inputs[name] for name in ("text", "text_pair") if name in inputs]
+        self.limits.check(inputs)
+        texts = [inputs[name] for name in TEXTS if name in inputs]
         if sum(len(text) for array in texts for text in array.flat) > INLINE_CHARACTERS:
             return await asyncio.to_thread(self.model.prepare, inputs, outputs, truncate)
         return self.model.prepare(inputs, outputs, truncate)

@@ -114,6 +114,32 @@ class Settings(BaseSettings):
         30.0, ge=0, description="After that: how long calls in flight may take to finish.", json_schema_extra=NETWORK
     )
 
+    tls_certificate: Path | None = Field(
+        None,
+        description="The server's certificate and those between it and its authority, in PEM; read again when changed.",
+        json_schema_extra=SECURITY,
+    )
+    tls_key: Path | None = Field(
+        None, description="The certificate's private key, in PEM, without a password.", json_schema_extra=SECURITY
+    )
+    tls_client_ca: Path | None = Field(
+        None,
+        description="Mutual TLS: only clients with a certificate of this authority (PEM) may connect.",
+        json_schema_extra=SECURITY,
+    )
+    tokens: Path | None = Field(
+        None,
+        description="A file of bearer tokens, one on each line: calls need one of them; read again when changed.",
+        json_schema_extra=SECURITY,
+    )
+    repository_tokens: Path | None = Field(
+        None,
+        description="A file of tokens for all calls; loading and unloading models needs one of these.",
+        json_schema_extra=SECURITY,
+    )
+    open_health: bool = Field(True, description="Health checks need no token.", json_schema_extra=SECURITY)
+    open_reflection: bool = Field(False, description="Reflection needs no token.", json_schema_extra=SECURITY)
+
     max_queue_tokens: int = Field(
         65536,
         ge=1,
@@ -122,6 +148,22 @@ class Settings(BaseSettings):
     )
     max_message_mib: int = Field(
         64, ge=1, le=2047, description="Largest gRPC message either way, in MiB.", json_schema_extra=LIMITS
+    )
+    max_concurrent_requests: int = Field(
+        4096,
+        ge=1,
+        description="Requests in the server at a time; more is refused with RESOURCE_EXHAUSTED, health checks never.",
+        json_schema_extra=LIMITS,
+    )
+    max_streams: int = Field(
+        1024,
+        ge=1,
+        description="Calls that one connection may have open at a time; its further ones wait.",
+        json_schema_extra=LIMITS,
+    )
+    max_batch: int = Field(1024, ge=1, description="Rows of one request.", json_schema_extra=LIMITS)
+    max_text_characters: int = Field(
+        100_000, ge=1, description="Length of one text, before it is tokenized.", json_schema_extra=LIMITS
     )
 
     log_format: LogFormat = Field(

@@ -17,6 +17,7 @@ from bundle.packing import Ints
 from server.errors import InvalidArgument
 
 Side = Literal["left", "right"]  # the end at which a text is cut
+SHORT = 4096  # characters: less is done before another thread could take over
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class TextEncoder:
         Raises:
             InvalidArgument: the text is too long and was not to be cut, or has no token at all.
         """
-        encoding = self._tokenizer.encode(text, pair)
+        encoding = self._encode(text, pair)
         if len(encoding.ids) > self.max_length:
             if truncate is None:
                 raise InvalidArgument(
@@ -112,13 +113,20 @@ class TextEncoder:
             raise InvalidArgument(f"{where} has no tokens")
         return Tokens(self._tokenizer, encoding)
 
+    def _encode(self, text: str, pair: str | None = None, special: bool = True) -> Encoding:
+        if len(text) + len(pair or "") <= SHORT:
+            return self._tokenizer.encode(text, pair, add_special_tokens=special)
+        # Only as a batch: `encode` would keep all other threads waiting for as long as it takes.
+        both = text if pair is None else (text, pair)
+        return self._tokenizer.encode_batch([both], add_special_tokens=special)[0]
+
     def _cut(self, text: str, pair: str | None, side: Side) -> Encoding:
         room = max(0, self.max_length - self._tokenizer.num_special_tokens_to_add(is_pair=pair is not None))
-        first = self._tokenizer.encode(text, add_special_tokens=False)
+        first = self._encode(text, special=False)
         if pair is None:
             first.truncate(room, direction=side)
             return self._tokenizer.post_process(first)
-        second = self._tokenizer.encode(pair, add_special_tokens=False)
+        second = self._encode(pair, special=False)
         keep_first, keep_second = longest_first(len(first.ids), len(second.ids), room)
         first.truncate(keep_first, direction=side)
         second.truncate(keep_second, direction=side)
@@ -126,7 +134,7 @@ class TextEncoder:
 
     def pieces(self, text: str, special: bool) -> Iterator[Piece]:
         """All tokens of a text of any length; with those of the template if `special`."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=special)
+        encoding = self._encode(text, special=special)
         byte = [0, *accumulate(len(letter.encode()) for letter in text)]
         found = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         for token, name, added, (start, stop) in found:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "client": {"protos", "grpc", "numpy"},
     "export": {"model", "bundle", "numpy", "onnx", "onnxscript", "pydantic", "tokenizers", "torch"},
     "server": {
-        "bundle", "protos", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime",
+        "bundle", "cryptography", "protos", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime",
         "opentelemetry", "prometheus_client", "pydantic", "pydantic_settings", "tokenizers", "uvloop",
     },
     "heed": {

@@ -124,7 +124,7 @@ def _show(ready: "Ready", title: str = "READY") -> None:
         table.add_row()
     for entry in ready.others:
         table.add_row("[dim]not served[/]", _why_not(entry))
-    table.add_row("[dim]listens[/]", f"{ready.address} (gRPC, plain text)")
+    table.add_row("[dim]listens[/]", f"{ready.address} (gRPC, {ready.encryption})")
     table.add_row("[dim]metrics[/]", f"{ready.metrics} (Prometheus, HTTP)" if ready.metrics else "none")
     out.print(f"[bold green]{title}[/]")
     out.print(table)

@@ -20,6 +20,14 @@ PUSHBACK = "grpc-retry-pushback-ms"
 NEVER = -1
 SPREAD = 1.25  # callers who are refused together are told times up to this factor apart, and do not come back together
 
+
+def printable(text: str) -> str:
+    """Without characters that would break a log's lines, move a terminal's cursor or turn the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
 
@@ -38,7 +46,9 @@ def describe(error: Exception) -> tuple[grpc.StatusCode, str]:
         return code, f"item {error.index}: {message}"
     if isinstance(error, HeedError):
         message = str(error)
-        return status_of(error), message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
+        if len(message) > MAX_MESSAGE:
+            message = message[: MAX_MESSAGE - 1] + "…"
+        return status_of(error), printable(message)
     # What nobody foresaw may say things that are not for callers: they get an id, the log gets the rest.
     reference = reference_of(error)
     log.error("internal error %s", reference, exc_info=error)

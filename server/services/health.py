@@ -1,37 +1,61 @@
-"""`grpc.health.v1`, with streams that end."""
+"""`grpc.health.v1`, with streams that end.
+
+grpc_health's own servicer writes to a watcher while it holds the lock that a change of status needs: one watcher that
+does not read would keep a server from stopping, and one that leaves takes the lock of the others along.
+"""
 
 import asyncio
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+Request = health_pb2.HealthCheckRequest
+Response = health_pb2.HealthCheckResponse
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Health(health.aio.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):
     """Says NOT_SERVING until told otherwise, and ends its `Watch` streams when the server stops: left open they would
     hold it for the whole grace period."""
 
     def __init__(self, services: list[str]) -> None:
-        super().__init__()
-        self._stopped = asyncio.Event()
-        self._server_status = dict.fromkeys(["", *services], NOT_SERVING)  # the library's own default is SERVING
+        self._services = {"", *services}  # "" is the server
+        self._status: int = NOT_SERVING
+        self._changed = asyncio.Event()  # each change has its own
+        self._ended = False
 
     async def report(self, status: int) -> None:
         """The same status for the server and each of its services."""
-        for name in list(self._server_status):
-            await self.set(name, status)
+        self._status = status
+        self._wake_watchers()
 
     def end_watches(self) -> None:
-        self._stopped.set()
+        self._ended = True
+        self._wake_watchers()
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        watch = asyncio.ensure_future(super().Watch(request, context))
-        stopped = asyncio.ensure_future(self._stopped.wait())
-        try:
-            await asyncio.wait({watch, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            watch.cancel()
-            stopped.cancel()
+    def _wake_watchers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: Request, context: Context) -> Response:
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no such service; there are {sorted(self._services)[1:]}")
+        return Response(status=self._status)
+
+    async def Watch(self, request: Request, context: Context) -> None:
+        told = None
+        while True:
+            changed, ended = self._changed, self._ended
+            status = self._status if request.service in self._services else UNKNOWN
+            if status != told:
+                await context.write(Response(status=status))
+                told = status
+            elif ended:
+                return
+            else:
+                await changed.wait()

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,14 @@ from server.registry import Registry
 from server.repository import Repository
 from server.requests import Request
 from server.scheduler import Answered
+from server.security.calls import Slots
 from server.services.absent import AbsentCalls
 from server.services.classes import check_classes, put_classes
 from server.services.guard import describe, guarded, retry_after_ms
 from server.services.models import ModelCalls
 from server.services.parameters import read_classes, read_options
 from server.services.repository import RepositoryCalls
-from server.services.streams import Streams
+from server.services.streams import Place, Streams
 from server.services.tensors import check_response_size, decode_inputs, encode_outputs
 from server.serving import Serving
 
@@ -49,15 +51,19 @@ def _fill(
 class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceServiceServicer):
     """Every call of the service; those that compute are here."""
 
-    def __init__(self, registry: Registry, repository: Repository, max_message: int, observers: Observers) -> None:
+    def __init__(
+        self, registry: Registry, repository: Repository, max_message: int, observers: Observers, slots: Slots
+    ) -> None:
         """
         Args:
             max_message: the largest that can be sent, in bytes.
             observers: are told of every request.
+            slots: count requests on streams.
         """
         ModelCalls.__init__(self, registry)
         RepositoryCalls.__init__(self, repository)
         self._observers = observers
+        self._slots = slots
         self._max_message = max_message
         self._streams = Streams()
 
@@ -70,16 +76,19 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
         """An error is an answer, too: it ends nothing."""
         call = Call(SERVICE, "ModelStreamInfer", context)
-        await self._streams.serve(requests, partial(self._answer_one_of_many, call), context.write)
+        size = pb.ModelInferRequest.ByteSize
+        await self._streams.serve(requests, size, partial(self._answer_one_of_many, call), context.write)
 
     def end_streams(self) -> None:
         """Streams read nothing more and end when what they have read is answered."""
         self._streams.end()
 
-    async def _answer_one_of_many(self, call: Call, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+    async def _answer_one_of_many(
+        self, call: Call, request: pb.ModelInferRequest, place: Place
+    ) -> pb.ModelStreamInferResponse:
         answer = pb.ModelStreamInferResponse()
         try:
-            await self._infer(call, request, answer.infer_response, None)
+            await self._infer(call, request, answer.infer_response, None, place)
         except Exception as error:
             code, message = describe(error)
             answer = pb.ModelStreamInferResponse(error_message=message)
@@ -92,15 +101,26 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         return answer
 
     async def _infer(
-        self, call: Call, request: pb.ModelInferRequest, response: pb.ModelInferResponse, remaining: float | None
+        self,
+        call: Call,
+        request: pb.ModelInferRequest,
+        response: pb.ModelInferResponse,
+        remaining: float | None,
+        place: Place | None = None,
     ) -> None:
-        """Fills the response. `remaining` are the seconds until the call's own deadline."""
+        """Fills the response.
+
+        Args:
+            remaining: seconds until the call's own deadline.
+            place: of a request on a stream.
+        """
         with (
             self._observers.record(call, request.id) as record,
+            self._slots.one() if place else nullcontext(),
             self._registry.use(request.model_name, request.model_version) as serving,
         ):
             record.of(serving.model, serving.statistics.ended)
-            await self._infer_with(serving, record, request, response, remaining)
+            await self._infer_with(serving, record, request, response, remaining, place)
 
     async def _infer_with(
         self,
@@ -109,6 +129,7 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         request: pb.ModelInferRequest,
         response: pb.ModelInferResponse,
         remaining: float | None,
+        place: Place | None,
     ) -> None:
         response.id = request.id
         manifest = serving.model.manifest
@@ -119,8 +140,12 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
             serving.scheduler.check_time(deadline, options.priority)
         check_classes(manifest, classes)
         outputs = [output.name for output in request.outputs]
-        prepared = await serving.prepare(decode_inputs(manifest, request), outputs, options.truncate)
-        check_response_size(manifest, prepared, self._max_message)
+        inputs = decode_inputs(manifest, request, serving.limits.max_batch)
+        prepared = await serving.prepare(inputs, outputs, options.truncate)
+        room = self._max_message - len(request.id.encode())  # the id is sent back
+        size = check_response_size(manifest, prepared, room)
+        if place:
+            await place.admit(size)
         record.prepared(prepared)
         answered = await serving.answer(prepared, deadline, options.priority)
         record.answered(answered)

@@ -1,14 +1,69 @@
-"""Many requests on one call: computed together, answered in their order."""
+"""Many requests on one call: computed together, answered in their order.
+
+Who does not read his answers holds up nobody else, and fills no memory: what is in the server of one stream is bounded,
+and when that is full nothing more is read from him.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-# How many requests of one stream are in the server at a time; the next ones wait in the connection.
-STREAM_REQUESTS = 256
+# How many requests of one stream are in the server at a time; the next ones wait in the connection. One counts as
+# several if it is longer than this many bytes: rows take many times what they have on the wire.
+STREAM_REQUESTS, REQUEST_BYTES = 256, 512
+# Bytes of answers, computed or about to be, that wait to be taken.
+STREAM_ANSWERS = 2**24
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
+
+
+class Room:
+    """So much at a time, for one who asks after the other."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._left = asyncio.Event()
+
+    async def enter(self, size: int) -> int:
+        """Waits until there is room, and returns how much it took: what needs more than all of it is alone."""
+        size = min(size, self._size)
+        while self._free < size:
+            self._left.clear()
+            await self._left.wait()
+        self._free -= size
+        return size
+
+    def leave(self, size: int) -> None:
+        self._free += size
+        self._left.set()
+
+
+class Place:
+    """That of one request among the others of its stream."""
+
+    def __init__(self, answers: Room, before: "Place | None") -> None:
+        self._answers = answers
+        self._before = before
+        self._passed = asyncio.Event()
+        self._size = 0
+
+    async def admit(self, size: int) -> None:
+        """Waits until an answer of so many bytes may be computed. In the order of the requests: the first one's answer
+        makes room for the others."""
+        if self._before:
+            await self._before._passed.wait()
+        self._size = await self._answers.enter(size)
+        self.let_pass()
+
+    def let_pass(self) -> None:
+        """The next one need not wait for this one's admission any more."""
+        self._before = None
+        self._passed.set()
+
+    def leave(self) -> None:
+        """The answer is taken."""
+        self._answers.leave(self._size)
 
 
 class Streams:
@@ -20,31 +75,44 @@ class Streams:
     async def serve(
         self,
         requests: AsyncIterator[Request],
-        answer: Callable[[Request], Coroutine[Any, Any, Answer]],
+        size: Callable[[Request], int],
+        answer: Callable[[Request, Place], Coroutine[Any, Any, Answer]],
         write: Callable[[Answer], Awaitable[None]],
     ) -> None:
         """Returns when all is answered. If the caller goes, all of it is cancelled.
 
         Args:
-            answer: what it raises ends the stream, after the answers before were written.
+            size: a request's bytes.
+            answer: asks its place to be admitted before it computes what is large. What it raises ends the stream,
+                after the answers before were written.
         """
-        answers: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(STREAM_REQUESTS)
+        answers: asyncio.Queue[tuple[asyncio.Task[Answer], Place, int] | None] = asyncio.Queue()
+        room, answers_room = Room(STREAM_REQUESTS), Room(STREAM_ANSWERS)
+
+        async def answered(request: Request, place: Place) -> Answer:
+            try:
+                return await answer(request, place)
+            finally:
+                place.let_pass()  # it may not have asked to be admitted
 
         async def read() -> None:
+            place = None
             try:
                 async for request in requests:
-                    await room.acquire()
-                    answers.put_nowait(asyncio.create_task(answer(request)))
+                    taken = await room.enter(1 + size(request) // REQUEST_BYTES)
+                    place = Place(answers_room, place)
+                    answers.put_nowait((asyncio.create_task(answered(request, place)), place, taken))
             finally:
                 answers.put_nowait(None)
 
         reading = asyncio.create_task(read())
         self._reading.add(reading)
         try:
-            while (task := await answers.get()) is not None:
+            while (one := await answers.get()) is not None:
+                task, place, taken = one
                 await write(await task)
-                room.release()
+                place.leave()
+                room.leave(taken)
             if not reading.cancelled():  # by `end`
                 reading.result()  # raises what went wrong in the connection
         finally:
@@ -57,12 +125,14 @@ class Streams:
             reading.cancel()
 
 
-async def _cancel(reading: asyncio.Task[None], answers: asyncio.Queue[asyncio.Task[Answer] | None]) -> None:
+async def _cancel(
+    reading: asyncio.Task[None], answers: asyncio.Queue[tuple[asyncio.Task[Answer], Place, int] | None]
+) -> None:
     """Ends what is left of a stream, and returns when it has ended."""
     left: list[asyncio.Task[Any]] = [reading]
     while not answers.empty():
-        if task := answers.get_nowait():
-            left.append(task)
+        if one := answers.get_nowait():
+            left.append(one[0])
     for task in left:
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)

@@ -10,6 +10,7 @@ from protos import tei_pb2_grpc as wire
 from protos.tei_pb2 import DESCRIPTOR
 from server.record import Observers
 from server.registry import Registry
+from server.security.calls import Slots
 from server.services.tei.door import Door
 from server.services.tei.embed import EmbedService
 from server.services.tei.info import InfoService
@@ -24,9 +25,9 @@ TEXT_SERVICES = [service.full_name for service in DESCRIPTOR.services_by_name.va
 class TextDoor:
     """All services of the door."""
 
-    def __init__(self, registry: Registry, settings: Settings, observers: Observers) -> None:
-        """`observers` are told of every request."""
-        self._door = Door(registry, settings, observers)
+    def __init__(self, registry: Registry, settings: Settings, observers: Observers, slots: Slots) -> None:
+        """`observers` are told of every request, `slots` count those on streams."""
+        self._door = Door(registry, settings, observers, slots)
         self._info = InfoService(registry, settings)
 
     def add_to(self, server: grpc.aio.Server) -> None:

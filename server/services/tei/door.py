@@ -10,14 +10,16 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message as ProtobufMessage
 
 from bundle import Manifest
 from protos import tei_pb2 as pb
 from server.errors import InvalidArgument, Unavailable
 from server.record import Call, Observers, Record
 from server.registry import Registry
+from server.security.calls import Slots
 from server.services.guard import ItemError
-from server.services.streams import Streams
+from server.services.streams import Place, Streams
 from server.services.tensors import check_response_size
 from server.serving import Serving
 from server.settings import Settings
@@ -25,7 +27,7 @@ from server.text import Side
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-Message = TypeVar("Message")
+Message = TypeVar("Message", bound=ProtobufMessage)
 Answer = TypeVar("Answer")
 
 SIDES: dict[int, Side] = {pb.TRUNCATION_DIRECTION_RIGHT: "right", pb.TRUNCATION_DIRECTION_LEFT: "left"}
@@ -101,6 +103,7 @@ class Asked:
     deadline: float  # on time.monotonic's clock, as all times
     room: Room
     max_message: int
+    place: Place | None  # of a request on a stream
 
     @property
     def manifest(self) -> Manifest:
@@ -121,7 +124,9 @@ class Asked:
         if pairs is not None:
             inputs["text_pair"] = np.array(pairs, object)
         request = await serving.prepare(inputs, [output], truncate)
-        check_response_size(self.manifest, request, self.max_message)
+        size = check_response_size(self.manifest, request, self.max_message)
+        if self.place:
+            await self.place.admit(size)
         self.record.prepared(request)
         tokenized = time.monotonic()
         async with self.room.taken(request.tokens):
@@ -149,10 +154,11 @@ Handler = Callable[[Asked, Message], Awaitable[Answer]]
 class Door:
     """The one model of this door, and how its services ask it."""
 
-    def __init__(self, registry: Registry, settings: Settings, observers: Observers) -> None:
+    def __init__(self, registry: Registry, settings: Settings, observers: Observers, slots: Slots) -> None:
         self.streams = Streams()
         self._registry = registry
         self._observers = observers
+        self._slots = slots
         self._max_message = settings.max_message_mib * 2**20
         self._unlimited = Room(2**62)
         # The queue refuses what finds no room, and a stream would end with that. So streams wait here, and leave the
@@ -188,20 +194,27 @@ class Door:
                 index += 1
             whole = True
 
-        async def answer(item: tuple[int, Message]) -> Answer:
+        async def answer(item: tuple[int, Message], place: Place) -> Answer:
             index, request = item
             try:
-                return await self._answer(call, handler, request, math.inf, self._of_streams)
+                with self._slots.one():
+                    return await self._answer(call, handler, request, math.inf, self._of_streams, place)
             except Exception as error:
                 raise ItemError(index, error) from error
 
-        await self.streams.serve(numbered(), answer, write)
+        await self.streams.serve(numbered(), lambda item: item[1].ByteSize(), answer, write)
         if not whole:
             raise Unavailable("the server is shutting down; what it had read is answered, send the rest to another one")
 
     async def _answer(
-        self, call: Call, handler: Handler[Message, Answer], request: Message, deadline: float, room: Room
+        self,
+        call: Call,
+        handler: Handler[Message, Answer],
+        request: Message,
+        deadline: float,
+        room: Room,
+        place: Place | None = None,
     ) -> Answer:
         with self._observers.record(call) as record, self._registry.use("") as serving:
             record.of(serving.model, serving.statistics.ended)
-            return await handler(Asked(serving, record, deadline, room, self._max_message), request)
+            return await handler(Asked(serving, record, deadline, room, self._max_message, place), request)
