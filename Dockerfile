@@ -14,11 +14,11 @@ FROM builder AS builder-gpu
 # The lock holds the CPU's onnxruntime; the GPU's is of the same version. CUDA and cuDNN come as Python packages, only
 # the driver is the host's.
 RUN sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' requirements.lock >gpu.lock \
-    && python3 -m pip install -c requirements.lock -c gpu.lock ".[gpu]" \
+    && python3 -m pip install -c requirements.lock -c gpu.lock ".[gpu,otel]" \
     && find /opt/heed \( $UNUSED \) -prune -exec rm -r {} +
 
 FROM builder AS builder-cpu
-RUN python3 -m pip install -c requirements.lock ".[cpu]" \
+RUN python3 -m pip install -c requirements.lock ".[cpu,otel]" \
     && find /opt/heed \( $UNUSED \) -prune -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE} AS runtime

@@ -164,7 +164,8 @@ class Metrics:
             threads: that compute groups.
         """
         name, number = model.manifest.name, str(model.manifest.version)
-        self._loads.labels(name, SWAPPED if name in self._models else LOADED).inc()
+        loads = {result: self._loads.labels(name, result) for result in (LOADED, SWAPPED, FAILED)}
+        loads[SWAPPED if name in self._models else LOADED].inc()
         self._forget(name, number)
         if name not in self._models:
             self._models[name] = RequestMetrics(self, name)

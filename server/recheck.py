@@ -48,7 +48,7 @@ class Recheck:
         report = Report(findings)
         if not report.holds:
             log.warning(
-                "%s no longer answers as its reference: %s; restart it, and see docs/serving.md if that does not help",
+                "%s no longer answers as its reference: %s; restart it, and see docs/operations.md if it goes on",
                 self._model.manifest.name,
                 report.worst,
             )

@@ -33,7 +33,7 @@ PROMPTS = {"query": "I saw: ", "passage": "the fox ", "none": ""}
 TEXTS = ["the quick brown fox", "Naïve cafés, 東京 & 🦊.", "attention is all you need: a query looks at the keys"]
 LONG = "I saw a quick brown fox jumping over the lazy dog " * 6
 RIGHT, LEFT = pb.TRUNCATION_DIRECTION_RIGHT, pb.TRUNCATION_DIRECTION_LEFT
-SIDES: list[tuple[int, Literal["right", "left"]]] = [(RIGHT, "right"), (LEFT, "left")]
+SIDES: list[tuple[pb.TruncationDirection, str]] = [(RIGHT, "right"), (LEFT, "left")]
 
 
 class Texts:
@@ -146,7 +146,7 @@ class Embeddings(Texts):
     def embed(self, text: str, side: str = "right") -> np.ndarray:
         """Not scaled, `[D]`."""
         mean_D = self.answer(text, side=side).mean(0)
-        return np.tanh(self._dense["linear.weight"] @ mean_D + self._dense["linear.bias"])
+        return np.asarray(np.tanh(self._dense["linear.weight"] @ mean_D + self._dense["linear.bias"]))
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_a_prompt_stands_before_the_text(vectors: grpc.Channel, embeddings: Embe
 
 @pytest.mark.parametrize(("direction", "side"), SIDES)
 def test_a_text_is_cut_at_the_end_that_is_asked_for(
-    vectors: grpc.Channel, embeddings: Embeddings, direction: int, side: str
+    vectors: grpc.Channel, embeddings: Embeddings, direction: pb.TruncationDirection, side: str
 ) -> None:
     stub = wire.EmbedStub(vectors)
     expected_D = embeddings.embed(PROMPTS["query"] + LONG, side)
@@ -259,7 +259,7 @@ def test_predictions_are_shares_of_the_labels_or_their_logits(
 
 @pytest.mark.parametrize(("direction", "side"), SIDES)
 def test_of_a_pair_the_longer_text_is_cut_at_the_end_that_is_asked_for(
-    sorter: grpc.Channel, sorter_source: Path, direction: int, side: str
+    sorter: grpc.Channel, sorter_source: Path, direction: pb.TruncationDirection, side: str
 ) -> None:
     stub = wire.PredictStub(sorter)
     oracle = Texts(sorter_source, "AutoModelForSequenceClassification", LIMIT)

@@ -209,7 +209,7 @@ def test_a_server_repeats_its_contract_and_shows_the_errors(server: Running) -> 
     errors = {name: value for name, value in now.items() if name.startswith("heed_contract_error{")}
     assert set(errors) == {
         f'heed_contract_error{{model="tiny",output="{output}",version="1"}}'
-        for output in ("last_hidden_state", "sentence_embedding")
+        for output in ("last_hidden_state", "sentence_embedding", "unnormalized_embedding")
     }
     assert all(0 < error < 1 for error in errors.values())
     assert now['heed_waiting_tokens{model="tiny",version="1"}'] == 0
