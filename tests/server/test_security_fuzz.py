@@ -6,6 +6,7 @@ Whatever comes, the server lives, says whose mistake it is, and answers others w
 import re
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -62,8 +63,9 @@ METHODS = [
 
 def send(channel: grpc.Channel, method: str, messages: list[bytes]) -> tuple[StatusCode, str, list[bytes]]:
     """Status, message and answers. Any call can be made as that of a stream."""
-    call = channel.stream_stream(method)(iter(messages), timeout=SECONDS)
-    answers = []
+    stub: Any = channel.stream_stream(method)
+    call = stub(iter(messages), timeout=SECONDS)
+    answers: list[bytes] = []
     try:
         answers.extend(call)
     except grpc.RpcError as error:
