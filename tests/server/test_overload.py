@@ -27,6 +27,7 @@ from server.record import Observers, Record
 from server.registry import Registry, Served, State
 from server.repository import Repository
 from server.scheduler import SAFE, Scheduler, _retry_after
+from server.security.calls import Slots
 from server.services.guard import NEVER, PUSHBACK, SPREAD, retry_after_ms
 from server.services.inference import InferenceService
 from server.serving import Serving
@@ -91,7 +92,7 @@ class Door:
         registry.add(Served(self._model.manifest, state=State.READY, serving=serving))
         server = grpc.aio.server()
         repository = Repository(Settings(bundle=self._model.folder), registry, Metrics())
-        service = InferenceService(registry, repository, 2**20, Observers(self._ended))
+        service = InferenceService(registry, repository, 2**20, Observers(self._ended), Slots(100, lambda *_: None))
         add_GRPCInferenceServiceServicer_to_server(service, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

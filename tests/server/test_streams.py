@@ -12,7 +12,7 @@ import pytest
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server.errors import InvalidArgument
-from server.services.streams import STREAM_REQUESTS, Streams
+from server.services.streams import STREAM_REQUESTS, Place, Streams
 from tests.server.support import ids_request
 from tests.support import Running, start_server, stop, wait_until_serving
 
@@ -92,6 +92,11 @@ def test_a_stream_that_says_nothing_does_not_hold_up_the_end(tiny_bundle: Path, 
         assert list(answers) == []  # and it ended well
 
 
+def nothing(number: int) -> int:
+    """How long a request is that has no bytes."""
+    return 0
+
+
 async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it() -> None:
     written: list[int] = []
     left: list[int] = []
@@ -100,7 +105,7 @@ async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it
         for number in range(5):
             yield number
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, place: Place) -> int:
         try:
             await asyncio.sleep(0.02 if number == 0 else 60 if number > 2 else 0)
         except asyncio.CancelledError:
@@ -114,7 +119,7 @@ async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it
         written.append(number)
 
     with pytest.raises(InvalidArgument, match="item 2"):
-        await Streams().serve(numbers(), answer, write)
+        await Streams().serve(numbers(), nothing, answer, write)
     assert written == [0, 1]  # though 2 failed before 0 was answered
     assert left == [3, 4]  # nothing goes on for nobody
 
@@ -128,14 +133,14 @@ async def test_who_does_not_read_is_not_read_from() -> None:
             asked += 1
             yield asked
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, place: Place) -> int:
         return number
 
     async def never(number: int) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(Streams().serve(numbers(), answer, never), 0.2)
+        await asyncio.wait_for(Streams().serve(numbers(), nothing, answer, never), 0.2)
     assert asked == STREAM_REQUESTS + 1  # the last one waits for room
 
 
@@ -144,7 +149,7 @@ async def test_a_connection_that_breaks_is_not_an_end() -> None:
         yield 1
         raise ConnectionError("gone")
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, place: Place) -> int:
         return number
 
     written: list[int] = []
@@ -153,5 +158,5 @@ async def test_a_connection_that_breaks_is_not_an_end() -> None:
         written.append(number)
 
     with pytest.raises(ConnectionError, match="gone"):
-        await Streams().serve(broken(), answer, write)
+        await Streams().serve(broken(), nothing, answer, write)
     assert written == [1]
