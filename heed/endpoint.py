@@ -13,6 +13,7 @@ from bundle.contract import CPU, Case, Finding, check, has_budget
 from bundle.packing import Arrays
 from client import Answer, CallError, Client
 from client.batches import stacked
+from heed.reaching import Reach
 
 PAUSE = 0.25  # seconds between attempts
 # Worth another attempt: the server is starting, gone for a moment, or busy.
@@ -20,7 +21,7 @@ LATER = {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOUR
 # What a server may say to a case. It is an answer, and not the reference's; every other error is about the call.
 WRONG = {StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION, StatusCode.INTERNAL}
 # How servers, and gRPC itself, say that a request or its answer is too large for them.
-TOO_LARGE = ("more than a message holds", "more than the whole queue holds", "message larger than max")
+TOO_LARGE = ("more than a message holds", "more than the whole queue holds", "message larger than max", "--max-batch")
 
 
 class CannotAsk(RuntimeError):
@@ -51,6 +52,7 @@ class Endpoint:
     model: str
     digest: str  # that answers must come from
     seconds: float  # how long to wait for each answer, attempts included
+    reach: Reach = Reach()
     precision: str = "fp32"  # of the last answer, as the provider
     provider: str = CPU
     left_out: list[str] = field(default_factory=list)  # cases that do not fit into a message
@@ -120,9 +122,10 @@ class Endpoint:
             time.sleep(PAUSE)
 
     def _call(self, inputs: Arrays, outputs: list[str], seconds: float) -> Answer:
-        with Client(self.address, self.model, timeout=seconds) as client:
+        with self.reach.client(Client, self.address, self.model, seconds) as client:
             try:
-                return client.infer(inputs, outputs)
+                answer: Answer = client.infer(inputs, outputs)
+                return answer
             except ValueError:
                 raise CannotAsk(f"{self.address} answers in a form that heed's servers do not have") from None
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from client.wire import Answer, texts_and_pairs
 from heed.console import err, fail, out
+from heed.reaching import Reach, reaching
 from heed.tokens import readable_tokens
 
 CELL, WIDEST_CELL = 5, 12  # characters: a blank and 0.00, or as much of a token as there is room for
@@ -37,7 +38,10 @@ class Weights:
         return f"{_names('layer', self.layers)}, {_names('head', self.heads)}"
 
 
+@reaching
 def attend(
+    *,
+    reach: Reach,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the server listens.")],
     model: Annotated[str, typer.Argument(help="The model's name.")],
     text: Annotated[str, typer.Argument(help="The text whose tokens attend to each other.")],
@@ -63,7 +67,7 @@ def attend(
     try:
         if picture:
             check_can_draw(picture)
-        with Client(address, model, timeout=timeout) as client:
+        with reach.client(Client, address, model, timeout) as client:
             inputs = texts_and_pairs([text], None if pair is None else [pair])
             answer = client.infer(inputs, ["attentions", "tokens", "offsets"])
     except (CallError, CannotDraw) as error:

@@ -9,6 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from heed.console import err, fail, out
+from heed.reaching import Reach, reaching
 
 if TYPE_CHECKING:
     from bench.load import Load
@@ -17,7 +18,10 @@ REQUESTS = 2000  # different ones, sent over again
 CAPACITY = 32  # callers whose closed loop is called the capacity
 
 
+@reaching
 def bench(
+    *,
+    reach: Reach,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the server listens.")],
     model: Annotated[str, typer.Argument(help="The model's name.")],
     workload: Annotated[
@@ -58,7 +62,7 @@ def bench(
 
         plan = _Plan(workload, seconds, callers, load, output or [])
         try:
-            loads = asyncio.run(_drive(address, model, plan, timeout, done))
+            loads = asyncio.run(_drive(reach, address, model, plan, timeout, done))
         except (CallError, ValueError) as error:
             fail(error)
     if as_json:
@@ -77,14 +81,16 @@ class _Plan:
     outputs: list[str]
 
 
-async def _drive(address: str, model: str, plan: _Plan, timeout: float, done: Callable[["Load"], None]) -> list["Load"]:
+async def _drive(
+    reach: Reach, address: str, model: str, plan: _Plan, timeout: float, done: Callable[["Load"], None]
+) -> list["Load"]:
     """One load after the other, a short one first to warm up."""
     from bench.load import Driver, ask_by_client
     from bench.workloads import WORKLOADS, requests
     from client import AsyncClient
 
     loads = []
-    async with AsyncClient(address, model, timeout=timeout) as client:
+    async with reach.client(AsyncClient, address, model, timeout) as client:
         info = await client.info()
         outputs = plan.outputs or _smallest(list(info.outputs))
         driver = Driver(ask_by_client(client, requests(WORKLOADS[plan.workload], info, REQUESTS), outputs))

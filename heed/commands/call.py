@@ -8,6 +8,7 @@ from client.answers import CLASSIFY, EMBED, RANK, TAG
 from client.wire import texts_and_pairs
 from heed.answers import Asked, shown
 from heed.console import err, fail, out
+from heed.reaching import Reach, reaching
 
 # What to ask for, by the model's task; the rest is asked for its hidden states.
 OUTPUTS = {
@@ -18,7 +19,10 @@ OUTPUTS = {
 }
 
 
+@reaching
 def call(
+    *,
+    reach: Reach,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the server listens.")],
     model: Annotated[str, typer.Argument(help="The model's name.")],
     text: Annotated[list[str], typer.Option("--text", "-t", help="A text; repeat it to compare several.")],
@@ -39,7 +43,7 @@ def call(
 
     texts, pairs = _paired(text, pair or [])
     try:
-        with Client(address, model, timeout=timeout) as client:
+        with reach.client(Client, address, model, timeout) as client:
             info = client.info()
             inputs = texts_and_pairs(texts, pairs or None)
             answer = client.infer(inputs, OUTPUTS.get(info.task, ["last_hidden_state"]), truncate)

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from heed.console import err, fail, out
+from heed.reaching import Reach, reaching
 from heed.reports import report_table, summary
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from heed.endpoint import Endpoint, OtherBundle
 
 
+@reaching
 def verify(
+    *,
+    reach: Reach,
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto, which is the default.")] = None,
     precision: Annotated[
@@ -51,7 +55,7 @@ def verify(
     if endpoint is None:
         proof = _offline(bundle, device or "auto", precision or "all")
     elif device is None and precision is None:
-        proof = _online(bundle, endpoint, model, timeout, as_json)
+        proof = _online(bundle, endpoint, model, timeout, as_json, reach)
     else:
         fail("--device and --precision are for what is computed here; the endpoint has its own")
     if as_json:
@@ -120,7 +124,7 @@ def _offline(bundle: Path, device: str, precision: str) -> Proof:
     return Proof(manifest.name, bundle_digest(bundle), providers, report)
 
 
-def _online(bundle: Path, address: str, name: str | None, seconds: float, as_json: bool) -> Proof:
+def _online(bundle: Path, address: str, name: str | None, seconds: float, as_json: bool, reach: Reach) -> Proof:
     from bundle import BundleError, read_manifest
     from bundle.contract import attention_cases, check_complete, plain_cases, read_contract
     from bundle.digests import bundle_digest, check_digests
@@ -130,7 +134,7 @@ def _online(bundle: Path, address: str, name: str | None, seconds: float, as_jso
         check_digests(bundle)
         manifest, cases = read_manifest(bundle), read_contract(bundle)
         check_complete(manifest, cases)
-        asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds)
+        asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, reach)
         weights = attention_cases(cases) if manifest.gives_attentions else []
         report = _compared(asked.check([*plain_cases(cases), *weights]))
     except OtherBundle as error:

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.heed.support import heed
 from tests.server.support import ids_request, refusal, text_request
 from tests.support import Running, start_server, stop
 
@@ -334,3 +335,34 @@ def test_a_server_that_cannot_read_its_key_does_not_start(
     said = " ".join(log.read_text().split())
     assert f"error: --tls-key {tmp_path / 'no.key'} cannot be read: No such file or directory" in said
     assert "Traceback" not in said
+
+
+def test_commands_reach_a_server_that_asks_for_a_token(
+    guarded: Guarded, certificates: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    ca = ("--tls-ca", certificates / "ca.pem")
+    address = guarded.server.address.replace("127.0.0.1", "localhost")
+    done = heed("call", address, "tiny", "-t", "the fox", *ca, "--token", tmp_path / "token")
+    assert done.code == 0, done.err
+    assert "sentence_embedding" in done.shown
+    done = heed("verify", tiny_bundle, "--endpoint", address, "--timeout", 30, *ca, "--token", tmp_path / "token")
+    assert done.code == 0, done.err
+    done = heed("call", address, "tiny", "-t", "the fox", *ca)
+    assert done.code == 2
+    assert "UNAUTHENTICATED" in done.said
+
+
+def test_commands_say_what_is_wrong_with_their_files(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    call = ("call", "192.0.2.1:8001", "tiny", "-t", "the fox")
+    done = heed(*call, "--token", tmp_path / "token")
+    assert done.code == 2
+    assert "plain text" in done.said
+    assert TOKEN not in done.said
+    done = heed(*call, "--tls-ca", tmp_path / "none.pem")
+    assert done.code == 2
+    assert "none.pem" in done.said
+    done = heed(*call, "--tls-key", tmp_path / "token")
+    assert done.code == 2
+    assert "one of them is missing" in done.said
