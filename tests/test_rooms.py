@@ -23,7 +23,7 @@ MAY_IMPORT = {
     },
     "heed": {
         "bench", "bundle", "client", "export", "grpc", "matplotlib", "model", "numpy", "protos", "pydantic", "rich",
-        "server", "typer", "uvloop",
+        "server", "typer", "uvloop", "yaml",
     },
 }  # fmt: skip
 

@@ -13,10 +13,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
-from server.errors import Exhausted
+from server.errors import Exhausted, reason_of
+from server.services.guard import describe, pushback
 
 Refused = Callable[[str], None]  # hears the reason of each refusal
 
+RETRY_SECONDS = 1.0  # after which another try is worth it where too many requests were in the server
 PROBES = frozenset(f"/inference.GRPCInferenceService/Server{what}" for what in ("Live", "Ready"))
 
 
@@ -33,6 +35,7 @@ class Refusal(NamedTuple):
     code: StatusCode
     message: str
     reason: str  # one of `REASONS`
+    trailing: tuple[tuple[str, str], ...] = ()
 
 
 def refuse(refusal: Refusal, refused: Refused) -> Any:
@@ -42,7 +45,7 @@ def refuse(refusal: Refusal, refused: Refused) -> Any:
     refused(refusal.reason)
 
     async def abort(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await context.abort(refusal.code, refusal.message)
+        await context.abort(refusal.code, refusal.message, refusal.trailing)
 
     return grpc.stream_stream_rpc_method_handler(abort)
 
@@ -51,19 +54,21 @@ class Slots(grpc.aio.ServerInterceptor):
     """How many requests are in the server: each call with one request from its arrival until its answer has been
     taken, and each request on a stream while it is worked on. An open stream without a request takes none."""
 
-    def __init__(self, limit: int, refused: Refused) -> None:
+    def __init__(self, limit: int, refused: Refused = lambda _: None) -> None:
         self._limit = limit
         self._refused = refused
         self._taken = 0
 
     @property
-    def _full(self) -> str:
-        """Why not one more; empty if there is room."""
+    def _full(self) -> Exhausted | None:
+        """Why not one more, if there is no room."""
         if self._taken < self._limit:
-            return ""
-        return (
+            return None
+        return Exhausted(
             f"{self._taken} requests are in the server, and it takes {self._limit} at a time "
-            "(--max-concurrent-requests); try again later, or another server"
+            "(--max-concurrent-requests); try again later, or another server",
+            RETRY_SECONDS,
+            "too_many_requests",
         )
 
     @contextmanager
@@ -74,7 +79,7 @@ class Slots(grpc.aio.ServerInterceptor):
             Exhausted: there are too many.
         """
         if full := self._full:
-            raise Exhausted(full, reason="too_many_requests")
+            raise full
         self._taken += 1
         try:
             yield
@@ -86,7 +91,7 @@ class Slots(grpc.aio.ServerInterceptor):
         if handler is None or handler.request_streaming or is_probe(details.method):
             return handler
         if full := self._full:
-            return refuse(Refusal(StatusCode.RESOURCE_EXHAUSTED, full, "too_many_requests"), self._refused)
+            return refuse(Refusal(*describe(full), reason_of(full), pushback(full)), self._refused)
         task = asyncio.current_task()
         assert task  # the call's own, from here to the end of its answer
         self._taken += 1

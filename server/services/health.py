@@ -44,7 +44,8 @@ class Health(health_pb2_grpc.HealthServicer):
 
     async def Check(self, request: Request, context: Context) -> Response:
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no such service; there are {sorted(self._services)[1:]}")
+            known = ", ".join(sorted(self._services - {""}))
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no such service; there are {known}")
         return Response(status=self._status)
 
     async def Watch(self, request: Request, context: Context) -> None:

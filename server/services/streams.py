@@ -44,22 +44,25 @@ class Place:
 
     def __init__(self, answers: Room, before: "Place | None") -> None:
         self._answers = answers
-        self._before = before
-        self._passed = asyncio.Event()
+        self._before = before.passed if before else None
         self._size = 0
+        # By all up to here: the next one may be admitted.
+        self.passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def admit(self, size: int) -> None:
         """Waits until an answer of so many bytes may be computed. In the order of the requests: the first one's answer
         makes room for the others."""
         if self._before:
-            await self._before._passed.wait()
+            await self._before
         self._size = await self._answers.enter(size)
         self.let_pass()
 
     def let_pass(self) -> None:
-        """The next one need not wait for this one's admission any more."""
-        self._before = None
-        self._passed.set()
+        """Admitted, or in no need of it."""
+        if self._before and not self._before.done():
+            self._before.add_done_callback(lambda _: self.let_pass())
+        elif not self.passed.done():
+            self.passed.set_result(None)
 
     def leave(self) -> None:
         """The answer is taken."""

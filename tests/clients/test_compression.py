@@ -14,8 +14,8 @@ from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.server.support import ids_request
 from tests.support import Running, run_server
 
-# 2000 rows of one token: many equal numbers in both directions.
-LARGE = ids_request([[5]] * 2000)
+# Many equal numbers in both directions.
+LARGE = ids_request([[5] * 4] * 1000)
 KINDS = [grpc.Compression.NoCompression, grpc.Compression.Deflate, grpc.Compression.Gzip]
 
 

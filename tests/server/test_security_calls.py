@@ -75,7 +75,7 @@ def live(opened: grpc.Channel, metadata: Metadata = ()) -> StatusCode:
 
 def is_ready(stub: GRPCInferenceServiceStub) -> bool:
     try:
-        return stub.ServerReady(pb.ServerReadyRequest(), timeout=5).ready
+        return bool(stub.ServerReady(pb.ServerReadyRequest(), timeout=5).ready)
     except grpc.RpcError:
         return False
 
@@ -156,9 +156,9 @@ def test_an_unknown_token_is_refused_and_not_repeated(guarded: Guarded, token: s
 def test_every_method_but_health_asks_for_a_token(guarded: Guarded) -> None:
     for service in pb.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
-            call = guarded.channel.stream_stream(f"/{service.full_name}/{method.name}")
+            call: Any = guarded.channel.stream_stream(f"/{service.full_name}/{method.name}")
             expected = StatusCode.OK if method.name in ("ServerLive", "ServerReady") else StatusCode.UNAUTHENTICATED
-            assert code_of(lambda call=call: list(call(iter([b""]), timeout=20))) is expected, method.name
+            assert code_of(lambda: list(call(iter([b""]), timeout=20))) is expected, method.name  # noqa: B023
     health: Any = health_pb2_grpc.HealthStub(guarded.channel)
     assert health.Check(health_pb2.HealthCheckRequest(), timeout=20).status == 1
     assert next(health.Watch(health_pb2.HealthCheckRequest(), timeout=20)).status == 1
@@ -185,7 +185,7 @@ def test_a_stream_needs_a_token(guarded: Guarded) -> None:
 
 
 def test_loading_needs_a_token_of_its_own(guarded: Guarded) -> None:
-    load = guarded.channel.unary_unary(LOAD)
+    load: Any = guarded.channel.unary_unary(LOAD)
 
     def code(metadata: Metadata) -> StatusCode:
         return code_of(lambda: load(LOAD_TINY, timeout=60, metadata=metadata))
@@ -195,8 +195,8 @@ def test_loading_needs_a_token_of_its_own(guarded: Guarded) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         load(LOAD_TINY, timeout=20, metadata=bearer(TOKEN))
     assert refused.value.code() is StatusCode.PERMISSION_DENIED
-    assert "may not load or unload models" in refused.value.details()
-    assert code(bearer(REPOSITORY_TOKEN)) not in (StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED)
+    assert "may not load or unload models" in (refused.value.details() or "")
+    assert code(bearer(REPOSITORY_TOKEN)) is StatusCode.OK
 
 
 def test_a_new_token_takes_over_while_others_call(guarded: Guarded) -> None:
@@ -225,7 +225,7 @@ def stub(guarded: Guarded) -> Any:
     """Calls with a token."""
 
     class Stub:
-        def ModelInfer(self, request: pb.ModelInferRequest, timeout: float, **more: Any) -> pb.ModelInferResponse:
+        def ModelInfer(self, request: pb.ModelInferRequest, timeout: float, **more: Any) -> Any:
             return guarded.stub.ModelInfer(request, timeout=timeout, metadata=bearer(TOKEN), **more)
 
     return Stub()
@@ -260,7 +260,7 @@ def test_a_message_that_is_too_large_is_refused_however_small_it_was_packed(guar
     with pytest.raises(grpc.RpcError) as refused:
         stub.ModelInfer(request, timeout=60, compression=grpc.Compression.Gzip)
     assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
-    assert "larger than max" in refused.value.details()
+    assert "larger than max" in (refused.value.details() or "")
     assert process.memory_info().rss - before < 2**26
     assert stub.ModelInfer(ids_request([[2, 3]]), timeout=20, compression=grpc.Compression.Gzip)
 

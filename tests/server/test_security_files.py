@@ -21,10 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from server.errors import StartError
 from server.listening import is_loopback, warn_of_what_is_open
-from server.security import files
 from server.security.certificates import server_credentials
 from server.security.files import Reloaded
-from server.security.tokens import TOKENS, authorization, read_tokens
+from server.security.tokens import TOKENS, Authorization, authorization, read_tokens
 from server.settings import Settings
 
 TOKEN = "9f86d081884c7d659a2feaa0c55ad015"
@@ -145,8 +144,9 @@ def test_a_client_authority_must_be_certificates(pair: Pair) -> None:
 @pytest.mark.parametrize("given", ["tls_certificate", "tls_key", "tls_client_ca"])
 def test_half_of_what_tls_needs_is_refused(pair: Pair, given: str) -> None:
     flag = "--" + given.replace("_", "-")
+    files: Any = {given: pair.certificate}
     with pytest.raises(StartError, match=f"needs both --tls-certificate and --tls-key; only {flag} came"):
-        server_credentials(Settings(bundle=Path("bundle"), **{given: pair.certificate}))
+        server_credentials(Settings(bundle=Path("bundle"), **files))
 
 
 def test_an_expired_certificate_is_a_warning(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,7 +170,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(files.time, "monotonic", clock)
+    monkeypatch.setattr("server.security.files.time.monotonic", clock)
     return clock
 
 
@@ -253,12 +253,15 @@ def test_a_file_without_good_tokens_is_refused_and_not_quoted(tmp_path: Path, co
 
 
 def test_control_without_anybody_who_may_is_refused(tmp_path: Path) -> None:
+    def checked(**files: Any) -> Authorization | None:
+        return authorization(Settings(bundle=tmp_path, repository_control=True, **files), lambda _: None)
+
     path = tmp_path / "tokens"
     path.write_text(TOKEN)
     with pytest.raises(StartError, match="--repository-control with --tokens needs --repository-tokens too"):
-        authorization(Settings(bundle=tmp_path, tokens=path, repository_control=True))
-    assert authorization(Settings(bundle=tmp_path, tokens=path, repository_control=True, repository_tokens=path))
-    assert authorization(Settings(bundle=tmp_path, repository_control=True)) is None
+        checked(tokens=path)
+    assert checked(tokens=path, repository_tokens=path)
+    assert checked() is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server.errors import InvalidArgument
-from server.services.streams import STREAM_REQUESTS, Streams
+from server.services.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Streams
 from tests.server.support import ids_request
 from tests.support import Running, start_server, stop, wait_until_serving
 
@@ -92,6 +92,10 @@ def test_a_stream_that_says_nothing_does_not_hold_up_the_end(tiny_bundle: Path, 
         assert list(answers) == []  # and it ended well
 
 
+def byte(number: int) -> int:
+    return 1
+
+
 async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it() -> None:
     written: list[int] = []
     left: list[int] = []
@@ -100,7 +104,7 @@ async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it
         for number in range(5):
             yield number
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, place: Place) -> int:
         try:
             await asyncio.sleep(0.02 if number == 0 else 60 if number > 2 else 0)
         except asyncio.CancelledError:
@@ -114,7 +118,7 @@ async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it
         written.append(number)
 
     with pytest.raises(InvalidArgument, match="item 2"):
-        await Streams().serve(numbers(), answer, write)
+        await Streams().serve(numbers(), byte, answer, write)
     assert written == [0, 1]  # though 2 failed before 0 was answered
     assert left == [3, 4]  # nothing goes on for nobody
 
@@ -128,14 +132,14 @@ async def test_who_does_not_read_is_not_read_from() -> None:
             asked += 1
             yield asked
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, place: Place) -> int:
         return number
 
     async def never(number: int) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(Streams().serve(numbers(), answer, never), 0.2)
+        await asyncio.wait_for(Streams().serve(numbers(), byte, answer, never), 0.2)
     assert asked == STREAM_REQUESTS + 1  # the last one waits for room
 
 
@@ -144,7 +148,7 @@ async def test_a_connection_that_breaks_is_not_an_end() -> None:
         yield 1
         raise ConnectionError("gone")
 
-    async def answer(number: int) -> int:
+    async def answer(number: int, place: Place) -> int:
         return number
 
     written: list[int] = []
@@ -153,5 +157,54 @@ async def test_a_connection_that_breaks_is_not_an_end() -> None:
         written.append(number)
 
     with pytest.raises(ConnectionError, match="gone"):
-        await Streams().serve(broken(), answer, write)
+        await Streams().serve(broken(), byte, answer, write)
     assert written == [1]
+
+
+async def test_answers_are_computed_in_their_order_and_only_as_many_as_may_wait_to_be_taken() -> None:
+    admitted: list[int] = []
+    reads = asyncio.Semaphore(0)
+
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(7):
+            yield number
+
+    async def answer(number: int, place: Place) -> int:
+        await asyncio.sleep(0.01 * (7 - number))  # the last is prepared first
+        if number != 3:  # which needs no room
+            await place.admit(STREAM_ANSWERS // 2 if number < 6 else 2 * STREAM_ANSWERS)
+        admitted.append(number)
+        return number
+
+    async def write(number: int) -> None:
+        await reads.acquire()
+
+    serving = asyncio.create_task(Streams().serve(numbers(), byte, answer, write))
+    for taken, computed in enumerate([[3, 0, 1], [3, 0, 1, 2], [3, 0, 1, 2, 4], [3, 0, 1, 2, 4, 5]]):
+        await asyncio.sleep(0.15)
+        assert admitted == computed, taken
+        reads.release()
+    for _ in range(3):
+        reads.release()
+    await asyncio.wait_for(serving, 10)
+    assert admitted == [3, 0, 1, 2, 4, 5, 6]
+
+
+async def test_long_requests_count_as_several() -> None:
+    asked = 0
+
+    async def numbers() -> AsyncIterator[int]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield asked
+
+    async def answer(number: int, place: Place) -> int:
+        return number
+
+    async def never(number: int) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(Streams().serve(numbers(), lambda _: 9 * REQUEST_BYTES, answer, never), 0.2)
+    assert asked == STREAM_REQUESTS // 10 + 1

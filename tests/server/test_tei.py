@@ -16,7 +16,7 @@ from protos import tei_pb2 as pb
 from protos import tei_pb2_grpc as wire
 from server.errors import FailedPrecondition
 from server.services.tei.abilities import METHODS, check_can
-from server.services.tei.door import Room
+from server.services.tei.door import SharedRoom
 from server.services.tei.embed import _output
 from server.services.tei.scores import best_first, scores
 from tests.server.support import manifest_of
@@ -42,6 +42,12 @@ def call(channel: grpc.Channel, method: str, request: Any) -> Any:
         ("Embed", pb.EmbedRequest(), "inputs is empty, expected a text"),
         ("EmbedAll", pb.EmbedAllRequest(), "inputs is empty, expected a text"),
         ("Tokenize", pb.EncodeRequest(), "inputs is empty, expected a text"),
+        (
+            "Tokenize",
+            pb.EncodeRequest(inputs="a" * 100_001),
+            "inputs[0] has 100001 characters, at most 100000 are taken (--max-text-characters), even if it is to be "
+            "truncated; send less of it",
+        ),
         ("Decode", pb.DecodeRequest(), "ids is empty, expected one token at least"),
         ("Decode", pb.DecodeRequest(ids=[2, 65]), "ids[1] is 65, which is no token; they are 0 to 64"),
         (
@@ -141,7 +147,7 @@ def test_large_logits_are_no_trouble() -> None:
 
 
 async def test_room_is_given_in_the_order_of_arrival() -> None:
-    room, inside, begun = Room(10), asyncio.Event(), []
+    room, inside, begun = SharedRoom(10), asyncio.Event(), []
 
     async def stay(tokens: int) -> None:
         async with room.taken(tokens):

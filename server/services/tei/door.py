@@ -19,7 +19,7 @@ from server.record import Call, Observers, Record
 from server.registry import Registry
 from server.security.calls import Slots
 from server.services.guard import ItemError
-from server.services.streams import Place, Streams
+from server.services.streams import Place, Room, Streams
 from server.services.tensors import check_response_size
 from server.serving import Serving
 from server.settings import Settings
@@ -71,27 +71,21 @@ def prompted(manifest: Manifest, request: pb.EmbedRequest | pb.EmbedAllRequest |
     return manifest.prompts[name] + request.inputs
 
 
-class Room:
-    """So many tokens at a time. Who finds no room waits for it, in the order of arrival."""
+class SharedRoom:
+    """Room for many, in the order of their arrival."""
 
-    def __init__(self, tokens: int) -> None:
-        self._size = self._free = tokens
+    def __init__(self, size: int) -> None:
+        self._room = Room(size)
         self._turn = asyncio.Lock()
-        self._freed = asyncio.Event()
 
     @asynccontextmanager
-    async def taken(self, tokens: int) -> AsyncIterator[None]:
-        tokens = min(tokens, self._size)  # who needs more than all of it is alone
+    async def taken(self, size: int) -> AsyncIterator[None]:
         async with self._turn:
-            while self._free < tokens:
-                self._freed.clear()
-                await self._freed.wait()
-            self._free -= tokens
+            size = await self._room.enter(size)
         try:
             yield
         finally:
-            self._free += tokens
-            self._freed.set()
+            self._room.leave(size)
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class Asked:
     serving: Serving
     record: Record
     deadline: float  # on time.monotonic's clock, as all times
-    room: Room
+    room: SharedRoom
     max_message: int
     place: Place | None  # of a request on a stream
 
@@ -124,11 +118,11 @@ class Asked:
         if pairs is not None:
             inputs["text_pair"] = np.array(pairs, object)
         request = await serving.prepare(inputs, [output], truncate)
+        tokenized = time.monotonic()
+        self.record.prepared(request)
         size = check_response_size(self.manifest, request, self.max_message)
         if self.place:
             await self.place.admit(size)
-        self.record.prepared(request)
-        tokenized = time.monotonic()
         async with self.room.taken(request.tokens):
             queued = time.monotonic() - tokenized
             answered = await serving.answer(request, self.deadline)
@@ -160,10 +154,10 @@ class Door:
         self._observers = observers
         self._slots = slots
         self._max_message = settings.max_message_mib * 2**20
-        self._unlimited = Room(2**62)
+        self._unlimited = SharedRoom(2**62)
         # The queue refuses what finds no room, and a stream would end with that. So streams wait here, and leave the
         # other half of the queue to calls.
-        self._of_streams = Room(max(1, settings.max_queue_tokens // 2))
+        self._of_streams = SharedRoom(max(1, settings.max_queue_tokens // 2))
 
     async def answer(self, call: Call, handler: Handler[Message, Answer], request: Message) -> Answer:
         """The answer to a call of its own."""
@@ -212,7 +206,7 @@ class Door:
         handler: Handler[Message, Answer],
         request: Message,
         deadline: float,
-        room: Room,
+        room: SharedRoom,
         place: Place | None = None,
     ) -> Answer:
         with self._observers.record(call) as record, self._registry.use("") as serving:

@@ -36,7 +36,8 @@ class InfoService(InfoServicer):
                 model_dtype=DTYPES[model.precision],
                 model_type=KINDS[model.manifest.task],
                 max_input_length=model.manifest.limits.text_length,
+                max_concurrent_requests=self._settings.max_concurrent_requests,
                 max_batch_tokens=self._settings.max_queue_tokens,
-                max_client_batch_size=self._settings.max_queue_tokens,  # each text has one token at least
+                max_client_batch_size=self._settings.max_batch,
                 tokenization_workers=1,  # the event loop's own thread, but for long texts
             )

@@ -54,6 +54,7 @@ async def _found(find: Callable[[], Found], size: int) -> Found:
 async def _tokenize(asked: Asked, request: pb.EncodeRequest) -> pb.EncodeResponse:
     encoder = _encoder(asked)
     text = prompted(asked.manifest, request)
+    asked.serving.limits.check_texts("inputs", [request.inputs])
 
     def find() -> pb.EncodeResponse:
         return pb.EncodeResponse(tokens=map(_token, encoder.pieces(text, request.add_special_tokens)))
