@@ -250,8 +250,10 @@ def test_a_deadline_of_the_call_is_kept_while_the_server_is_busy(narrow_server: 
 def test_the_parameter_timeout_limits_the_time_in_the_queue(narrow_server: Running) -> None:
     request = long_request(1)
     request.parameters["timeout"].int64_param = 2000  # microseconds
-    with calling(narrow_server.address) as caller, kept_busy(caller):
-        code, message = refusal(caller.inference, request)
+    with calling(narrow_server.address) as caller:
+        assert caller.code(long_request(0)) is StatusCode.OK  # now its pace is known
+        with kept_busy(caller):
+            code, message = refusal(caller.inference, request)
     assert code is StatusCode.RESOURCE_EXHAUSTED
     assert message.startswith("too much is waiting: 0.")
 
