@@ -63,6 +63,8 @@ class Repository:
         Raises:
             BundleError, StartError, DeviceError: nothing can be served.
         """
+        if not self._settings.bundle.exists():
+            raise self._nothing_there()
         places = await self._places()
         for name in {place.name: place for place in reversed(places)}.values():  # the newest of each model
             self._announce(name)
@@ -70,11 +72,7 @@ class Repository:
         if errors and not any(one.state is State.READY for one in self._registry.all()):
             raise errors[0] if len(errors) == 1 else StartError("; ".join(map(str, errors)))
         if not places and not (self._settings.watch_seconds or self._settings.repository_control):
-            folder = self._settings.bundle
-            raise StartError(
-                f"{folder} has no {MANIFEST}, and no folders NAME/VERSION/ in it have one; "
-                f"`heed export SOURCE {folder}` makes a bundle"
-            )
+            raise self._nothing_there()
         if self._settings.watch_seconds:
             self._watching = asyncio.create_task(self._watch(self._settings.watch_seconds))
 
@@ -149,6 +147,13 @@ class Repository:
 
     async def _places(self) -> list[Place]:
         return await asyncio.to_thread(find_places, self._settings.bundle)
+
+    def _nothing_there(self) -> StartError:
+        folder = self._settings.bundle
+        return StartError(
+            f"{folder} has no {MANIFEST}; `heed export SOURCE {folder}` makes a bundle. "
+            "A repository has folders NAME/VERSION/ with one each"
+        )
 
     def _check_control(self) -> None:
         if not self._settings.repository_control:
