@@ -57,6 +57,7 @@ class RerankService(RerankServicer):
 
 async def _rerank(asked: Asked, request: pb.RerankRequest) -> pb.RerankResponse:
     check_can(asked.manifest, "Rerank")
+    asked.serving.limits.check_rows(len(request.texts))
     if not request.texts:
         raise InvalidArgument("texts is empty, expected one text at least")
     for index, text in enumerate(request.texts):
