@@ -17,6 +17,9 @@ from protos import open_inference_pb2 as pb
 
 # A stream stays with one server. It ends after a while, so that new servers get their share of the load.
 SECONDS = 30.0
+# A server lets so many streams onto a connection, and more (heed's 1024). Beyond that a new stream would wait until one
+# of the open ones ends, while those are idle.
+MOST = 512
 
 # How a stream ends that has not answered: the server stops reading, or a write meets a connection that is broken.
 GONE = dict.fromkeys((grpc.StatusCode.OK, grpc.StatusCode.INTERNAL), grpc.StatusCode.UNAVAILABLE)
@@ -65,11 +68,12 @@ class Stream:
 
 
 class Streams:
-    """As many streams to one server as there are requests at the same time."""
+    """As many streams to one server as there are requests at the same time, up to MOST."""
 
     def __init__(self, stub: Any) -> None:
         self._stub = stub
         self._idle: list[Stream] = []
+        self._room = asyncio.Semaphore(MOST)
 
     async def ask(self, request: pb.ModelInferRequest, timeout: float, metadata: Metadata) -> pb.ModelInferResponse:
         """
@@ -82,7 +86,7 @@ class Streams:
         """
         request.parameters["timeout"].int64_param = int(timeout * 1e6)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout), self._room:
                 return await self._ask(request, metadata)
         except TimeoutError:
             raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {timeout:.3g} s") from None

@@ -375,6 +375,15 @@ async def test_a_stream_gives_way_to_another_after_a_while(monkeypatch: pytest.M
     assert (fake.calls, fake.streams) == (3, 2)
 
 
+async def test_more_requests_than_a_server_lets_streams_in_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MOST", 4)  # and the server has four threads, each kept by an open stream
+    fake = Fake()
+    with serving(fake) as address:
+        async with AsyncClient(address, "fake", timeout=10) as other:
+            await asyncio.gather(*(other.embed(["a"]) for _ in range(20)))
+    assert (fake.calls, fake.streams) == (20, 4)
+
+
 async def test_streams_to_a_server_that_went_away_are_not_used_again() -> None:
     port = free_port()
     async with AsyncClient(f"127.0.0.1:{port}", "fake") as other:
