@@ -62,11 +62,11 @@ def verified(folder: Path, settings: Settings, manifest: Manifest | None = None)
         StartError: an answer is too far from the reference's, or the bundle has not what the settings ask for.
         DeviceError: the device cannot be used.
     """
-    manifest = manifest or read_manifest(folder)
     if settings.require_signature:
         check_signature(folder, settings.require_signature)
     else:
         check_digests(folder)
+    manifest = manifest or read_manifest(folder)
     check_memory(folder, settings)
     if settings.attentions and not manifest.gives_attentions:
         raise StartError(f"{folder} has no attention weights to serve; leave out --attentions")

@@ -164,7 +164,8 @@ def test_bound_and_plain_runs_give_equal_bits_whatever_was_in_the_buffers_before
     plain = Runtime(graph, "cpu")
 
     def shapes(feeds: Arrays) -> dict[str, tuple[int, ...]]:
-        return {"last_hidden_state": (len(feeds["rows"]), 32), EMBEDDING: (len(feeds["slots"]), 32)}
+        vector = (len(feeds["slots"]), 32)
+        return {"last_hidden_state": (len(feeds["rows"]), 32), EMBEDDING: vector, "unnormalized_embedding": vector}
 
     session = Bound(graph, "cpu", shapes)
     groups = [asked.members[group] for group in (slice(0, 3), slice(3, 12), slice(1, 2), slice(0, 12), slice(5, 7))]

@@ -24,7 +24,8 @@ def feeds(tiny_bundle: Path) -> Arrays:
 
 def test_one_output_is_fetched_and_has_the_same_bits(runtime: Runtime, feeds: Arrays) -> None:
     everything = runtime.run(feeds)
-    assert list(everything) == runtime.outputs == ["last_hidden_state", "sentence_embedding"]
+    assert list(everything) == runtime.outputs
+    assert len(everything) > 1
     (name, alone), *others = runtime.run(feeds, ["sentence_embedding"]).items()
     assert (name, others) == ("sentence_embedding", [])
     assert np.array_equal(alone, everything["sentence_embedding"])
