@@ -59,7 +59,7 @@ def export_padded(encoder: Encoder, path: Path) -> None:
             dynamo=True,
             opset_version=OPSET,
             input_names=["input_ids", "attention_mask", "token_type_ids"],
-            output_names=["last_hidden_state", "sentence_embedding"],
+            output_names=encoder.outputs,
             dynamic_shapes=(shape, shape, shape),
         )
 
