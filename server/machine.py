@@ -77,6 +77,7 @@ def give_freed_memory_back() -> None:
 
 def settle_memory() -> None:
     """Gives back what a start needed and what follows does not, and lets the garbage collector pass over the rest."""
+    gc.unfreeze()  # a model that has gone is among what was frozen before
     gc.collect()
     gc.freeze()
     if platform.libc_ver()[0] == "glibc":

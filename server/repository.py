@@ -287,13 +287,14 @@ class Repository:
             return self._registry.remove(served)
         if served.recheck:
             served.recheck.cancel()
-        task = asyncio.create_task(self._finish(served, served.serving))
+        task = asyncio.create_task(self._finish(served))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _finish(self, served: Served, serving: Serving) -> None:
-        await serving.close()
-        self._metrics.remove(serving.model)
+    async def _finish(self, served: Served) -> None:
+        assert served.serving  # as it was ready
+        await served.serving.close()
+        self._metrics.remove(served.serving.model)
         self._registry.remove(served)
-        served.serving = None
+        served.loaded = served.serving = served.recheck = None  # nothing holds the model any more
         settle_memory()

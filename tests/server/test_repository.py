@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import weakref
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from server.errors import FailedPrecondition, NotFound, StartError
+from server.machine import settle_memory
 from server.metrics import Metrics
 from server.places import find_places
 from server.registry import Registry, State
@@ -159,6 +161,23 @@ async def test_the_old_version_finishes_what_it_has_taken(
             assert (await old.answer(request)).answers
         await asyncio.sleep(0.2)
         assert states(registry) == {("words", 2): State.READY}
+
+
+async def test_nothing_is_left_of_a_model_that_has_gone(
+    tiny_bundle: Path, tiny_cls_bundle: Path, repository: Path
+) -> None:
+    place(tiny_bundle, repository, "words", 1)
+    async with serving(repository) as (served, registry):
+        settle_memory()  # as at the end of a start
+        await embed(registry, "words")
+        with registry.use("words") as old:
+            model = weakref.ref(old.model)
+        del old
+        place(tiny_cls_bundle, repository, "words", 2)
+        await served.refresh()
+        await asyncio.sleep(0.5)
+        assert states(registry) == {("words", 2): State.READY}
+        assert model() is None
 
 
 async def test_callers_load_and_unload_if_they_may(tiny_bundle: Path, repository: Path) -> None:
