@@ -171,10 +171,14 @@ def _check(settings: Settings) -> None:
     """Exit code 0: all of it would be served. 2: not all, or not at all."""
     from server.lifecycle import Server
 
-    found: list[Ready] = []
-    _run(Server(settings, on_ready=found.append).check)
-    _show(found[0], "would serve")
-    if any(entry.failed for entry in found[0].others):
+    failed: list[Entry] = []
+
+    def tell(found: "Ready") -> None:
+        _show(found, "would serve")
+        failed.extend(entry for entry in found.others if entry.failed)
+
+    _run(Server(settings, on_ready=tell).check)
+    if failed:
         raise typer.Exit(2)
 
 
