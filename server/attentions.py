@@ -7,6 +7,7 @@ from bundle import BundleError
 from bundle.contract import Report
 from server.errors import DeviceError, FailedPrecondition
 from server.grouping import Alone
+from server.lane import observed
 from server.model import Model
 from server.scheduler import Scheduler
 from server.statistics import Statistics
@@ -39,7 +40,7 @@ class Attentions:
     def __init__(self, model: Model, max_tokens: int, statistics: Statistics) -> None:
         """`max_tokens` may wait."""
         self._model = model
-        self._run = statistics.counted(model.run_attentions)
+        self._run = observed(model.run_attentions, statistics)
         self._max_tokens = max_tokens
         self._workers = Workers(1)
         self._loading: asyncio.Task[tuple[Scheduler, Report]] | None = None

@@ -27,6 +27,34 @@ class Run(Protocol):
         """
 
 
+class Observer(Protocol):
+    """Is told of each group, by the thread that computed it."""
+
+    def computed(self, lengths: list[int], seconds: float) -> None:
+        """`lengths` are the rows' tokens."""
+
+    def failed(self) -> None: ...
+
+
+def observed(run: Run, *observers: Observer) -> Run:
+    """The same, and the observers are told of every group."""
+
+    def run_and_tell(group: Many[Sequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
+        started = time.monotonic()
+        try:
+            answers = run(group, outputs, alone)
+        except Exception:
+            for observer in observers:
+                observer.failed()
+            raise
+        lengths, seconds = [len(row) for row in group], time.monotonic() - started
+        for observer in observers:
+            observer.computed(lengths, seconds)
+        return answers
+
+    return run_and_tell
+
+
 class Pace:
     """How long a thread takes, judged by what it did last."""
 

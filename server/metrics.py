@@ -6,9 +6,7 @@ of a model are found when it is added.
 """
 
 import platform
-import time
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Many
 from importlib.metadata import version
 from typing import Protocol, TypeVar
 
@@ -23,10 +21,7 @@ from prometheus_client import (
 )
 
 from bundle.contract import Finding
-from bundle.packing import Sequence
 from server.errors import REASONS, StartError
-from server.graphs import Answer
-from server.lane import Run
 from server.machine import usable_memory
 from server.model import Model
 from server.record import Record
@@ -255,26 +250,15 @@ class VersionMetrics:
         rows.set_function(lambda: queue.waiting_rows)
         tokens.set_function(lambda: queue.waiting_tokens)
 
-    def counted(self, run: Run) -> Run:
-        """The same, and every group that is computed is counted. Safe in several threads."""
-
-        def run_and_count(group: Many[Sequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
-            started = time.perf_counter()
-            try:
-                answers = run(group, outputs, alone)
-            except Exception:
-                self._failed.inc()
-                raise
-            self._computed([len(row) for row in group], time.perf_counter() - started)
-            return answers
-
-        return run_and_count
-
-    def _computed(self, lengths: list[int], seconds: float) -> None:
+    def computed(self, lengths: list[int], seconds: float) -> None:
+        """See `Observer`. Safe in several threads."""
         self._rows.observe(len(lengths))
         self._tokens.observe(sum(lengths))
         self._slots.inc(len(lengths) * max(lengths))
         self._seconds.observe(seconds)
+
+    def failed(self) -> None:
+        self._failed.inc()
 
 
 class ContractMetrics:

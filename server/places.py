@@ -27,13 +27,9 @@ class Place:
         stats = [(path.name, path.stat()) for path in sorted(self.folder.iterdir())]
         return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
-    def manifest(self) -> Manifest:
-        """The bundle's, but with the name and the version of its place: what an operator sees is what is served.
-
-        Raises:
-            BundleError: there is none that can be read.
-        """
-        return read_manifest(self.folder).model_copy(update={"name": self.name, "version": self.version})
+    def renamed(self, own: Manifest) -> Manifest:
+        """The bundle's, but with the name and the version of its place: what an operator sees is what is served."""
+        return own.model_copy(update={"name": self.name, "version": self.version})
 
 
 def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:

@@ -9,11 +9,12 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from bundle import BundleError, read_manifest
+from bundle import BundleError, Manifest, read_manifest
 from bundle.contract import Report
 from bundle.manifest import MANIFEST
 from server.attentions import Attentions
 from server.errors import FailedPrecondition, HeedError, NotFound, StartError
+from server.lane import observed
 from server.limits import Limits
 from server.loading import Loaded, NoRoom, load
 from server.machine import settle_memory
@@ -89,6 +90,7 @@ class Repository:
         async with self._one_at_a_time:
             places = await self._places()
             names = {place.name for place in places} | set(self._registry.names)
+            names |= {name for name, _ in self._registry.failures}
             errors: list[Exception] = []
             for name in sorted(names - self._unloaded):
                 if only in ("", name):
@@ -179,7 +181,7 @@ class Repository:
     def _announce(self, place: Place) -> None:
         """Callers who come while it is loading are told so. What is wrong with it will be told when it is loaded."""
         with suppress(BundleError, OSError):
-            self._registry.add(Served(place.manifest()))
+            self._registry.add(Served(place.renamed(read_manifest(place.folder))))
 
     async def _refresh_model(self, name: str, places: list[Place], settled: bool) -> list[Exception]:
         """Serves the newest versions that can be served, and then no others."""
@@ -217,7 +219,9 @@ class Repository:
             return now, error
 
     async def _load(self, place: Place, files: Files) -> Served:
-        manifest = place.manifest()
+        own = read_manifest(place.folder)
+        self._tell_other_name(place, own)
+        manifest = place.renamed(own)
         announced = [one for one in self._registry.all(place.name) if one.state is State.LOADING]
         served = next((one for one in announced if one.version == place.version), None)
         if served is None:
@@ -230,11 +234,9 @@ class Repository:
         except BaseException:
             self._registry.remove(served)
             raise
-        self._tell_own_name(place)
         return served
 
-    def _tell_own_name(self, place: Place) -> None:
-        own = read_manifest(place.folder)
+    def _tell_other_name(self, place: Place, own: Manifest) -> None:
         if (own.name, own.version) != (place.name, place.version):
             log.warning(
                 "%s says it is %s version %d; it is served as %s version %d",
@@ -252,7 +254,7 @@ class Repository:
         cases = await asyncio.to_thread(cases_at_start, model.folder)
         workers = self._workers_for(loaded)
         metrics = self._metrics.add(model, workers.threads)
-        run = metrics.counted(statistics.counted(model.run))
+        run = observed(model.run, statistics, metrics)
         scheduler = Scheduler(run, loaded.warmup.strategy, workers, max_tokens=tokens)
         metrics.watch(scheduler)
         metrics.contract.compared(loaded.report.findings)

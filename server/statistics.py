@@ -2,13 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from threading import Lock
 
-from bundle.packing import Sequence
-from server.graphs import Answer
-from server.lane import Run
 from server.record import Record, Stage
 
 
@@ -48,18 +44,13 @@ class Statistics:
             self.stages[stage].add(ended - begun)
         self.rows += record.rows
 
-    def counted(self, run: Run) -> Run:
-        """The same, and every group that is computed is counted, of whatever thread."""
+    def computed(self, lengths: list[int], seconds: float) -> None:
+        """See `Observer`."""
+        with self._lock:
+            self._groups.setdefault(len(lengths), Duration()).add(seconds)
 
-        def run_and_count(group: Many[Sequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
-            started = time.monotonic()
-            answers = run(group, outputs, alone)
-            seconds = time.monotonic() - started
-            with self._lock:
-                self._groups.setdefault(len(group), Duration()).add(seconds)
-            return answers
-
-        return run_and_count
+    def failed(self) -> None:
+        """A group that failed is halved; its requests count when they end."""
 
     @property
     def groups(self) -> dict[int, Duration]:

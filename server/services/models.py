@@ -148,4 +148,7 @@ class ModelCalls:
         return self._registry.all(name)
 
     def _versions(self, name: str) -> list[str]:
-        return [str(one.version) for one in self._registry.all(name)]
+        """Those that may be asked for, the oldest first; while none is ready, those that are loading."""
+        served = self._registry.all(name)
+        ready = [one.version for one in served if one.state is State.READY]
+        return [str(version) for version in sorted(set(ready or [one.version for one in served]))]

@@ -20,6 +20,7 @@ from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from protos.tei_pb2_grpc import EmbedStub, TokenizeStub
 from server.errors import REASONS
 from server.graphs import Answer
+from server.lane import observed
 from server.metrics import Metrics
 from server.model import Model
 from tests.server.support import add_tensor, ids_request, row
@@ -195,7 +196,7 @@ def test_groups_tell_rows_tokens_and_padding() -> None:
             raise RuntimeError("the device is gone")
         return [{"n": np.array(len(one))} for one in group]
 
-    counted = added.counted(run)
+    counted = observed(run, added)
     group: list[Sequence] = [row(2), row(2, 3), row(2, 3, 4, 5, 6)]
     assert [int(answer["n"]) for answer in counted(group, frozenset(), False)] == [1, 2, 5]
     of = {"model": "m", "version": "1"}

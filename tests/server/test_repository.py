@@ -122,6 +122,12 @@ async def test_a_version_that_does_not_hold_never_takes_over_until_its_files_are
         assert [line[1:3] for line in await lines(served)] == [(1, "ready"), (2, "unavailable")]
         with pytest.raises(FailedPrecondition, match=r"version 2 of model 'words' is not served: .*altered"):
             await embed(registry, "words", "2")
+        damage(place(tiny_bundle, repository, "other", 1))
+        await served.refresh()
+        assert ("other", 1) in registry.failures
+        shutil.rmtree(repository / "other")
+        await served.refresh()
+        assert ("other", 1) not in registry.failures  # of what is gone nothing is wrong any more
 
         shutil.rmtree(repository / "words" / "2")
         place(tiny_cls_bundle, repository, "words", 2)
