@@ -72,32 +72,39 @@ class Exact(Mechanism):
         self.score, self.select, self.pattern = score, select, pattern
 
     def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, layout: Layout, bias: Bias | None) -> Tensor:
-        pairs = all_pairs(layout)
-        scores_BNLL = Rule(self.score, self.select, bias).scores(query_BNLH, key_BNLH, pairs)
-        allowed = layout.shared.once(
-            self.pattern, lambda: self.pattern.allows(pairs) & layout.real_BL[:, None, None, :]
-        )
-        return self.select(scores_BNLL, allowed, pairs.j)
+        rule, pairs = self._rule(bias), all_pairs(layout)
+        return rule.weights(rule.scores(query_BNLH, key_BNLH, pairs), self._allowed(layout), pairs.j)
 
     def forward(
         self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, layout: Layout, bias: Bias | None
     ) -> Tensor:
+        heads, rule = Heads(query_BNLH, key_BNLH, value_BNLV), self._rule(bias)
         if has_cheap_form(self.pattern) and not layout.dense:
-            heads = Heads(query_BNLH, key_BNLH, value_BNLV)
-            return blocked(Rule(self.score, self.select, bias), self.pattern, heads, layout)
+            return blocked(rule, self.pattern, heads, layout)
         if layout.at_once is None:
-            return self.weights(query_BNLH, key_BNLH, layout, bias) @ value_BNLV
-        return self._by_slices(Heads(query_BNLH, key_BNLH, value_BNLV), layout, bias, layout.at_once)
+            pairs = all_pairs(layout)
+            scores_BNLL = rule.scores(query_BNLH, key_BNLH, pairs)
+            return rule.attend(scores_BNLL, self._allowed(layout), pairs.j, value_BNLV)
+        return self._by_slices(rule, heads, layout, layout.at_once)
 
-    def _by_slices(self, heads: Heads, layout: Layout, bias: Bias | None, at_once: int) -> Tensor:
+    def _rule(self, bias: Bias | None) -> Rule:
+        return Rule(self.score, self.select, bias)
+
+    def _allowed(self, layout: Layout) -> Tensor:
+        """The pairs that count, `[B, 1, L or 1, L]`."""
+        return layout.shared.once(
+            self.pattern, lambda: self.pattern.allows(all_pairs(layout)) & layout.real_BL[:, None, None, :]
+        )
+
+    def _by_slices(self, rule: Rule, heads: Heads, layout: Layout, at_once: int) -> Tensor:
         """The same, with the weights of so many queries in memory at a time."""
-        rule, real = Rule(self.score, self.select, bias), layout.real_BL[:, None, None, :]
+        real = layout.real_BL[:, None, None, :]
         attended = []
         for start in range(0, layout.real_BL.shape[1], at_once):
             queries = slice(start, start + at_once)
             pairs = all_pairs(layout).of(queries)
             scores = rule.scores(heads.query[:, :, queries], heads.key, pairs)
-            attended.append(self.select(scores, self.pattern.allows(pairs) & real, pairs.j) @ heads.value)
+            attended.append(rule.attend(scores, self.pattern.allows(pairs) & real, pairs.j, heads.value))
         return torch.cat(attended, 2)
 
 

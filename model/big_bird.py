@@ -108,7 +108,7 @@ class BigBirdAttention(Attention):
         scores = scores + torch.where(sees_all, 0.0, self._repeats(pairs, scores.dtype))
         if bias is not None:
             scores = scores + bias(pairs)
-        return soft(scores, allowed & layout.real_BL[:, None, None, :], pairs.j)
+        return Rule(self.score, soft).weights(scores, allowed & layout.real_BL[:, None, None, :], pairs.j)
 
     def _attend_in_blocks(self, heads: Heads, layout: Layout, bias: Bias | None) -> Tensor:
         def between_the_ends(pairs: Pairs) -> Tensor:

@@ -68,5 +68,6 @@ class LongformerAttention(Attention):
         if pairs.global_i is None:
             return weights
         query, key = (layout.to_heads(project(x), self.heads) for project in (self.query_global, self.key_global))
-        scores = Rule(self.ordinary.score, soft, bias).scores(query, key, pairs)
-        return torch.where(pairs.global_i, soft(scores, layout.real_BL[:, None, None, :], pairs.j), weights)
+        rule = Rule(self.ordinary.score, soft, bias)
+        global_weights = rule.weights(rule.scores(query, key, pairs), layout.real_BL[:, None, None, :], pairs.j)
+        return torch.where(pairs.global_i, global_weights, weights)

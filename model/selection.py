@@ -1,7 +1,8 @@
 """What to take of the keys, given their scores.
 
 A selection is a function of scores `[..., Q, K]`, `allowed` (bool) and the keys' columns, both of which broadcast to
-the scores. It returns weights of the scores' shape: 0 for what is not allowed, and all 0 where nothing is.
+the scores. It returns weights of the scores' shape: 0 for what is not allowed, and any numbers at all where nothing is:
+nobody takes anything by those.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,7 @@ def masked(scores: Tensor, allowed: Tensor) -> Tensor:
 
 def soft(scores: Tensor, allowed: Tensor, columns: Tensor) -> Tensor:
     """Softmax over the allowed keys."""
-    weights = masked(scores, allowed).softmax(-1)
-    return weights * allowed.any(-1, keepdim=True).to(scores.dtype)
+    return masked(scores, allowed).softmax(-1)
 
 
 def hard(scores: Tensor, allowed: Tensor, columns: Tensor) -> Tensor:

@@ -42,6 +42,20 @@ class Rule:
         scores: Tensor = self.score(queries, keys)
         return scores if self.bias is None else scores + self.bias(pairs)
 
+    def weights(self, scores: Tensor, allowed: Tensor, columns: Tensor) -> Tensor:
+        """How much to take of each key, `[B, N, ..., Q, K]`: all 0 for a query that is allowed none."""
+        return self.select(scores, allowed, columns) * _has_any(scores, allowed)
+
+    def attend(self, scores: Tensor, allowed: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+        """What is taken of values `[B, N, ..., K, V]`: `weights(...) @ values`, but the zeros go where there are fewer
+        numbers to touch, `[B, N, ..., Q, V]`."""
+        return (self.select(scores, allowed, columns) @ values) * _has_any(scores, allowed)
+
+
+def _has_any(scores: Tensor, allowed: Tensor) -> Tensor:
+    """1 for a query that is allowed some key, 0 for others: `[..., Q or 1, 1]`."""
+    return allowed.any(-1, keepdim=True).to(scores.dtype)
+
 
 def has_cheap_form(pattern: Pattern) -> bool:
     """Whether all of the pattern is either global tokens or few blocks."""
@@ -141,7 +155,7 @@ def local_rows(rule: Rule, pattern: Pattern, tokens: GlobalTokens | None, heads:
     allowed = blocks.allowed & blocks.of_keys(layout.real_BL)
     columns = blocks.pairs.j
     if tokens is None:
-        return (rule.select(scores, allowed, columns) @ blocks.keys(heads.value)).flatten(2, 3)
+        return rule.attend(scores, allowed, columns, blocks.keys(heads.value)).flatten(2, 3)
 
     slots_L = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)
     allowed = allowed & ~blocks.of_keys(tokens.among(slots_L).any(-1))  # looked at apart
@@ -152,7 +166,7 @@ def local_rows(rule: Rule, pattern: Pattern, tokens: GlobalTokens | None, heads:
     global_allowed = real_BG[:, None, None, None, :]
     shape = (*allowed.shape[:-1], global_allowed.shape[-1])
     # The global tokens last: how many places they have depends on the neighbours in a batch, and nothing else may.
-    weights = rule.select(
+    weights = rule.weights(
         torch.cat([scores, global_scores], -1),
         torch.cat([allowed, global_allowed.expand(shape)], -1),
         torch.cat([columns.expand(allowed.shape), global_columns.expand(*shape)], -1),
@@ -168,7 +182,7 @@ def global_rows(rule: Rule, tokens: GlobalTokens, heads: Heads, layout: Layout) 
     columns = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)[None, None, None, :]
     pairs = Pairs(i=tokens.slots_BG[:, None, :, None], j=columns)
     scores = rule.scores(rows_at(heads.query, tokens.slots_BG), heads.key, pairs)
-    return rule.select(scores, layout.real_BL[:, None, None, :], columns) @ heads.value
+    return rule.attend(scores, layout.real_BL[:, None, None, :], columns, heads.value)
 
 
 def put_rows(x_BNLV: Tensor, rows_BNGV: Tensor, tokens: GlobalTokens) -> Tensor:

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.scores import Dot
 from model.selection import Selection, hard, soft
+from model.sparse import Rule
 from tests.model import loops
 from tests.model.support import noise
 
@@ -14,6 +16,10 @@ SELECTIONS: list[tuple[Selection, loops.Selection]] = [(soft, loops.soft), (hard
 
 def columns_of(scores: Tensor) -> Tensor:
     return torch.arange(scores.shape[-1])
+
+
+def weights_by(select: Selection, scores: Tensor, allowed: Tensor) -> Tensor:
+    return Rule(Dot(1, 1), select).weights(scores, allowed, columns_of(scores))
 
 
 def row(select: Selection, scores: list[float], allowed: list[bool] | None = None) -> list[float]:
@@ -28,7 +34,7 @@ def row(select: Selection, scores: list[float], allowed: list[bool] | None = Non
 def test_weights_are_what_loops_compute(select: Selection, by_loops: loops.Selection, shape: tuple[int, ...]) -> None:
     scores = 3 * noise(*shape, seed=1)
     allowed = noise(*shape, seed=2) > 0
-    weights = select(scores, allowed, columns_of(scores)).numpy()
+    weights = weights_by(select, scores, allowed).numpy()
     expected = np.zeros(shape)
     for place in np.ndindex(shape[:-1]):
         keys = np.flatnonzero(allowed[place].numpy())
@@ -50,13 +56,25 @@ def test_softmax_leaves_out_what_is_not_allowed() -> None:
 
 @pytest.mark.parametrize("select", [soft, hard])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_where_nothing_is_allowed_all_weights_are_zero(select: Selection, dtype: torch.dtype) -> None:
+def test_nothing_is_taken_where_nothing_is_allowed(select: Selection, dtype: torch.dtype) -> None:
     scores = torch.tensor([[5.0, -3.0, 0.0], [1.0, 2.0, 3.0]], dtype=dtype)
     allowed = torch.tensor([[False, False, False], [True, True, False]])
-    weights = select(scores, allowed, columns_of(scores))
+    weights = weights_by(select, scores, allowed)
     assert weights[0].tolist() == [0.0, 0.0, 0.0]
     assert float(weights[1].sum()) == pytest.approx(1.0)
     assert weights.dtype == dtype
+
+
+@pytest.mark.parametrize("select", [soft, hard])
+def test_what_is_taken_of_values_is_their_sum_by_weights(select: Selection) -> None:
+    scores, values = noise(2, 3, 5, 7, seed=5), noise(2, 3, 7, 4, seed=6)
+    allowed = noise(2, 1, 5, 7, seed=7) > 0
+    allowed[0, 0, 2] = False
+    taken = Rule(Dot(1, 1), select).attend(scores, allowed, columns_of(scores), values)
+    expected = weights_by(select, scores, allowed) @ values
+    np.testing.assert_allclose(taken, expected, rtol=0, atol=1e-14)
+    assert not taken[0, :, 2].any()
+    assert taken[0, :, 1].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
