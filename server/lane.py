@@ -81,6 +81,11 @@ class Lane:
         self.pace = Pace()
         self.taken_tokens = 0  # at work, or of a group that is being halved
 
+    @property
+    def tokens(self) -> int:
+        """Waiting and under way."""
+        return self.queue.tokens + self.taken_tokens
+
     def seconds_before(self, level: int) -> float:
         """Of one thread, for what is at work and all that goes before what now comes at this level."""
         return (self.queue.tokens_before(level) + self.taken_tokens) * self.pace.seconds_per_token

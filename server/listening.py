@@ -10,7 +10,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from protos import POOL
 from server.errors import StartError
 from server.security.calls import Reading, Refused, Slots
-from server.security.certificates import server_credentials
 from server.security.tokens import authorization
 from server.settings import Compression, Settings
 
@@ -106,6 +105,15 @@ def warn_of_what_is_open(settings: Settings) -> None:
         log.warning("whoever reaches %s may load and unload models; --repository-tokens restricts it", settings.host)
 
 
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """What to encrypt with; nothing for plain text, which then has no cryptography in memory."""
+    if not (settings.tls_certificate or settings.tls_key or settings.tls_client_ca):
+        return None
+    from server.security.certificates import server_credentials
+
+    return server_credentials(settings)
+
+
 def open_port(server: grpc.aio.Server, settings: Settings) -> str:
     """Returns the address.
 
@@ -113,7 +121,7 @@ def open_port(server: grpc.aio.Server, settings: Settings) -> str:
         StartError: the port is in use, the address is not this machine's, or a file for TLS is not what it should be.
     """
     wanted = f"{settings.host}:{settings.port}"
-    credentials = server_credentials(settings)
+    credentials = _credentials(settings)
     warn_of_what_is_open(settings)
     try:
         port = server.add_secure_port(wanted, credentials) if credentials else server.add_insecure_port(wanted)

@@ -6,7 +6,6 @@ from pathlib import Path
 from bundle import Manifest, read_manifest
 from bundle.contract import Report
 from bundle.digests import check_digests
-from bundle.signature import check_signature
 from server.errors import StartError
 from server.machine import resident_bytes, usable_cpus, usable_memory
 from server.model import Model
@@ -63,6 +62,8 @@ def verified(folder: Path, settings: Settings, manifest: Manifest | None = None)
         DeviceError: the device cannot be used.
     """
     if settings.require_signature:
+        from bundle.signature import check_signature  # here: who asks for no signature has no cryptography in memory
+
         check_signature(folder, settings.require_signature)
     else:
         check_digests(folder)

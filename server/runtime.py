@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,15 @@ CUDA = "CUDAExecutionProvider"
 LARGE = 2**15
 
 
+@cache
+def _share_memory() -> None:
+    """One arena for all sessions of the process: each would keep as much as its own largest run took, else."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(memory, None)
+
+
 def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     """The options of every session that heed makes: the proof at export runs with what will serve.
 
@@ -34,6 +44,8 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     options.add_session_config_entry("session.force_spinning_stop", "1")  # when the run is over
     if threads > 1:  # the calling thread: see denormals.py
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    _share_memory()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 3  # errors
     return options
 

@@ -81,11 +81,10 @@ class Workers:
         return lane.take(now, self._fair_tokens(lane)) if lane else None
 
     def _fair_tokens(self, lane: Lane) -> int:
-        """An idle thread's share of the work that waits, in tokens of this model."""
+        """One thread's share of all work, waiting and under way, in tokens of this model."""
         pace = lane.pace.seconds_per_token
-        others = sum(other.queue.tokens * other.pace.seconds_per_token for other in self._lanes if other is not lane)
-        tokens = lane.queue.tokens + (others / pace if pace else 0)
-        return math.ceil(tokens / (self.threads - self._computing))
+        others = sum(other.tokens * other.pace.seconds_per_token for other in self._lanes if other is not lane)
+        return math.ceil((lane.tokens + (others / pace if pace else 0)) / self.threads)
 
     def _is_alone(self) -> bool:
         """Whether nothing else is running or waiting."""
