@@ -37,7 +37,7 @@ class Door:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self.stub: Any = GRPCInferenceServiceStub(channel)
-        self.streams = Streams(self.stub)
+        self.streams = Streams(channel)
 
 
 class AsyncClient(Common[Door]):
@@ -127,7 +127,7 @@ class AsyncClient(Common[Door]):
 
     async def close(self) -> None:
         for server in self._servers.each:
-            server.door.streams.close()
+            await server.door.streams.close()
             await server.door.channel.close()
 
     async def __aenter__(self) -> Self:

@@ -1,25 +1,31 @@
-"""Calls on streams that stay open.
+"""Streams that stay open, and carry the requests of many callers.
 
-A message on an open stream costs both sides less than a call of its own. A stream carries one
-request at a time, so an answer belongs to the request before it, and a caller who leaves closes the stream: the server
-stops working on the request, as it does for a cancelled call.
+A message on an open stream costs both sides less than a call of its own, and a message with several requests not much
+more than one with one: what callers ask for while a message is on its way goes into the next one, and so do the
+server's answers (`heed.v1`, see protos/heed.proto).
 """
 
 import asyncio
 import time
+from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import grpc
 
 from client.connection import Metadata
-from client.wire import CallError, read_pushback, stream_error
+from client.wire import CallError, call_error, read_pushback, stream_error
+from protos import heed_pb2 as many
 from protos import open_inference_pb2 as pb
+from protos.heed_pb2_grpc import InferenceStub
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 # A stream stays with one server. It ends after a while, so that new servers get their share of the load.
 SECONDS = 30.0
-# A server lets so many streams onto a connection, and more (heed's 1024). Beyond that a new stream would wait until one
-# of the open ones ends, while those are idle.
-MOST = 512
+REQUESTS = 128  # on a stream at a time; more go on another one
+# A larger request is a call of its own: it would hold up the others, and one that the server finds too large ends what
+# it came on. Of smaller ones so much goes into a message.
+BYTES = 2**18
 
 # How a stream ends that has not answered: the server stops reading, or a write meets a connection that is broken.
 GONE = dict.fromkeys((grpc.StatusCode.OK, grpc.StatusCode.INTERNAL), grpc.StatusCode.UNAVAILABLE)
@@ -28,91 +34,144 @@ Call = Any  # grpc.aio.StreamStreamCall
 
 
 class Stream:
-    """One call that carries one request after the other."""
+    """One call that carries many requests."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._ends = time.monotonic() + SECONDS
+        self._ids = count()
+        self._waiting: dict[str, asyncio.Future[pb.ModelStreamInferResponse]] = {}  # for their answers, by id
+        self._requests: dict[str, pb.ModelInferRequest] = {}  # that are to be sent
+        self._cancelled: list[str] = []  # of what was sent
+        self._news = asyncio.Event()  # something is to be sent
+        self._over = False
+        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
 
     @property
     def fresh(self) -> bool:
-        """Whether it may carry another request."""
-        return time.monotonic() < self._ends and not self.over
+        """Whether it may carry other requests."""
+        return not self._over and time.monotonic() < self._ends
 
     @property
-    def over(self) -> bool:
-        return bool(self._call.done())
+    def has_room(self) -> bool:
+        return len(self._waiting) < REQUESTS
 
     async def ask(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """Raises CallError. UNAVAILABLE: the stream was over before the answer came."""
+        request.id = id = str(next(self._ids))
+        self._waiting[id] = asyncio.get_running_loop().create_future()
+        self._requests[id] = request
+        self._news.set()
         try:
-            await self._call.write(request)
-            answer = await self._call.read()
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            answer = grpc.aio.EOF
-        if answer is grpc.aio.EOF:
-            code = await self._call.code()
-            details = await self._call.details() or "the stream has ended"
-            raise CallError(GONE.get(code, code), details, read_pushback(await self._call.trailing_metadata()))
+            answer = await self._waiting[id]
+        except asyncio.CancelledError:
+            if self._requests.pop(id, None) is None:
+                self._cancelled.append(id)
+            raise
+        finally:
+            del self._waiting[id]
+            self._news.set()
         if answer.error_message:
             raise stream_error(answer)
         response: pb.ModelInferResponse = answer.infer_response
         return response
 
-    def cancel(self) -> None:
-        self._call.cancel()
+    async def _send(self) -> None:
+        """Ends when the stream is to carry nothing more, and all that it carried is answered."""
+        with suppress(grpc.RpcError, asyncio.InvalidStateError):  # `_receive` hears of it, too
+            while self.fresh or self._waiting:
+                await self._news.wait()
+                self._news.clear()
+                while self._requests or self._cancelled:
+                    await self._call.write(self._message())
+            await self._call.done_writing()
 
-    async def finish(self) -> None:
-        """Says that nothing more comes."""
-        await self._call.done_writing()
+    def _message(self) -> many.Requests:
+        """The next ones that go together."""
+        message = many.Requests(cancelled=self._cancelled)
+        self._cancelled.clear()
+        size = 0
+        for request in self._requests.values():
+            size += request.ByteSize()
+            if message.requests and size > BYTES:
+                break
+            message.requests.append(request)
+        for request in message.requests:
+            del self._requests[request.id]
+        return message
+
+    async def _receive(self) -> None:
+        with suppress(grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                for answer in message.answers:
+                    waiting = self._waiting.get(answer.infer_response.id)
+                    if waiting and not waiting.done():
+                        waiting.set_result(answer)
+        self._over = True
+        code = await self._call.code()
+        details = await self._call.details() or "the stream has ended"
+        error = GONE.get(code, code), details, read_pushback(await self._call.trailing_metadata())
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(CallError(*error))
+        self._news.set()
+
+    def retire(self) -> None:
+        """It carries nothing more than what it carries already."""
+        self._ends = 0.0
+        self._news.set()
+
+    async def close(self) -> None:
+        self._call.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Streams:
-    """As many streams to one server as there are requests at the same time, up to MOST."""
+    """Those to one server: as many as its requests need."""
 
-    def __init__(self, stub: Any) -> None:
-        self._stub = stub
-        self._idle: list[Stream] = []
-        self._room = asyncio.Semaphore(MOST)
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._calls: Any = GRPCInferenceServiceStub(channel)
+        self._many: Any = InferenceStub(channel)
+        self._each: list[Stream] = []
+        self._known = True  # whether the server knows such streams
 
     async def ask(self, request: pb.ModelInferRequest, timeout: float, metadata: Metadata) -> pb.ModelInferResponse:
         """
         Args:
             timeout: seconds.
-            metadata: of the stream, if a new one is needed.
+            metadata: of the call, or of the stream if a new one is needed.
 
         Raises:
             CallError: the server refused, or did not answer in time.
         """
+        if not self._known or request.ByteSize() > BYTES:
+            return await self._call(request, timeout, metadata)
         request.parameters["timeout"].int64_param = int(timeout * 1e6)
         try:
-            async with asyncio.timeout(timeout), self._room:
-                return await self._ask(request, metadata)
+            async with asyncio.timeout(timeout):
+                return await self._take(metadata).ask(request)
         except TimeoutError:
             raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {timeout:.3g} s") from None
 
-    async def _ask(self, request: pb.ModelInferRequest, metadata: Metadata) -> pb.ModelInferResponse:
-        stream = self._take(metadata)
+    async def _call(self, request: pb.ModelInferRequest, timeout: float, metadata: Metadata) -> pb.ModelInferResponse:
         try:
-            return await stream.ask(request)
-        except asyncio.CancelledError:
-            stream.cancel()
-            raise
-        finally:
-            if stream.fresh:
-                self._idle.append(stream)
-            elif not stream.over:
-                await stream.finish()
+            response: pb.ModelInferResponse = await self._calls.ModelInfer(request, timeout=timeout, metadata=metadata)
+        except grpc.RpcError as error:
+            raise call_error(error) from None
+        return response
 
     def _take(self, metadata: Metadata) -> Stream:
-        """The one that was used last, or a new one."""
-        while self._idle:
-            stream = self._idle.pop()
-            if not stream.over:
+        """One with room, or a new one."""
+        for stream in [stream for stream in self._each if not stream.fresh]:
+            stream.retire()
+            self._each.remove(stream)
+        for stream in self._each:
+            if stream.has_room:
                 return stream
-        return Stream(self._stub.ModelStreamInfer(metadata=metadata))
+        self._each.append(Stream(self._many.InferMany(metadata=metadata)))
+        return self._each[-1]
 
-    def close(self) -> None:
-        for stream in self._idle:
-            stream.cancel()
-        self._idle.clear()
+    async def close(self) -> None:
+        for stream in self._each:
+            await stream.close()
+        self._each.clear()

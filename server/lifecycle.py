@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from protos.heed_pb2_grpc import add_InferenceServicer_to_server
 from protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
 from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from server.listening import enable_reflection, encryption, new_server, open_port
@@ -20,10 +21,12 @@ from server.repository import Entry, Repository
 from server.security.calls import Slots
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
+from server.services.many import ManyCalls
+from server.services.many import SERVICE as MANY
 from server.services.tei import TEXT_SERVICES, TextDoor
 from server.settings import Settings
 
-SERVICE = OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name
+SERVICES = [OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name, MANY, *TEXT_SERVICES]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Server:
         self._settings = settings
         self._on_ready = on_ready
         self._registry = Registry(settings.default_model)
-        self._health = Health([SERVICE, *TEXT_SERVICES])
+        self._health = Health(SERVICES)
         self._metrics = Metrics(settings.max_queue_tokens)
         self._tracing = start_tracing() if settings.traces else None
         observers = observers_for(settings, self._metrics, self._tracing)
@@ -53,6 +56,7 @@ class Server:
         self._slots = Slots(settings.max_concurrent_requests, self._metrics.refused)
         max_message = settings.max_message_mib * 2**20
         self._inference = InferenceService(self._registry, self._repository, max_message, observers, self._slots)
+        self._many = ManyCalls(self._inference.answer_one_of_many)
         self._texts = TextDoor(self._registry, settings, observers, self._slots)
         self._grpc: grpc.aio.Server | None = None
 
@@ -116,6 +120,7 @@ class Server:
         self._registry.ready = False
         self._health.end_watches()
         self._inference.end_streams()
+        self._many.end_streams()
         self._texts.end_streams()
         await self._grpc.stop(self._settings.grace_seconds)
         await self._repository.close()
@@ -131,9 +136,10 @@ class Server:
         """Opens the port and returns the address."""
         server = new_server(self._settings, self._slots, self._metrics.refused)
         add_GRPCInferenceServiceServicer_to_server(self._inference, server)
+        add_InferenceServicer_to_server(self._many, server)
         self._texts.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        enable_reflection(server, [SERVICE, *TEXT_SERVICES])
+        enable_reflection(server, SERVICES)
         address = open_port(server, self._settings)
         await server.start()
         self._grpc = server

@@ -77,15 +77,16 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         """An error is an answer, too: it ends nothing."""
         call = Call(SERVICE, "ModelStreamInfer", context)
         size = pb.ModelInferRequest.ByteSize
-        await self._streams.serve(requests, size, partial(self._answer_one_of_many, call), context.write)
+        await self._streams.serve(requests, size, partial(self.answer_one_of_many, call), context.write)
 
     def end_streams(self) -> None:
         """Streams read nothing more and end when what they have read is answered."""
         self._streams.end()
 
-    async def _answer_one_of_many(
+    async def answer_one_of_many(
         self, call: Call, request: pb.ModelInferRequest, place: Place
     ) -> pb.ModelStreamInferResponse:
+        """The answer to one request on a stream. What is wrong with it is an answer, too."""
         answer = pb.ModelStreamInferResponse()
         try:
             await self._infer(call, request, answer.infer_response, None, place)

@@ -1,0 +1,139 @@
+"""`heed.v1`: many requests on one stream, several to a message.
+
+One stream carries what all callers of a client ask for. A message costs more than what is in it, if that is short: so
+whatever has been answered while the message before was on its way goes into the next one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, NamedTuple
+
+import grpc
+
+from protos import heed_pb2 as pb
+from protos.heed_pb2_grpc import InferenceServicer
+from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
+from server.record import Call
+from server.services.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room
+
+MESSAGE_BYTES = 2**18  # of answers that go together; a larger one goes alone
+SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+# Errors are answers, too.
+Answer = Callable[[Call, ModelInferRequest, Place], Coroutine[Any, Any, ModelStreamInferResponse]]
+
+
+class Answered(NamedTuple):
+    """An answer, and the room that it gives back when it is taken."""
+
+    answer: ModelStreamInferResponse
+    place: Place
+    taken: int
+
+
+class ManyCalls(InferenceServicer):
+    """The service."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._streams: set[_Stream] = set()
+
+    async def InferMany(self, messages: AsyncIterator[pb.Requests], context: Context) -> None:
+        call = Call(SERVICE, "InferMany", context)
+        stream = _Stream(partial(self._answer, call), context.write)
+        self._streams.add(stream)
+        try:
+            await stream.serve(messages)
+        except KeyError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a request came with the id of another: {error}")
+        finally:
+            self._streams.discard(stream)
+
+    def end_streams(self) -> None:
+        """Streams read nothing more and end when what they have read is answered."""
+        for stream in self._streams:
+            stream.end()
+
+
+class _Stream:
+    def __init__(
+        self,
+        answer: Callable[[ModelInferRequest, Place], Coroutine[Any, Any, ModelStreamInferResponse]],
+        write: Callable[[pb.Answers], Awaitable[None]],
+    ) -> None:
+        self._answer, self._write = answer, write
+        self._room, self._answers_room = Room(STREAM_REQUESTS), Room(STREAM_ANSWERS)
+        self._last: Place | None = None  # of the requests so far
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by the request's id
+        self._answered: list[Answered] = []
+        self._reading: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()  # something is answered, or nothing more will be
+
+    async def serve(self, messages: AsyncIterator[pb.Requests]) -> None:
+        """Returns when all is answered. If the caller goes, all of it is cancelled.
+
+        Raises:
+            KeyError: two requests have the same id.
+        """
+        self._reading = asyncio.create_task(self._read(messages))
+        self._reading.add_done_callback(lambda _: self._news.set())
+        try:
+            while batch := await self._next():
+                await self._write(pb.Answers(answers=[each.answer for each in batch]))
+                for each in batch:
+                    each.place.leave()
+                    self._room.leave(each.taken)
+            if not self._reading.cancelled():  # by `end`
+                self._reading.result()  # raises what went wrong in the connection
+        finally:
+            left = [self._reading, *self._tasks.values()]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    def end(self) -> None:
+        if self._reading:
+            self._reading.cancel()
+
+    async def _read(self, messages: AsyncIterator[pb.Requests]) -> None:
+        async for message in messages:
+            for id in message.cancelled:
+                if task := self._tasks.get(id):
+                    task.cancel()
+            for request in message.requests:
+                if request.id in self._tasks:
+                    raise KeyError(request.id)
+                taken = await self._room.enter(1 + request.ByteSize() // REQUEST_BYTES)
+                self._last = place = Place(self._answers_room, self._last)
+                self._tasks[request.id] = asyncio.create_task(self._answer_one(request, place, taken))
+
+    async def _answer_one(self, request: ModelInferRequest, place: Place, taken: int) -> None:
+        try:
+            answer = await self._answer(request, place)
+            self._answered.append(Answered(answer, place, taken))
+        except asyncio.CancelledError:
+            place.leave()
+            self._room.leave(taken)
+            raise
+        finally:
+            place.let_pass()  # it may not have asked to be admitted
+            del self._tasks[request.id]
+            self._news.set()
+
+    async def _next(self) -> list[Answered]:
+        """What goes into the next message; nothing at the end."""
+        while not self._answered:
+            if not self._tasks and self._reading and self._reading.done():
+                return []
+            self._news.clear()
+            await self._news.wait()
+        count = size = 0
+        for each in self._answered:
+            size += each.answer.ByteSize()
+            if count and size > MESSAGE_BYTES:
+                break
+            count += 1
+        batch, self._answered = self._answered[:count], self._answered[count:]
+        return batch
