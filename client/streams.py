@@ -48,6 +48,10 @@ class Stream:
         self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
 
     @property
+    def over(self) -> bool:
+        return self._over
+
+    @property
     def fresh(self) -> bool:
         """Whether it may carry other requests."""
         return not self._over and time.monotonic() < self._ends
@@ -133,7 +137,7 @@ class Streams:
         self._calls: Any = GRPCInferenceServiceStub(channel)
         self._many: Any = InferenceStub(channel)
         self._each: list[Stream] = []
-        self._known = True  # whether the server knows such streams
+        self._known = True  # whether the server speaks heed.v1; any other one is asked by calls
 
     async def ask(self, request: pb.ModelInferRequest, timeout: float, metadata: Metadata) -> pb.ModelInferResponse:
         """
@@ -144,8 +148,18 @@ class Streams:
         Raises:
             CallError: the server refused, or did not answer in time.
         """
-        if not self._known or request.ByteSize() > BYTES:
-            return await self._call(request, timeout, metadata)
+        if self._known and request.ByteSize() <= BYTES:
+            try:
+                return await self._on_stream(request, timeout, metadata)
+            except CallError as error:
+                if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+                self._known = False
+        return await self._call(request, timeout, metadata)
+
+    async def _on_stream(
+        self, request: pb.ModelInferRequest, timeout: float, metadata: Metadata
+    ) -> pb.ModelInferResponse:
         request.parameters["timeout"].int64_param = int(timeout * 1e6)
         try:
             async with asyncio.timeout(timeout):
@@ -162,11 +176,11 @@ class Streams:
 
     def _take(self, metadata: Metadata) -> Stream:
         """One with room, or a new one."""
-        for stream in [stream for stream in self._each if not stream.fresh]:
-            stream.retire()
-            self._each.remove(stream)
+        self._each = [stream for stream in self._each if not stream.over]
         for stream in self._each:
-            if stream.has_room:
+            if not stream.fresh:
+                stream.retire()
+            elif stream.has_room:
                 return stream
         self._each.append(Stream(self._many.InferMany(metadata=metadata)))
         return self._each[-1]

@@ -21,8 +21,8 @@ from server.repository import Entry, Repository
 from server.security.calls import Slots
 from server.services.health import NOT_SERVING, SERVING, Health
 from server.services.inference import InferenceService
-from server.services.many import ManyCalls
 from server.services.many import SERVICE as MANY
+from server.services.many import ManyCalls
 from server.services.tei import TEXT_SERVICES, TextDoor
 from server.settings import Settings
 

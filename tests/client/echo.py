@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 
 from client.wire import _decode_bytes
+from protos import heed_pb2, heed_pb2_grpc
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 
@@ -27,8 +28,20 @@ class Refusal:
     pushback: str | None = None  # in the trailing metadata
 
 
+def answers_to(
+    messages: Iterator[heed_pb2.Requests], answer: Callable[[pb.ModelInferRequest], pb.ModelStreamInferResponse]
+) -> Iterator[heed_pb2.Answers]:
+    """What a stream of many is answered, those of a message at once."""
+    with ThreadPoolExecutor(32) as pool:
+        for message in messages:
+            answers = list(pool.map(answer, message.requests))
+            for request, each in zip(message.requests, answers, strict=True):
+                each.infer_response.id = request.id
+            yield heed_pb2.Answers(answers=answers)
+
+
 @dataclass
-class Echo(GRPCInferenceServiceServicer):
+class Echo(heed_pb2_grpc.InferenceServicer, GRPCInferenceServiceServicer):
     """Embeds the text `7` as `[7.0]`."""
 
     refusals: list[Refusal] = field(default_factory=list)  # of the first requests
@@ -48,20 +61,19 @@ class Echo(GRPCInferenceServiceServicer):
             context.abort(refusal.code, "not now")
         return self._answer(request)
 
-    def ModelStreamInfer(
-        self, requests: Iterator[pb.ModelInferRequest], context: Any
-    ) -> Iterator[pb.ModelStreamInferResponse]:
+    def InferMany(self, messages: Iterator[heed_pb2.Requests], context: Any) -> Iterator[heed_pb2.Answers]:
         self._called(context)
-        for request in requests:
-            refusal = self._next_refusal()
-            if refusal is None:
-                yield pb.ModelStreamInferResponse(infer_response=self._answer(request))
-                continue
-            answer = pb.ModelStreamInferResponse(error_message="not now")
-            answer.infer_response.parameters["status"].string_param = refusal.code.name
-            if refusal.pushback is not None:
-                answer.infer_response.parameters["retry_after_ms"].int64_param = int(refusal.pushback)
-            yield answer
+        return answers_to(messages, self._answer_or_refuse)
+
+    def _answer_or_refuse(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        refusal = self._next_refusal()
+        if refusal is None:
+            return pb.ModelStreamInferResponse(infer_response=self._answer(request))
+        answer = pb.ModelStreamInferResponse(error_message="not now")
+        answer.infer_response.parameters["status"].string_param = refusal.code.name
+        if refusal.pushback is not None:
+            answer.infer_response.parameters["retry_after_ms"].int64_param = int(refusal.pushback)
+        return answer
 
     def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
         self._called(context)
@@ -99,6 +111,7 @@ def running(echo: Echo, port: int = 0, credentials: grpc.ServerCredentials | Non
     """Its address."""
     server = grpc.server(ThreadPoolExecutor(32))
     add_GRPCInferenceServiceServicer_to_server(echo, server)
+    heed_pb2_grpc.add_InferenceServicer_to_server(echo, server)
     address = f"127.0.0.1:{port}"
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()

@@ -18,8 +18,11 @@ from grpc import StatusCode
 
 from bundle.digests import bundle_digest
 from client import Answer, AsyncClient, CallError, Client, streams
+from protos import heed_pb2
 from protos import open_inference_pb2 as pb
+from protos.heed_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+from tests.client.echo import answers_to
 from tests.support import Running, free_port
 
 TEXTS = ["The quick fox saw a dog.", "i", "the dogs"]
@@ -32,11 +35,12 @@ def client(tiny_server: Running) -> Iterator[Client]:
         yield client
 
 
-class Fake(GRPCInferenceServiceServicer):
+class Fake(InferenceServicer, GRPCInferenceServiceServicer):
     """Refuses its first calls, then answers; or keeps its callers waiting."""
 
     def __init__(self, refusals: int = 0, code: StatusCode = StatusCode.UNAVAILABLE, *, silent: bool = False) -> None:
         self.calls = self.streams = 0
+        self.messages: list[tuple[int, list[str]]] = []  # on streams: how many requests, and what was cancelled
         self.left = threading.Event()  # a caller has gone
         self._refusals, self._code, self._silent = refusals, code, silent
 
@@ -49,21 +53,25 @@ class Fake(GRPCInferenceServiceServicer):
             context.abort(self._code, "not now")
         return self._answer(request)
 
-    def ModelStreamInfer(
-        self, requests: Iterator[pb.ModelInferRequest], context: Any
-    ) -> Iterator[pb.ModelStreamInferResponse]:
+    def InferMany(self, messages: Iterator[heed_pb2.Requests], context: Any) -> Iterator[heed_pb2.Answers]:
         self.streams += 1
-        for request in requests:
-            self.calls += 1
-            if self._silent:
-                context.add_callback(self.left.set)
-                self.left.wait(20)
-            if self.calls <= self._refusals:
-                refusal = pb.ModelStreamInferResponse(error_message="not now")
-                refusal.infer_response.parameters["status"].string_param = self._code.name
-                yield refusal
-            else:
-                yield pb.ModelStreamInferResponse(infer_response=self._answer(request))
+
+        def noted() -> Iterator[heed_pb2.Requests]:
+            for message in messages:
+                self.messages.append((len(message.requests), list(message.cancelled)))
+                yield message
+
+        return answers_to(noted(), self._answer_or_refuse)
+
+    def _answer_or_refuse(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        self.calls += 1
+        if self._silent:
+            self.left.wait(0.5)
+        if self.calls <= self._refusals:
+            refusal = pb.ModelStreamInferResponse(error_message="not now")
+            refusal.infer_response.parameters["status"].string_param = self._code.name
+            return refusal
+        return pb.ModelStreamInferResponse(infer_response=self._answer(request))
 
     def _answer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         response = pb.ModelInferResponse(model_name=request.model_name)
@@ -73,9 +81,11 @@ class Fake(GRPCInferenceServiceServicer):
 
 
 @contextmanager
-def serving(fake: Fake, port: int = 0) -> Iterator[str]:
+def serving(fake: Fake, port: int = 0, many: bool = True) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(4))
     add_GRPCInferenceServiceServicer_to_server(fake, server)
+    if many:
+        add_InferenceServicer_to_server(fake, server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     try:
@@ -370,18 +380,46 @@ async def test_a_stream_gives_way_to_another_after_a_while(monkeypatch: pytest.M
         async with AsyncClient(address, "fake") as other:
             await other.embed(["a"])
             await asyncio.sleep(0.3)
-            await other.embed(["a"])  # on the old one, which ends then
             await other.embed(["a"])
-    assert (fake.calls, fake.streams) == (3, 2)
+    assert (fake.calls, fake.streams) == (2, 2)
 
 
-async def test_more_requests_than_a_server_lets_streams_in_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MOST", 4)  # and the server has four threads, each kept by an open stream
+async def test_what_is_asked_at_once_travels_together() -> None:
     fake = Fake()
     with serving(fake) as address:
         async with AsyncClient(address, "fake", timeout=10) as other:
             await asyncio.gather(*(other.embed(["a"]) for _ in range(20)))
-    assert (fake.calls, fake.streams) == (20, 4)
+    assert (fake.calls, fake.streams, fake.messages) == (20, 1, [(20, [])])
+
+
+async def test_a_stream_has_so_many_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "REQUESTS", 10)
+    fake = Fake()
+    with serving(fake) as address:
+        async with AsyncClient(address, "fake", timeout=10) as other:
+            await asyncio.gather(*(other.embed(["a"]) for _ in range(20)))
+    assert (fake.calls, fake.streams, fake.messages) == (20, 2, [(10, []), (10, [])])
+
+
+async def test_large_requests_are_calls_of_their_own_and_many_bytes_are_several_messages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "BYTES", 300)
+    fake = Fake()
+    with serving(fake) as address:
+        async with AsyncClient(address, "fake", timeout=10) as other:
+            await asyncio.gather(*(other.embed(["a" * length]) for length in (100, 100, 400, 100)))
+    assert (fake.calls, fake.streams) == (4, 1)
+    assert [count for count, _ in fake.messages] == [1, 1, 1]
+
+
+async def test_a_server_that_knows_no_such_streams_is_called() -> None:
+    fake = Fake()
+    with serving(fake, many=False) as address:
+        async with AsyncClient(address, "fake", timeout=10) as other:
+            await asyncio.gather(*(other.embed(["a"]) for _ in range(4)))
+            await other.embed(["a"])
+    assert (fake.calls, fake.streams) == (5, 0)
 
 
 async def test_streams_to_a_server_that_went_away_are_not_used_again() -> None:
@@ -398,13 +436,16 @@ async def test_the_server_hears_of_a_cancelled_async_call() -> None:
     fake = Fake(silent=True)
     with serving(fake) as address:
         async with AsyncClient(address, "fake") as other:
-            call = asyncio.create_task(other.embed(["a"]))
+            call, next_one = (asyncio.create_task(other.embed(["a"])) for _ in range(2))
             while not fake.calls:
                 await asyncio.sleep(0.01)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            assert await asyncio.to_thread(fake.left.wait, 5)
+            assert (await next_one).shape == (1, 2)  # on the same stream
+            while len(fake.messages) < 2:
+                await asyncio.sleep(0.01)
+    assert fake.messages == [(2, []), (0, ["0"])]
 
 
 @pytest.mark.parametrize("order", [["client", "tritonclient.grpc"], ["tritonclient.grpc", "client"]])

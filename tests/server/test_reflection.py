@@ -46,6 +46,7 @@ def test_it_lists_its_services(channel: grpc.Channel) -> None:
     assert sorted(Reflected(channel).database.get_services()) == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "heed.v1.Inference",
         "inference.GRPCInferenceService",
         "tei.v1.Embed",
         "tei.v1.Info",

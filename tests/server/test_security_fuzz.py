@@ -182,4 +182,4 @@ def test_the_health_of_an_unknown_service_is_not_found(channel: grpc.Channel) ->
     wire = health_pb2.HealthCheckRequest(service="../\n").SerializeToString()
     code, message, _ = send(channel, "/grpc.health.v1.Health/Check", [wire])
     assert code is StatusCode.NOT_FOUND
-    assert message.startswith("no such service; there are inference.GRPCInferenceService, ")
+    assert message.startswith("no such service; there are heed.v1.Inference, inference.GRPCInferenceService, ")
