@@ -66,7 +66,7 @@ class _Stream:
         self._answer, self._write = answer, write
         self._room, self._answers_room = Room(STREAM_REQUESTS), Room(STREAM_ANSWERS)
         self._last: Place | None = None  # of the requests so far
-        self._tasks: dict[str, asyncio.Task[None]] = {}  # by the request's id
+        self._tasks: dict[str, asyncio.Task[ModelStreamInferResponse]] = {}  # by the request's id
         self._answered: list[Answered] = []
         self._reading: asyncio.Task[None] | None = None
         self._news = asyncio.Event()  # something is answered, or nothing more will be
@@ -88,7 +88,7 @@ class _Stream:
             if not self._reading.cancelled():  # by `end`
                 self._reading.result()  # raises what went wrong in the connection
         finally:
-            left = [self._reading, *self._tasks.values()]
+            left: list[asyncio.Task[Any]] = [self._reading, *self._tasks.values()]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
@@ -107,20 +107,18 @@ class _Stream:
                     raise KeyError(request.id)
                 taken = await self._room.enter(1 + request.ByteSize() // REQUEST_BYTES)
                 self._last = place = Place(self._answers_room, self._last)
-                self._tasks[request.id] = asyncio.create_task(self._answer_one(request, place, taken))
+                self._tasks[request.id] = task = asyncio.create_task(self._answer(request, place))
+                task.add_done_callback(partial(self._ended, request.id, place, taken))
 
-    async def _answer_one(self, request: ModelInferRequest, place: Place, taken: int) -> None:
-        try:
-            answer = await self._answer(request, place)
-            self._answered.append(Answered(answer, place, taken))
-        except asyncio.CancelledError:
+    def _ended(self, id: str, place: Place, taken: int, task: asyncio.Task[ModelStreamInferResponse]) -> None:
+        del self._tasks[id]
+        place.let_pass()  # it may not have asked to be admitted
+        if task.cancelled():
             place.leave()
             self._room.leave(taken)
-            raise
-        finally:
-            place.let_pass()  # it may not have asked to be admitted
-            del self._tasks[request.id]
-            self._news.set()
+        else:
+            self._answered.append(Answered(task.result(), place, taken))
+        self._news.set()
 
     async def _next(self) -> list[Answered]:
         """What goes into the next message; nothing at the end."""
