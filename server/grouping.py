@@ -16,7 +16,7 @@ class Strategy(Protocol):
     def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
         """The next group, out of the entries that go next, in their order (at least one, at most `window`).
 
-        `fair_tokens` is an idle thread's share of what waits: a larger group would leave other threads idle.
+        `fair_tokens` is one thread's share of all that waits and is under way: a larger group would leave others idle.
         """
 
 

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from bench.bare import export_padded
 from bench.figures import Spread
-from bench.peers.catalog import BARE, HEED, PEERS, ROOT
+from bench.peers.catalog import BARE, HEED, HEED_BY_CLIENT, PEERS, ROOT
 from bench.peers.comparison import BUDGET, Outcome, compare, ratio
 from bench.peers.running import MODEL, OUTPUT, Place
 from bench.workloads import WORKLOADS, Request, id_requests
@@ -127,7 +127,7 @@ def main(
     for name in only or []:
         if name not in known:
             raise typer.BadParameter(f"{name} is none of {', '.join(known)}", param_hint="--only")
-    peers = [BARE, HEED, *(peer for peer in PEERS if only is None or peer.name in only)]
+    peers = [BARE, HEED, HEED_BY_CLIENT, *(peer for peer in PEERS if only is None or peer.name in only)]
     out, err = Console(width=140, highlight=False), Console(file=sys.stderr)
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task("export", total=len(peers) * (rounds + 2) + 1)

@@ -1,7 +1,7 @@
 """Who takes part, and which settings are tried for each: all that its documentation names for a CPU."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.bare import BATCH
@@ -21,6 +21,7 @@ class Peer:
     settings: Mapping[str, tuple[str, ...]]  # by what they are called; the fastest whose answers are right is kept
     served: bool = True  # or a loop in its own process
     requirements: Path | None = None  # of an environment of its own; heed's if there are none
+    own_client: bool = False  # asked by heed's client, and not by the calls that all servers take
 
 
 def program(name: str, *arguments: str) -> tuple[str, ...]:
@@ -34,6 +35,8 @@ HEED = Peer(
     command=("-m", "heed", "serve", "{bundle}", "--port", "{port}", "--metrics-port", "-1", "--linger-seconds", "0"),
     settings={"as it comes": ()},
 )
+
+HEED_BY_CLIENT = replace(HEED, name="heed, asked by its client", own_client=True)
 
 BARE = Peer(
     name="bare onnxruntime loop",

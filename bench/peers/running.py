@@ -18,11 +18,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from bench.load import Ask, Driver, Load, ask_by_message
+from bench.load import Ask, Driver, Load, ask_by_client, ask_by_message
 from bench.peers.catalog import ROOT, Peer
 from bench.peers.install import Failure, reason_in
 from bench.processes import Tree
 from bench.workloads import Request
+from client import Answer, AsyncClient, CallError
 from examples.serving import free_port
 from protos import open_inference_pb2 as pb
 
@@ -107,7 +108,7 @@ class Served(Running):
             try:
                 async with self._asking() as ask:
                     await ask(0)
-            except grpc.aio.AioRpcError:
+            except (grpc.aio.AioRpcError, CallError):
                 await asyncio.sleep(0.2)
             else:
                 return
@@ -124,6 +125,8 @@ class Served(Running):
             try:
                 alone = [await ask(number) for number in range(count)]
                 together = await asyncio.gather(*(ask(number) for number in range(count)))
+            except CallError as error:
+                raise Failure(str(error), self._log) from error
             except grpc.aio.AioRpcError as error:
                 details = (error.details() or "").strip().splitlines() or [""]
                 raise Failure(f"{error.code().name}: {details[-1]}", self._log) from error
@@ -137,8 +140,19 @@ class Served(Running):
             return await Driver(ask).closed(self._callers, seconds)
 
 
+class AskedByClient(Served):
+    """heed, asked as a program asks that uses its client."""
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[Ask]:
+        async with AsyncClient(self._address, MODEL) as client:
+            yield ask_by_client(client, self._requests, [OUTPUT])
+
+
 def embedding(message: object) -> np.ndarray:
     """`[D]`, whichever way the server writes numbers; nothing if it is not there."""
+    if isinstance(message, Answer):
+        return np.asarray(message[OUTPUT][0])
     assert isinstance(message, bytes)
     response = pb.ModelInferResponse.FromString(message)
     for number, output in enumerate(response.outputs):
@@ -258,5 +272,6 @@ def launched(peer: Peer, python: Path, setting: str, place: Place) -> Running:
             text=True,
         )
     if peer.served:
-        return Served(Tree(process), log, f"127.0.0.1:{port}", place.requests, place.callers)
+        kind = AskedByClient if peer.own_client else Served
+        return kind(Tree(process), log, f"127.0.0.1:{port}", place.requests, place.callers)
     return Loop(Tree(process), log, work)

@@ -145,6 +145,19 @@ async def test_an_idle_thread_takes_its_share_of_what_waits_for_all_models() -> 
     workers.close()
 
 
+async def test_what_is_under_way_counts_so_that_threads_share_the_work_evenly() -> None:
+    """Else the first one that is free would take all that waits, and the other one next to nothing when it is done."""
+    workers = Workers(2)
+    lane = Scheduler(Doubling(), Neighbours(1000), workers, 1000)._lane
+    for _ in range(12):
+        lane.queue.add(Entry(row(1), frozenset(), math.inf, asyncio.get_running_loop().create_future()))
+    lane.taken_tokens = 4
+    assert workers._fair_tokens(lane) == 8
+    lane.taken_tokens = 40  # long work elsewhere: this thread may take all that waits
+    assert workers._fair_tokens(lane) > 12
+    workers.close()
+
+
 async def test_only_what_has_the_process_to_itself_is_told_so() -> None:
     told: list[tuple[int, bool]] = []
 
