@@ -6,10 +6,11 @@ demand, and the tests.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, overload
 
 import numpy as np
 
@@ -284,24 +285,68 @@ def write_contract(folder: Path, cases: list[Case]) -> None:
     np.savez(folder / CONTRACT, allow_pickle=False, **arrays)
 
 
-def read_contract(folder: Path) -> list[Case]:
-    """Raises BundleError if there is no contract or it cannot be read."""
-    try:
-        with (folder / CONTRACT).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            at_start = set(arrays["at_start"].tolist())
-            parts: dict[str, dict[str, Arrays]] = {}
-            for key in arrays.files:
+class StoredCases(Sequence[Case]):
+    """The cases of a contract, read each time somebody looks at one: at hand, but not in memory.
+
+    The file stays open: whoever replaces it changes nothing here.
+    """
+
+    def __init__(self, folder: Path, at_start: bool = False) -> None:
+        """
+        Args:
+            at_start: only those that a server checks before it is ready.
+
+        Raises:
+            BundleError: there is no contract, or it cannot be read.
+        """
+        self._path = folder / CONTRACT
+        with self._readable():
+            self._arrays = np.load(self._path, allow_pickle=False)
+            self._at_start = set(self._arrays["at_start"].tolist())
+        self._keys: dict[str, list[tuple[str, str]]] = {}  # side and name of each case's arrays
+        with self._readable():
+            for key in self._arrays.files:
                 if key != "at_start":
                     case, side, name = key.split("/")
-                    array = arrays[key]
-                    texts = array.dtype.kind == "U"  # stored as plain unicode, so that nothing is ever unpickled
-                    parts.setdefault(case, {"in": {}, "out": {}})[side][name] = array.astype(object) if texts else array
-    except FileNotFoundError:
-        raise BundleError(f"{folder} has no {CONTRACT}") from None
-    except Exception as error:  # a damaged file makes numpy raise almost anything
-        raise BundleError(f"{folder / CONTRACT} is damaged: {error}") from None
-    if not parts:
-        raise BundleError(f"{folder / CONTRACT} has no cases")
-    if not at_start & parts.keys():
-        raise BundleError(f"{folder / CONTRACT} has no case for a start")
-    return [Case(name, sides["in"], sides["out"], name in at_start) for name, sides in parts.items()]
+                    self._keys.setdefault(case, []).append((side, name))
+        if not self._keys:
+            raise BundleError(f"{self._path} has no cases")
+        if not self._at_start & self._keys.keys():
+            raise BundleError(f"{self._path} has no case for a start")
+        self._names = [name for name in self._keys if not at_start or name in self._at_start]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Case]: ...
+    def __getitem__(self, index: int | slice) -> Case | list[Case]:
+        """Raises BundleError: it cannot be read."""
+        if isinstance(index, slice):
+            return [self._read(name) for name in self._names[index]]
+        return self._read(self._names[index])
+
+    def _read(self, case: str) -> Case:
+        sides: dict[str, Arrays] = {"in": {}, "out": {}}
+        with self._readable():
+            for side, name in self._keys[case]:
+                array = self._arrays[f"{case}/{side}/{name}"]
+                texts = array.dtype.kind == "U"  # stored as plain unicode, so that nothing is ever unpickled
+                sides[side][name] = array.astype(object) if texts else array
+        return Case(case, sides["in"], sides["out"], case in self._at_start)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise BundleError(f"{self._path.parent} has no {CONTRACT}") from None
+        except Exception as error:  # a damaged file makes numpy raise almost anything
+            raise BundleError(f"{self._path} is damaged: {error}") from None
+
+
+def read_contract(folder: Path) -> list[Case]:
+    """Raises BundleError if there is no contract or it cannot be read."""
+    return list(StoredCases(folder))

@@ -5,10 +5,11 @@ What held at the start can end: memory goes bad, a driver or a host is changed u
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from itertools import cycle
-from pathlib import Path
 
-from bundle.contract import Case, Finding, Report, check, plain_cases, read_contract
+from bundle import BundleError
+from bundle.contract import Case, Finding, Report, check, plain_cases
 from bundle.packing import Arrays
 from server.metrics import ContractMetrics
 from server.model import Model
@@ -17,18 +18,17 @@ from server.scheduler import Scheduler
 log = logging.getLogger("heed.contract")
 
 
-def cases_at_start(folder: Path) -> list[Case]:
-    """Those that a server checks before it is ready, without the attention weights."""
-    return plain_cases(case for case in read_contract(folder) if case.at_start)
-
-
 class Recheck:
     """Repeats the cases of a start in turn, through the session and the queue that serve callers."""
 
     def __init__(
-        self, model: Model, scheduler: Scheduler, cases: list[Case], metrics: ContractMetrics, seconds: float
+        self, model: Model, scheduler: Scheduler, cases: Sequence[Case], metrics: ContractMetrics, seconds: float
     ) -> None:
-        """`seconds` lie between one case and the next."""
+        """
+        Args:
+            cases: those that a server checks before it is ready. Of those with attention weights the plain answers.
+            seconds: between one case and the next.
+        """
         self._model = model
         self._scheduler = scheduler
         self._cases = cases
@@ -37,12 +37,18 @@ class Recheck:
 
     async def run(self) -> None:
         """Goes on until it is cancelled."""
-        for case in cycle(self._cases):
+        for index in cycle(range(len(self._cases))):
             await asyncio.sleep(self._seconds)
-            await self.repeat(case)
+            try:
+                case = await asyncio.to_thread(self._cases.__getitem__, index)
+            except BundleError as error:  # the disk may be away for a while
+                log.warning("%s, so nothing proves its answers now", error)
+            else:
+                await self.repeat(case)
 
     async def repeat(self, case: Case) -> None:
         """Compares one case, and says so where anybody looks."""
+        (case,) = plain_cases([case])
         findings = await self._findings(case)
         self._metrics.repeated(findings)
         report = Report(findings)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from bundle import BundleError, Manifest, read_manifest
-from bundle.contract import Report
+from bundle.contract import Report, StoredCases
 from bundle.manifest import MANIFEST
 from server.attentions import Attentions
 from server.errors import FailedPrecondition, HeedError, NotFound, StartError
@@ -20,7 +20,7 @@ from server.loading import Loaded, NoRoom, load
 from server.machine import settle_memory
 from server.metrics import Metrics
 from server.places import Files, Place, find_places
-from server.recheck import Recheck, cases_at_start
+from server.recheck import Recheck
 from server.registry import Registry, Served, State
 from server.scheduler import Scheduler
 from server.serving import Serving
@@ -251,7 +251,7 @@ class Repository:
         if self._settings.attentions:
             _, proof = await attentions.loaded()
             loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
-        cases = await asyncio.to_thread(cases_at_start, model.folder)
+        cases = await asyncio.to_thread(StoredCases, model.folder, at_start=True)
         workers = self._workers_for(loaded)
         metrics = self._metrics.add(model, workers.threads)
         run = observed(model.run, statistics, metrics)

@@ -1,6 +1,7 @@
 """What counts as equal, by numbers written down by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from bundle.contract import (
     Case,
     Finding,
     Report,
+    StoredCases,
     check,
     check_complete,
     cosine_distance,
@@ -364,6 +366,21 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         assert all(array.dtype == np.float64 for array in after.outputs.values())
     assert read[0].inputs["text"].tolist() == texts.tolist()
     assert read[1].inputs["input_ids"].dtype == np.int64
+
+
+def test_stored_cases_are_those_of_the_file_that_was_opened(tmp_path: Path) -> None:
+    cases = [
+        Case("slow", {"x": np.array([[1.0]])}, {"y": REFERENCE}, at_start=False),
+        Case("quick", {"x": np.array([[2.0]])}, {"y": REFERENCE}, at_start=True),
+        Case("quick too", {"x": np.array([[3.0]])}, {"y": REFERENCE}, at_start=True),
+    ]
+    write_contract(tmp_path, cases)
+    stored, at_start = StoredCases(tmp_path), StoredCases(tmp_path, at_start=True)
+    (tmp_path / CONTRACT).rename(tmp_path / "old")
+    write_contract(tmp_path, [replace(cases[1], inputs={"x": np.array([[4.0]])})])
+    assert [case.name for case in stored] == ["slow", "quick", "quick too"]
+    assert [case.name for case in at_start] == ["quick", "quick too"]
+    assert (len(at_start), at_start[1].inputs["x"].item(), at_start[-2:][0].inputs["x"].item()) == (2, 3.0, 2.0)
 
 
 def test_a_folder_without_a_contract_is_refused(tmp_path: Path) -> None:

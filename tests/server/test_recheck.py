@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 
-from bundle.contract import Case
+from bundle.contract import CONTRACT, Case, StoredCases
 from bundle.packing import Sequence
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server.graphs import Answer
@@ -23,7 +24,7 @@ from server.grouping import Alone
 from server.lane import Run
 from server.metrics import Metrics
 from server.model import Model
-from server.recheck import Recheck, cases_at_start
+from server.recheck import Recheck
 from server.scheduler import Scheduler
 from server.workers import Workers
 from tests.server.support import ids_request
@@ -57,7 +58,7 @@ class Watch:
         self.model = Model(bundle, "cpu")
         self.run = run(self.model.run)
         self.scheduler = Scheduler(self.run, Alone(), Workers(2), max_tokens=1000)
-        self.cases = cases_at_start(bundle)
+        self.cases = StoredCases(bundle, at_start=True)
         self._metrics = Metrics()
         shown = self._metrics.add(self.model).contract
         self.recheck = Recheck(self.model, self.scheduler, self.cases, shown, seconds=0)
@@ -295,3 +296,23 @@ def test_requests_are_timed_by_model_and_status(server: Running) -> None:
     grown = {name: value - before[name] for name, value in counted().items()}
     assert grown == {("tiny", "OK"): 2, ("tiny", "INVALID_ARGUMENT"): 2, ("", "NOT_FOUND"): 1}
     assert not any("made up" in name for name in scrape(address))
+
+
+async def test_a_contract_that_cannot_be_read_any_more_is_said(
+    tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the proof goes on when it can be again."""
+    bundle = tmp_path / "tiny"
+    shutil.copytree(tiny_bundle, bundle)
+    watch = Watch(bundle)
+    whole = (bundle / CONTRACT).read_bytes()
+    (bundle / CONTRACT).write_bytes(b"")  # the very file, not another one in its place
+    task = asyncio.create_task(watch.recheck.run())
+    while not caplog.records:
+        await asyncio.sleep(0.01)
+    assert f"{bundle / CONTRACT} is damaged" in caplog.records[0].getMessage()
+    (bundle / CONTRACT).write_bytes(whole)
+    while not watch.checks("holds"):
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await watch.scheduler.close()
