@@ -14,6 +14,7 @@ import grpc
 from protos import heed_pb2 as pb
 from protos.heed_pb2_grpc import InferenceServicer
 from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
+from server.errors import InvalidArgument
 from server.record import Call
 from server.services.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room
 
@@ -46,8 +47,8 @@ class ManyCalls(InferenceServicer):
         self._streams.add(stream)
         try:
             await stream.serve(messages)
-        except KeyError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a request came with the id of another: {error}")
+        except InvalidArgument as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self._streams.discard(stream)
 
@@ -75,7 +76,7 @@ class _Stream:
         """Returns when all is answered. If the caller goes, all of it is cancelled.
 
         Raises:
-            KeyError: two requests have the same id.
+            InvalidArgument: two requests have the same id.
         """
         self._reading = asyncio.create_task(self._read(messages))
         self._reading.add_done_callback(lambda _: self._news.set())
@@ -104,7 +105,7 @@ class _Stream:
                     task.cancel()
             for request in message.requests:
                 if request.id in self._tasks:
-                    raise KeyError(request.id)
+                    raise InvalidArgument(f"a request came with the id of another that is under way: {request.id!r}")
                 taken = await self._room.enter(1 + request.ByteSize() // REQUEST_BYTES)
                 self._last = place = Place(self._answers_room, self._last)
                 self._tasks[request.id] = task = asyncio.create_task(self._answer(request, place))

@@ -53,7 +53,7 @@ def test_two_requests_with_one_id_are_refused(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         list(InferenceStub(channel).InferMany(iter([pb.Requests(requests=requests)])))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "a request came with the id of another: ''" in str(refused.value.details())
+    assert "a request came with the id of another that is under way: ''" in str(refused.value.details())
 
 
 def test_an_open_stream_does_not_hold_up_the_end(tiny_bundle: Path, tmp_path: Path) -> None:
