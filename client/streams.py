@@ -21,7 +21,8 @@ from protos.heed_pb2_grpc import InferenceStub
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 # A stream stays with one server. It ends after a while, so that new servers get their share of the load.
-SECONDS = 30.0
+# Proxies may bound what it carries: to nginx a stream is one body of a request.
+SECONDS, STREAM_BYTES = 30.0, 2**25
 REQUESTS = 128  # on a stream at a time; more go on another one
 # A larger request is a call of its own: it would hold up the others, and one that the server finds too large ends what
 # it came on. Of smaller ones so much goes into a message.
@@ -39,6 +40,7 @@ class Stream:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._ends = time.monotonic() + SECONDS
+        self._left = STREAM_BYTES
         self._ids = count()
         self._waiting: dict[str, asyncio.Future[pb.ModelStreamInferResponse]] = {}  # for their answers, by id
         self._requests: dict[str, pb.ModelInferRequest] = {}  # that are to be sent
@@ -54,7 +56,7 @@ class Stream:
     @property
     def fresh(self) -> bool:
         """Whether it may carry other requests."""
-        return not self._over and time.monotonic() < self._ends
+        return not self._over and self._left > 0 and time.monotonic() < self._ends
 
     @property
     def has_room(self) -> bool:
@@ -94,12 +96,14 @@ class Stream:
         """The next ones that go together."""
         message = many.Requests(cancelled=self._cancelled)
         self._cancelled.clear()
-        size = 0
+        left = BYTES
         for request in self._requests.values():
-            size += request.ByteSize()
-            if message.requests and size > BYTES:
+            size = request.ByteSize()
+            if message.requests and size > left:
                 break
             message.requests.append(request)
+            left -= size
+            self._left -= size
         for request in message.requests:
             del self._requests[request.id]
         return message

@@ -4,9 +4,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -31,13 +32,25 @@ class Refusal:
 def answers_to(
     messages: Iterator[heed_pb2.Requests], answer: Callable[[pb.ModelInferRequest], pb.ModelStreamInferResponse]
 ) -> Iterator[heed_pb2.Answers]:
-    """What a stream of many is answered, those of a message at once."""
-    with ThreadPoolExecutor(32) as pool:
-        for message in messages:
-            answers = list(pool.map(answer, message.requests))
-            for request, each in zip(message.requests, answers, strict=True):
-                each.infer_response.id = request.id
-            yield heed_pb2.Answers(answers=answers)
+    """What a stream of many is answered: all requests at once, each answer when it is there."""
+    done: SimpleQueue[heed_pb2.Answers | None] = SimpleQueue()
+
+    def answer_one(request: pb.ModelInferRequest) -> None:
+        answered = answer(request)
+        answered.infer_response.id = request.id
+        done.put(heed_pb2.Answers(answers=[answered]))
+
+    def read(pool: ThreadPoolExecutor) -> None:
+        begun = []
+        with suppress(Exception):  # the caller has gone
+            for message in messages:
+                begun += [pool.submit(answer_one, request) for request in message.requests]
+        wait(begun)
+        done.put(None)
+
+    with ThreadPoolExecutor(33) as pool:
+        pool.submit(read, pool)
+        yield from iter(done.get, None)
 
 
 @dataclass

@@ -384,6 +384,16 @@ async def test_a_stream_gives_way_to_another_after_a_while(monkeypatch: pytest.M
     assert (fake.calls, fake.streams) == (2, 2)
 
 
+async def test_a_stream_gives_way_to_another_when_it_has_carried_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STREAM_BYTES", 300)
+    fake = Fake()
+    with serving(fake) as address:
+        async with AsyncClient(address, "fake") as other:
+            for _ in range(6):
+                await other.embed(["a" * 100])
+    assert (fake.calls, fake.streams) == (6, 3)
+
+
 async def test_what_is_asked_at_once_travels_together() -> None:
     fake = Fake()
     with serving(fake) as address:
