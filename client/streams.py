@@ -71,11 +71,12 @@ class Stream:
         try:
             answer = await self._waiting[id]
         except asyncio.CancelledError:
-            if self._requests.pop(id, None) is None:
+            if id not in self._requests:
                 self._cancelled.append(id)
             raise
         finally:
             del self._waiting[id]
+            self._requests.pop(id, None)  # it may go on another stream now
             self._news.set()
         if answer.error_message:
             raise stream_error(answer)
