@@ -6,6 +6,7 @@ demand, and the tests.
 """
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -301,7 +302,9 @@ class StoredCases(Sequence[Case]):
         """
         self._path = folder / CONTRACT
         with self._readable():
-            self._arrays = np.load(self._path, allow_pickle=False)
+            file = self._path.open("rb")
+            weakref.finalize(self, file.close)  # numpy leaves a file open that is no archive
+            self._arrays = np.load(file, allow_pickle=False)
             self._at_start = set(self._arrays["at_start"].tolist())
         self._keys: dict[str, list[tuple[str, str]]] = {}  # side and name of each case's arrays
         with self._readable():
