@@ -301,13 +301,12 @@ class StoredCases(Sequence[Case]):
             BundleError: there is no contract, or it cannot be read.
         """
         self._path = folder / CONTRACT
+        self._keys: dict[str, list[tuple[str, str]]] = {}  # side and name of each case's arrays
         with self._readable():
             file = self._path.open("rb")
             weakref.finalize(self, file.close)  # numpy leaves a file open that is no archive
             self._arrays = np.load(file, allow_pickle=False)
             self._at_start = set(self._arrays["at_start"].tolist())
-        self._keys: dict[str, list[tuple[str, str]]] = {}  # side and name of each case's arrays
-        with self._readable():
             for key in self._arrays.files:
                 if key != "at_start":
                     case, side, name = key.split("/")

@@ -46,17 +46,13 @@ class Stream:
         self._requests: dict[str, pb.ModelInferRequest] = {}  # that are to be sent
         self._cancelled: list[str] = []  # of what was sent
         self._news = asyncio.Event()  # something is to be sent
-        self._over = False
+        self.over = False
         self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
-
-    @property
-    def over(self) -> bool:
-        return self._over
 
     @property
     def fresh(self) -> bool:
         """Whether it may carry other requests."""
-        return not self._over and self._left > 0 and time.monotonic() < self._ends
+        return not self.over and self._left > 0 and time.monotonic() < self._ends
 
     @property
     def has_room(self) -> bool:
@@ -116,7 +112,7 @@ class Stream:
                     waiting = self._waiting.get(answer.infer_response.id)
                     if waiting and not waiting.done():
                         waiting.set_result(answer)
-        self._over = True
+        self.over = True
         code = await self._call.code()
         details = await self._call.details() or "the stream has ended"
         error = GONE.get(code, code), details, read_pushback(await self._call.trailing_metadata())

@@ -1,8 +1,8 @@
 """What to take of the keys, given their scores.
 
 A selection is a function of scores `[..., Q, K]`, `allowed` (bool) and the keys' columns, both of which broadcast to
-the scores. It returns weights of the scores' shape: 0 for what is not allowed, and any numbers at all where nothing is:
-nobody takes anything by those.
+the scores. It returns weights of the scores' shape: 0 for what is not allowed, and any finite numbers where nothing is:
+nobody takes anything by those (see `Rule` in sparse.py).
 """
 
 from collections.abc import Callable

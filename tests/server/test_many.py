@@ -1,6 +1,7 @@
 """heed.v1: many requests on one stream, several to a message."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -59,19 +60,18 @@ def test_two_requests_with_one_id_are_refused(channel: grpc.Channel) -> None:
 def test_an_open_stream_does_not_hold_up_the_end(tiny_bundle: Path, tmp_path: Path) -> None:
     server = start_server(tiny_bundle, tmp_path / "log", "--linger-seconds", "0", "--grace-seconds", "30")
     wait_until_serving(server)
-    ended = False
+    ended = threading.Event()
 
     def messages() -> Iterator[pb.Requests]:
         yield pb.Requests(requests=numbered(1))
-        while not ended:
-            yield pb.Requests()
+        ended.wait(30)
 
     with grpc.insecure_channel(server.address) as channel:
         answers = InferenceStub(channel).InferMany(messages())
         assert next(answers).answers[0].infer_response.id == "0"
         assert stop(server, seconds=10) == 0
         assert list(answers) == []
-        ended = True
+        ended.set()
 
 
 class Service:

@@ -6,18 +6,20 @@ Whatever comes, the server lives, says whose mistake it is, and answers others w
 import re
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from protos import heed_pb2, tei_pb2
 from protos import open_inference_pb2 as pb
-from protos import tei_pb2
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.server.support import ids_request, refusal, text_request
 from tests.server.test_bad_input import mutated_requests
@@ -54,7 +56,13 @@ def unharmed(tiny_server: Running, stub: GRPCInferenceServiceStub) -> Iterator[N
 # All that end by themselves.
 METHODS = [
     f"/{service.full_name}/{method.name}"
-    for file in (pb.DESCRIPTOR, tei_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+    for file in (
+        pb.DESCRIPTOR,
+        heed_pb2.DESCRIPTOR,
+        tei_pb2.DESCRIPTOR,
+        health_pb2.DESCRIPTOR,
+        reflection_pb2.DESCRIPTOR,
+    )
     for service in file.services_by_name.values()
     for method in service.methods
     if method.name != "Watch"
@@ -88,6 +96,25 @@ def test_bytes_and_damaged_requests_are_answered_or_refused_by_every_method(
             assert answer.infer_response.parameters["status"].string_param not in ("INTERNAL", "UNKNOWN")
 
 
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    requests=st.lists(mutated_requests(), min_size=1, max_size=5),
+    cancelled=st.lists(st.sampled_from(["", "1", "none"]), max_size=2),
+)
+def test_damaged_requests_that_travel_together_are_answered_or_refused(
+    channel: grpc.Channel, requests: list[bytes], cancelled: list[str]
+) -> None:
+    """As one message: field 1 has requests, field 2 ids. What cannot be read makes the whole of it no message."""
+    message = heed_pb2.Requests(cancelled=cancelled).SerializeToString()
+    for request in requests:
+        with suppress(DecodeError):
+            message += heed_pb2.Requests(requests=[pb.ModelInferRequest.FromString(request)]).SerializeToString()
+    code, said, answers = send(channel, "/heed.v1.Inference/InferMany", [message])
+    assert code not in NEVER, said
+    for answer in (each for raw in answers for each in heed_pb2.Answers.FromString(raw).answers):
+        assert answer.infer_response.parameters["status"].string_param not in ("INTERNAL", "UNKNOWN")
+
+
 def test_bytes_that_are_no_message_are_the_callers_mistake(channel: grpc.Channel) -> None:
     assert len(METHODS) > 20
     for method in [*METHODS, "/grpc.health.v1.Health/Watch"]:
@@ -97,7 +124,7 @@ def test_bytes_that_are_no_message_are_the_callers_mistake(channel: grpc.Channel
         assert code is StatusCode.INVALID_ARGUMENT, (method, message)
         if method.endswith("RerankStream"):  # which wants a text at least
             continue
-        assert re.fullmatch(r"(the message|message 0 of the stream) is no \w+Request in protobuf's encoding", message)
+        assert re.fullmatch(r"(the message|message 0 of the stream) is no \w*Requests? in protobuf's encoding", message)
 
 
 def test_a_stream_answers_what_came_before_bytes_that_are_no_message(channel: grpc.Channel) -> None:
