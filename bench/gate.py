@@ -42,8 +42,7 @@ from bundle.digests import DIGESTS, check_digests
 from bundle.manifest import Precision
 from heed.exporting import export_bundle
 from server.errors import StartError
-from server.loading import verified
-from server.model import Model
+from server.loading import proven, verified
 from server.runtime import CPU, session_options
 from server.settings import Settings
 
@@ -94,8 +93,8 @@ class Off:
 
 
 def off(folder: Path, precision: Precision = "fp32") -> Off:
-    findings = list(Model(folder, "cpu", precision).check_contract(everything=False))
-    shares = [finding.error / finding.budget for finding in findings]
+    _, report = proven(folder, "cpu", precision)
+    shares = [finding.error / finding.budget for finding in report.findings]
     return Off(max(filter(isfinite, shares), default=0.0), inf in shares)
 
 

@@ -19,6 +19,7 @@ from export.aside import written_aside
 from export.graph import export_graph
 from export.half import write_half
 from export.int8 import write_int8
+from export.layers import name_layers
 from export.reference import make_contract
 from export.report import write_report
 from export.sensitivity import layers_to_keep
@@ -118,6 +119,8 @@ def _write_graphs(encoder: Encoder, graphs: list[Graph], folder: Path) -> None:
     sources = {_named(graph.file, precision): graph.file for graph in float32 for precision in get_args(Precision)}
     for graph in graphs:
         convert(encoder, graph, folder / sources[graph.file], folder / graph.file)
+    for graph in graphs:
+        name_layers(folder / graph.file)
     places: Places = {}
     for precision in get_args(Precision):
         if files := [folder / graph.file for graph in graphs if graph.precision == precision]:

@@ -10,19 +10,22 @@ bits saturate there, far from the right sum and without a word; 2 * 255 * 63 fit
 
 Everything but linear layers stays float32, and so do those that int8 cannot hold (see `export/sensitivity.py`).
 
+Each layer is a call of the function `heed.Int8Linear`, which the graph brings along (see `export/layers.py`).
+
 Letters: K values of a token in, M values out.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
+from export.layers import DOMAIN, add_functions
 from model import Encoder
 
 LARGEST_WEIGHT, STEPS = 63, 255
@@ -48,13 +51,14 @@ def write_int8(encoder: Encoder, kept: Collection[str], source: Path, target: Pa
     """
     model = onnx.load(source)
     quantization = _Quantization(model.graph.initializer, encoder, kept)
-    nodes = [new for node in model.graph.node for new in quantization.of(node)]
+    nodes = [quantization.of(node) for node in model.graph.node]
     used = {name for node in nodes for name in node.input}
     tensors = [tensor for tensor in [*model.graph.initializer, *quantization.made.values()] if tensor.name in used]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(tensors)
     model.graph.ClearField("value_info")
+    add_functions(model, [_int8_linear(model)] if quantization.made else [])
     onnx.save(model, target, save_as_external_data=True, location=target.name + ".data", size_threshold=1024)
 
 
@@ -71,19 +75,23 @@ class _Quantization:
         self._weights = {
             _digest(layer.weight.detach().numpy()) for name, layer in linear_layers(encoder).items() if name not in kept
         }
-        self._quantized_inputs: set[str] = set()
         self.made: dict[str, TensorProto] = {}
 
-    def of(self, node: NodeProto) -> Iterator[NodeProto]:
+    def of(self, node: NodeProto) -> NodeProto:
         weight_MK = self._weight(node)
         if weight_MK is None:
-            yield node
-            return
+            return node
         x, weight = node.input[:2]
-        if x not in self._quantized_inputs:  # query, key and value share theirs
-            self._quantized_inputs.add(x)
-            yield from self._quantize(x)
-        yield from self._multiply(node, x, weight, weight_MK)
+        y = node.output[0]
+        int8_MK, scale_M = quantized(weight_MK)
+        inputs = [
+            x,
+            self._constant(f"{weight}_int8", np.ascontiguousarray(int8_MK.T)),
+            self._constant(f"{weight}_scale", scale_M),
+            self._constant(f"{weight}_sum", int8_MK.sum(1).astype(np.float32) * scale_M),
+            node.input[2] if len(node.input) == 3 else self._constant(f"{weight}_no_bias", np.zeros_like(scale_M)),
+        ]
+        return helper.make_node("Int8Linear", inputs, [y], f"node_{y}", domain=DOMAIN)
 
     def _weight(self, node: NodeProto) -> np.ndarray | None:
         """`[M, K]` of a linear layer that becomes int8."""
@@ -96,43 +104,47 @@ class _Quantization:
         weight_MK = weight if turned else weight.T
         return weight_MK if _digest(weight_MK) in self._weights else None
 
-    def _quantize(self, x: str) -> Iterator[NodeProto]:
-        """`round((x - lowest) / scale)`: between a token's lowest value and its highest lie 255 steps."""
-        axis = self._constant("int8_axis", np.array([-1]))
-        least = self._constant("int8_least", np.float32(LEAST))
-        step = self._constant("int8_step", np.float32(1 / STEPS))
-        one, zero = self._constant("int8_one", np.float32(1)), self._constant("int8_zero", np.uint8(0))
-        yield _node("ReduceMin", [x, axis], f"{x}_lowest", keepdims=1)
-        yield _node("ReduceMax", [x, axis], f"{x}_highest", keepdims=1)
-        yield _node("Sub", [f"{x}_highest", f"{x}_lowest"], f"{x}_width")
-        yield _node("Max", [f"{x}_width", least], f"{x}_range")
-        yield _node("Mul", [f"{x}_range", step], f"{x}_scale")
-        yield _node("Sub", [x, f"{x}_lowest"], f"{x}_from_0")
-        yield _node("Div", [f"{x}_from_0", f"{x}_scale"], f"{x}_steps")
-        yield _node("QuantizeLinear", [f"{x}_steps", one, zero], f"{x}_uint8")
-
-    def _multiply(self, node: NodeProto, x: str, weight: str, weight_MK: np.ndarray) -> Iterator[NodeProto]:
-        """The product of the steps, in integers, and of the lowest values with the sum of each channel's weights."""
-        y = node.output[0]
-        int8_MK, scale_M = quantized(weight_MK)
-        weights = self._constant(f"{weight}_int8", np.ascontiguousarray(int8_MK.T))
-        scales = self._constant(f"{weight}_scale", scale_M)
-        sums = self._constant(f"{weight}_sum", int8_MK.sum(1).astype(np.float32) * scale_M)
-        bias = node.input[2] if len(node.input) == 3 else ""
-        yield _node("MatMulInteger", [f"{x}_uint8", weights], f"{y}_int32")
-        yield _node("Cast", [f"{y}_int32"], f"{y}_float", to=TensorProto.FLOAT)
-        yield _node("Mul", [f"{y}_float", scales], f"{y}_by_channel")
-        yield _node("Mul", [f"{y}_by_channel", f"{x}_scale"], f"{y}_by_token")
-        yield _node("Mul", [sums, f"{x}_lowest"], f"{y}_lowest")
-        yield _node("Add", [f"{y}_by_token", f"{y}_lowest"], f"{y}_sum" if bias else y)
-        if bias:
-            yield _node("Add", [f"{y}_sum", bias], y)
-
-    def _constant(self, name: str, values: np.ndarray | np.generic) -> str:
+    def _constant(self, name: str, values: np.ndarray) -> str:
         if name not in self.made:
-            self.made[name] = numpy_helper.from_array(np.asarray(values), name)
+            self.made[name] = numpy_helper.from_array(values, name)
         return name
 
 
+def _int8_linear(model: onnx.ModelProto) -> FunctionProto:
+    """A layer in the operators that every runtime has.
+
+    `steps = round((x - lowest) / scale)`: between a token's lowest value and its highest lie 255. The product of the
+    steps is one of integers, that of the lowest values takes no more than the sum of each channel's weights.
+    """
+    nodes = [
+        _constant("axis", np.array([-1])),
+        _constant("least", np.float32(LEAST)),
+        _constant("step", np.float32(1 / STEPS)),
+        _constant("one", np.float32(1)),
+        _constant("zero", np.uint8(0)),
+        _node("ReduceMin", ["x", "axis"], "lowest", keepdims=1),
+        _node("ReduceMax", ["x", "axis"], "highest", keepdims=1),
+        _node("Sub", ["highest", "lowest"], "width"),
+        _node("Max", ["width", "least"], "range"),
+        _node("Mul", ["range", "step"], "x_scale"),
+        _node("Sub", ["x", "lowest"], "from_0"),
+        _node("Div", ["from_0", "x_scale"], "steps"),
+        _node("QuantizeLinear", ["steps", "one", "zero"], "x_uint8"),
+        _node("MatMulInteger", ["x_uint8", "weight"], "y_int32"),
+        _node("Cast", ["y_int32"], "y_float", to=TensorProto.FLOAT),
+        _node("Mul", ["y_float", "scale"], "by_channel"),
+        _node("Mul", ["by_channel", "x_scale"], "by_token"),
+        _node("Mul", ["sum", "lowest"], "y_lowest"),
+        _node("Add", ["by_token", "y_lowest"], "without_bias"),
+        _node("Add", ["without_bias", "bias"], "y"),
+    ]
+    opset = next(opset for opset in model.opset_import if not opset.domain)
+    return helper.make_function(DOMAIN, "Int8Linear", ["x", "weight", "scale", "sum", "bias"], ["y"], nodes, [opset])
+
+
+def _constant(name: str, value: np.ndarray | np.generic) -> NodeProto:
+    return _node("Constant", [], name, value=numpy_helper.from_array(np.asarray(value)))
+
+
 def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
-    return helper.make_node(operator, inputs, [output], f"node_{output}", **attributes)
+    return helper.make_node(operator, inputs, [output], **attributes)

@@ -23,6 +23,7 @@ from export.bundle import ExportError, write_bundle
 from export.drift import drift
 from model import Checkpoint, Encoder
 from server.errors import DeviceError
+from server.loading import proven
 from server.model import Model
 from server.runtime import Runtime, without_driver
 from server.settings import Device
@@ -47,7 +48,7 @@ def prove(folder: Path) -> Report:
         for precision in manifest.precisions:
             if manifest.is_proven(precision):
                 device: Device = "auto" if precision == "fp16" else "cpu"
-                findings += Model(folder, device, precision).check_contract(everything=True)
+                findings += proven(folder, device, precision, everything=True)[1].findings
             else:
                 trial = try_on_cpu(folder, precision)
                 findings += [finding for finding in trial.findings if not finding.holds and not finding.reason]

@@ -19,12 +19,12 @@ from server.settings import Device
 Answer = dict[str, np.ndarray]
 
 
-def _open(folder: Path, graph: Graph, device: Device, threads: int) -> Runtime:
+def _open(folder: Path, graph: Graph, device: Device, threads: int, kernels: bool) -> Runtime:
     path = folder / graph.file
     if not path.is_file():
         raise BundleError(f"{path} is missing")
     try:
-        runtime = Runtime(path, device, threads)
+        runtime = Runtime(path, device, threads, kernels)
     except DeviceError:
         raise
     except Exception as error:  # onnxruntime's errors have no other class in common
@@ -38,11 +38,18 @@ class Graphs:
     """A sequence's own span decides which of them computes it, so that its bits never depend on its neighbours."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, precision: str, kind: GraphKind, device: Device, threads: int = 1
+        self,
+        folder: Path,
+        manifest: Manifest,
+        precision: str,
+        kind: GraphKind,
+        device: Device,
+        threads: int = 1,
+        kernels: bool = True,
     ) -> None:
         """
         Args:
-            threads: of the CPU, for one run.
+            threads, kernels: see `Runtime`.
 
         Raises:
             BundleError: a graph is not usable, or there is none.
@@ -52,9 +59,9 @@ class Graphs:
         self._per_token = {spec.name for spec in manifest.outputs if spec.shape[:2] == [-1, -1]}
         graphs = manifest.graphs_of(precision, kind)
         self._longest = [math.inf if graph.longest is None else graph.longest for graph in graphs]
-        first = _open(folder, graphs[0], device, threads)
+        first = _open(folder, graphs[0], device, threads, kernels)
         settled: Device = "cuda" if first.provider == CUDA else "cpu"  # all on the same one
-        self._runtimes = [first, *(_open(folder, graph, settled, threads) for graph in graphs[1:])]
+        self._runtimes = [first, *(_open(folder, graph, settled, threads, kernels) for graph in graphs[1:])]
 
     @property
     def runtime(self) -> Runtime:

@@ -1,17 +1,21 @@
 """From a bundle's folder to a model that is proven and warm. Blocking: it takes seconds."""
 
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundle import Manifest, read_manifest
-from bundle.contract import Report
+from bundle.contract import Finding, Report
 from bundle.digests import check_digests
 from server.errors import StartError
 from server.machine import resident_bytes, usable_cpus, usable_memory
 from server.model import Model
 from server.runtime import CUDA
-from server.settings import Settings
+from server.settings import Device, Settings
 from server.warmup import Warmup, warm_up
+
+log = logging.getLogger("heed.loading")
 
 MIB = 2**20
 # Of a precision's graphs and weights: onnxruntime keeps some matrices a second time, in the order that it multiplies
@@ -49,6 +53,36 @@ def check_memory(folder: Path, settings: Settings) -> None:
         )
 
 
+def proven(
+    folder: Path,
+    device: Device = "auto",
+    precision: str = "fp32",
+    kernels: bool = True,
+    manifest: Manifest | None = None,
+    everything: bool = False,
+    follow: Callable[[Iterator[Finding]], Iterable[Finding]] = iter,
+) -> tuple[Model, Report]:
+    """A bundle in memory, and how its answers compare with the reference's.
+
+    Where heed's own linear layers do not keep the budget, onnxruntime's take their place: digits hold what is far below
+    a token's largest value less exactly than floats do (see `server/kernels`).
+
+    Args:
+        device, precision, kernels, manifest: see `Model`.
+        everything: every case of the contract, and not those for a start only.
+        follow: looks on while findings come in.
+
+    Raises:
+        BundleError, DeviceError: see `Model`.
+    """
+    model = Model(folder, device, precision, manifest=manifest, kernels=kernels)
+    report = Report(list(follow(model.check_contract(everything))))
+    if report.holds or not model.runtime.has_kernels:
+        return model, report
+    log.warning("%s; the linear layers of %s are left to onnxruntime", report.worst, folder)
+    return proven(folder, device, precision, False, manifest, everything, follow)
+
+
 def verified(folder: Path, settings: Settings, manifest: Manifest | None = None) -> tuple[Model, Report]:
     """Loads a bundle and proves it: first its signature, if one is asked for, and its digests, then its numbers, on the
     provider that will serve.
@@ -71,8 +105,7 @@ def verified(folder: Path, settings: Settings, manifest: Manifest | None = None)
     check_memory(folder, settings)
     if settings.attentions and not manifest.gives_attentions:
         raise StartError(f"{folder} has no attention weights to serve; leave out --attentions")
-    model = Model(folder, settings.device, settings.precision, manifest=manifest)
-    report = Report(list(model.check_contract(everything=False)))
+    model, report = proven(folder, settings.device, settings.precision, settings.kernels, manifest=manifest)
     if not report.holds:
         raise StartError(
             f"{folder} does not answer as its reference: {report.worst}; `heed verify {folder}` shows every case"

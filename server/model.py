@@ -32,12 +32,14 @@ class Model:
         precision: str = "fp32",
         anywhere: bool = False,
         manifest: Manifest | None = None,
+        kernels: bool = True,
     ) -> None:
         """
         Args:
             device: "auto" is the one that the precision is for, where it is for one only.
             anywhere: on any device, to try what it does there. It proves nothing and cannot be served.
             manifest: the bundle's own, under the name and version it is served as.
+            kernels: see `Runtime`.
 
         Raises:
             BundleError: the bundle is not usable. Its digests are not looked at here (see `bundle/digests.py`).
@@ -49,7 +51,8 @@ class Model:
         self.digest = bundle_digest(folder) if (folder / DIGESTS).exists() else ""
         self.text = self._text_encoder()
         device = device if anywhere else device_for(precision, device)
-        self.graphs = Graphs(folder, self.manifest, precision, "answers", device)
+        self._kernels = kernels
+        self.graphs = Graphs(folder, self.manifest, precision, "answers", device, kernels=kernels)
         self._wide: Graphs | None = None
         self._per_token = {spec.name for spec in self.manifest.outputs if spec.shape[:2] == [-1, -1]}
 
@@ -66,7 +69,7 @@ class Model:
             BundleError, DeviceError: as above.
         """
         device: Device = "cuda" if self.runtime.provider == CUDA else "cpu"
-        return Graphs(self.folder, self.manifest, self.precision, "attentions", device)
+        return Graphs(self.folder, self.manifest, self.precision, "attentions", device, kernels=self._kernels)
 
     def _text_encoder(self) -> TextEncoder | None:
         if not self.manifest.takes_text:
@@ -89,7 +92,7 @@ class Model:
         Raises:
             BundleError: a graph is not usable.
         """
-        self._wide = Graphs(self.folder, self.manifest, self.precision, "answers", "cpu", threads)
+        self._wide = Graphs(self.folder, self.manifest, self.precision, "answers", "cpu", threads, self._kernels)
 
     def close_wide(self) -> None:
         self._wide = None

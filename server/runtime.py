@@ -12,6 +12,7 @@ from bundle.contract import has_budget
 from bundle.packing import GRAPH_INPUTS, Arrays
 from server import denormals
 from server.errors import DeviceError
+from server.kernels import library
 from server.settings import Device
 
 CPU = "CPUExecutionProvider"
@@ -91,10 +92,11 @@ class Runtime:
     `run` may be called from several threads at once; onnxruntime lets go of the interpreter while it computes.
     """
 
-    def __init__(self, graph: Path, device: Device, threads: int = 1) -> None:
+    def __init__(self, graph: Path, device: Device, threads: int = 1, kernels: bool = True) -> None:
         """
         Args:
             threads: of the CPU, for one run.
+            kernels: on a CPU that can, linear layers are computed as `server/kernels` does.
 
         Raises:
             DeviceError: `device` is "cuda" and CUDA cannot be used. With "auto" the CPU serves then, and the
@@ -102,7 +104,7 @@ class Runtime:
         """
         self.fallback = ""
         if device == "cpu":
-            self._session = self._open(graph, CPU, threads)
+            self._session = self._open_cpu(graph, threads, kernels)
         else:
             try:
                 self._session = self._open_cuda(graph)
@@ -110,9 +112,10 @@ class Runtime:
                 if device == "cuda":
                     raise
                 self.fallback = str(error)
-                self._session = self._open(graph, CPU, threads)
+                self._session = self._open_cpu(graph, threads, kernels)
         # What was asked for proves nothing: onnxruntime falls back to the CPU in silence.
         self.provider: str = self._session.get_providers()[0]
+        self.has_kernels = kernels and self.provider == CPU and library() is not None
         self.outputs = [output.name for output in self._session.get_outputs()]
         self._shrinking = _shrinking(self.provider)
         self._inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
@@ -130,8 +133,11 @@ class Runtime:
         return dict(zip(names, answers, strict=True))
 
     @staticmethod
-    def _open(graph: Path, provider: str, threads: int = 1, **options: str) -> onnxruntime.InferenceSession:
-        session = onnxruntime.InferenceSession(graph, session_options(threads), providers=[(provider, options)])
+    def _open_cpu(graph: Path, threads: int, kernels: bool) -> onnxruntime.InferenceSession:
+        options = session_options(threads)
+        if kernels and (path := library()):
+            options.register_custom_ops_library(str(path))
+        session = onnxruntime.InferenceSession(graph, options, providers=[CPU])
         session.disable_fallback()
         return session
 
@@ -140,9 +146,10 @@ class Runtime:
             raise DeviceError(f"CUDA cannot be used: {reason}")
         onnxruntime.preload_dlls()  # CUDA and cuDNN as Python packages bring them, if they do
         try:
-            session = self._open(graph, CUDA, use_tf32="0")
+            session = onnxruntime.InferenceSession(graph, session_options(), providers=[(CUDA, {"use_tf32": "0"})])
         except Exception as error:
             raise DeviceError(f"CUDA cannot be used: {error}") from error
+        session.disable_fallback()
         if session.get_providers()[0] != CUDA:
             raise DeviceError(
                 f"CUDA cannot be used: onnxruntime {onnxruntime.__version__} loaded {session.get_providers()[0]} "

@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         description="Groups computed at once; 0: one on each CPU this process may use, two on a GPU.",
         json_schema_extra=COMPUTING,
     )
+    kernels: bool = Field(
+        True,
+        description="Linear layers by heed's own code, on CPUs that it is for (AMX) and where it keeps the budget.",
+        json_schema_extra=COMPUTING,
+    )
     memory_mib: int = Field(
         0,
         ge=0,

@@ -106,22 +106,17 @@ def _damage(folder: Path) -> str:
 
 def _exactness(folder: Path, manifest: "Manifest", precision: str, why_not: str) -> Exactness:
     from bundle import BundleError
-    from bundle.contract import Report, has_budget
     from server.errors import HeedError
-    from server.model import Model
+    from server.loading import proven
 
-    proven = manifest.is_proven(precision)
+    at_export = manifest.is_proven(precision)
     if why_not:
-        return Exactness(proven, why_not=why_not)
+        return Exactness(at_export, why_not=why_not)
     try:
-        model = Model(folder, "auto", precision)
-        provider = model.runtime.provider
-        if not has_budget(precision, provider):
-            return Exactness(proven, provider, why_not=f"{precision} is not for the {provider}")
-        report = Report(list(model.check_contract(everything=False)))
+        model, report = proven(folder, precision=precision)
     except (BundleError, HeedError) as error:
-        return Exactness(proven, why_not=str(error))
-    return Exactness(proven, provider, len(report.findings), report.worst)
+        return Exactness(at_export, why_not=str(error))
+    return Exactness(at_export, model.runtime.provider, len(report.findings), report.worst)
 
 
 def _shared(folder: Path, manifest: "Manifest", files: dict[str, int]) -> dict[str, list[str]]:

@@ -104,7 +104,8 @@ def _model_rows(served: "Served") -> dict[str, str]:
         "takes": ", ".join(spec.name for spec in model.manifest.inputs),
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
         "runs on": f"{provider}, {threads} thread{'s' * (threads != 1)}"
-        + ", all of them for a lone request" * model.is_wide,
+        + ", all of them for a lone request" * model.is_wide
+        + "; linear layers in tiles of int8 digits" * model.runtime.has_kernels,
         "groups": f"{warmup.strategy}; {bits}",
         "error": f"{error_text(report.worst)} at most, {budget_text(report.worst)} allowed "
         f"[dim]({len(report.findings)} comparisons with the reference)[/]",

@@ -87,12 +87,10 @@ class Proof:
     left_out: tuple[str, ...] = ()  # cases too large for the endpoint's messages
 
 
-def _compared(findings: "Iterable[Finding]") -> "Report":
+def _follow(findings: "Iterable[Finding]") -> "Iterable[Finding]":
     from rich.progress import track
 
-    from bundle.contract import Report
-
-    return Report(list(track(findings, "comparing", console=err, transient=True)))
+    return track(findings, "comparing", console=err, transient=True)
 
 
 def _offline(bundle: Path, device: str, precision: str) -> Proof:
@@ -100,7 +98,7 @@ def _offline(bundle: Path, device: str, precision: str) -> Proof:
     from bundle.contract import Report
     from bundle.digests import bundle_digest, check_digests
     from server.errors import DeviceError, HeedError
-    from server.model import Model
+    from server.loading import proven
 
     if device not in ("auto", "cpu", "cuda"):
         fail(f"--device {device} is none of auto, cpu, cuda")
@@ -111,12 +109,13 @@ def _offline(bundle: Path, device: str, precision: str) -> Proof:
         manifest = read_manifest(bundle)
         for each in manifest.precisions if precision == "all" else [precision]:
             try:
-                model = Model(bundle, device, each)  # type: ignore[arg-type]  # checked above
+                found = proven(bundle, device, each, everything=True, follow=_follow)  # type: ignore[arg-type]  # checked
             except DeviceError as error:
                 report.unproven[each] = str(error)
             else:
+                model, part = found
                 providers[each] = model.runtime.provider
-                report.findings.extend(_compared(model.check_contract(everything=True)).findings)
+                report.findings.extend(part.findings)
     except (BundleError, HeedError, OSError) as error:
         fail(error)
     if not report.findings:
@@ -126,7 +125,7 @@ def _offline(bundle: Path, device: str, precision: str) -> Proof:
 
 def _online(bundle: Path, address: str, name: str | None, seconds: float, as_json: bool, reach: Reach) -> Proof:
     from bundle import BundleError, read_manifest
-    from bundle.contract import attention_cases, check_complete, plain_cases, read_contract
+    from bundle.contract import Report, attention_cases, check_complete, plain_cases, read_contract
     from bundle.digests import bundle_digest, check_digests
     from heed.endpoint import CannotAsk, Endpoint, OtherBundle
 
@@ -136,7 +135,7 @@ def _online(bundle: Path, address: str, name: str | None, seconds: float, as_jso
         check_complete(manifest, cases)
         asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, reach)
         weights = attention_cases(cases) if manifest.gives_attentions else []
-        report = _compared(asked.check([*plain_cases(cases), *weights]))
+        report = Report(list(_follow(asked.check([*plain_cases(cases), *weights]))))
     except OtherBundle as error:
         _refuse(error, manifest, asked, as_json)
     except (BundleError, CannotAsk, OSError) as error:

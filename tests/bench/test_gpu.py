@@ -161,7 +161,7 @@ def test_bound_and_plain_runs_give_equal_bits_whatever_was_in_the_buffers_before
     subject: Subject, asked: Asked
 ) -> None:
     graph = subject.own_graph("fp32")
-    plain = Runtime(graph, "cpu")
+    plain = Runtime(graph, "cpu", kernels=False)
 
     def shapes(feeds: Arrays) -> dict[str, tuple[int, ...]]:
         vector = (len(feeds["slots"]), 32)

@@ -92,7 +92,7 @@ def of_many_kinds(client: triton.InferenceServerClient) -> dict[str, object]:
             lambda: vectors(client, [tensor("text", LONG, "BYTES")], parameters={"truncate": True}).shape
         ),
         "words": told(lambda: client.infer("tiny", text("foxs"), outputs=output("tokens")).as_numpy("tokens")),
-        "no_time": told(lambda: vectors(client, ids(), client_timeout=1e-6)),
+        "no_time": told(lambda: vectors(client, text(*["i saw a saw"] * 1000), client_timeout=1e-6)),
         "sequence": told(lambda: vectors(client, ids(), sequence_id=7, sequence_start=True)),
         "shared": told(lambda: client.infer("tiny", ids(), outputs=[in_memory])),
         "classes_of_vectors": told(lambda: client.infer("tiny", ids(), outputs=output("sentence_embedding", 2))),

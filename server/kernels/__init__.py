@@ -1,0 +1,23 @@
+"""Linear layers as this CPU multiplies fastest, where onnxruntime does not: a library in C that its sessions are given.
+
+`digits.h` says how it multiplies and why answers keep their bits; `operators.c` is what onnxruntime calls. The exported
+graphs name their linear layers (see `export/layers.py`), so that the same file runs with the library or without it.
+"""
+
+import ctypes
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+LIBRARY = Path(__file__).with_name(f"library{sysconfig.get_config_var('EXT_SUFFIX')}")
+
+
+@cache
+def library() -> Path | None:
+    """The compiled library; None if it would be of no use here.
+
+    It is not compiled where there was no C compiler at installation, and it is for x86 CPUs with tiles of int8 (AMX).
+    """
+    if not LIBRARY.exists():
+        return None
+    return LIBRARY if ctypes.CDLL(str(LIBRARY)).heed_kernels_supported() else None

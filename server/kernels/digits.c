@@ -1,0 +1,236 @@
+#include "digits.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__linux__)
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define HERE __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8")))
+#define WRITTEN __asm__ volatile("" ::: "memory") /* tile loads do not tell the compiler that they read memory */
+
+enum { TILE = GROUP * DEPTH, LANES = 16, SIDE_BY_SIDE = 4, MOST_WEIGHTS = 4 };
+static const float LARGEST[] = {0, 0x7f, 0x7f00, 0x7f7f00}; /* by digits; the last leaves room for rounding up */
+static const float LEAST = 1e-30f;                          /* a row of zeros has a scale, too */
+
+static long tiles_deep(long values) { return (values + DEPTH - 1) / DEPTH; }
+static long groups_of(long rows) { return (rows + GROUP - 1) / GROUP; }
+static signed char *group_tiles(const Digits *digits, long group) {
+    return digits->tiles + group * tiles_deep(digits->values) * digits->digits * TILE;
+}
+static __mmask16 lanes(long left) { return left >= LANES ? 0xffff : left <= 0 ? 0 : (1 << left) - 1; }
+
+bool digits_supported(void) {
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("amx-int8") && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
+size_t digits_size(const Digits *digits) {
+    return (size_t)groups_of(digits->rows) * tiles_deep(digits->values) * digits->digits * TILE;
+}
+
+bool digits_allocate(Digits *digits, long rows, long values, int count) {
+    digits->rows = rows, digits->values = values, digits->digits = count;
+    digits->tiles = aligned_alloc(64, digits_size(digits));
+    digits->scales = aligned_alloc(64, groups_of(rows) * GROUP * sizeof(float));
+    return digits->tiles && digits->scales;
+}
+
+void digits_free(Digits *digits) {
+    free(digits->tiles);
+    free(digits->scales);
+}
+
+/* What makes integers of so many digits of a row's values. NaN and infinity have larger bits than any number, and spoil
+ * their row's scale and with it the result, as they should. */
+HERE static float to_integers(const float *x, long values, int digits) {
+    const __m512i without_sign = _mm512_set1_epi32(0x7fffffff);
+    __m512i largest = _mm512_castps_si512(_mm512_set1_ps(LEAST));
+    for (long k = 0; k < values; k += LANES) {
+        __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(lanes(values - k), x + k));
+        largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, without_sign));
+    }
+    float found = _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(_mm512_reduce_max_epu32(largest))));
+    return LARGEST[digits] / found;
+}
+
+/* The last digit, which is the lowest byte with its sign; `integers` keep the digits before it. */
+HERE static __m128i take_digit(__m512i *integers) {
+    __m128i digit = _mm512_cvtepi32_epi8(*integers);
+    *integers = _mm512_srai_epi32(_mm512_add_epi32(*integers, _mm512_set1_epi32(128)), 8);
+    return digit;
+}
+
+HERE void digits_of_left(Digits *digits, const float *x, long group) {
+    long depth = tiles_deep(digits->values), values = digits->values;
+    for (long t = group * GROUP; t < digits->rows && t < (group + 1) * GROUP; t++) {
+        const float *row = x + t * values;
+        signed char *tiles = group_tiles(digits, group) + t % GROUP * DEPTH;
+        float scale = to_integers(row, values, digits->digits);
+        digits->scales[t] = 1 / scale;
+        for (long k = 0; k < depth * DEPTH; k += LANES) {
+            __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(values - k), row + k), _mm512_set1_ps(scale));
+            __m512i integers = _mm512_cvtps_epi32(scaled);
+            signed char *place = tiles + k / DEPTH * digits->digits * TILE + k % DEPTH;
+            for (int digit = digits->digits - 1; digit >= 0; digit--)
+                _mm_storeu_si128((__m128i *)(place + digit * TILE), take_digit(&integers));
+        }
+    }
+}
+
+/* Where a tile of the right side has a value: four of each channel side by side, and then the next four. */
+static signed char *place_of(const Digits *digits, long m, long k) {
+    return group_tiles(digits, m / GROUP) + k / DEPTH * digits->digits * TILE + k % DEPTH / SIDE_BY_SIDE * DEPTH +
+           m % GROUP * SIDE_BY_SIDE + k % SIDE_BY_SIDE;
+}
+
+HERE void digits_of_right(Digits *digits, const float *w, bool transposed) {
+    long values = digits->values, rows = digits->rows;
+    float row[MOST_VALUES + LANES];
+    memset(digits->tiles, 0, digits_size(digits));
+    for (long m = 0; m < rows; m++) {
+        for (long k = 0; k < values; k++) row[k] = transposed ? w[k * rows + m] : w[m * values + k];
+        memset(row + values, 0, LANES * sizeof *row);
+        float scale = to_integers(row, values, digits->digits);
+        digits->scales[m] = 1 / scale;
+        for (long k = 0; k < values; k += LANES) {
+            __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + k), _mm512_set1_ps(scale)));
+            for (int digit = digits->digits - 1; digit >= 0; digit--) {
+                signed char taken[LANES];
+                _mm_storeu_si128((__m128i *)taken, take_digit(&integers));
+                for (long four = 0; four < LANES; four += SIDE_BY_SIDE)
+                    memcpy(place_of(digits, m, k + four) + digit * TILE, taken + four, SIDE_BY_SIDE);
+            }
+        }
+    }
+}
+
+void digits_of_int8(Digits *digits, const signed char *w, const float *scales) {
+    memset(digits->tiles, 0, digits_size(digits));
+    memcpy(digits->scales, scales, digits->rows * sizeof *scales);
+    for (long k = 0; k < digits->values; k++)
+        for (long m = 0; m < digits->rows; m++) *place_of(digits, m, k) = w[k * digits->rows + m];
+}
+
+HERE static void configure_tiles(void) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } configuration = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) configuration.bytes[tile] = DEPTH, configuration.rows[tile] = GROUP;
+    WRITTEN;
+    _tile_loadconfig(&configuration);
+}
+
+/* Asks for digits of another group of channels while this one is computed: from memory they take longer to come than a
+ * short left side takes to multiply. */
+HERE static void prefetch(const signed char *tiles, int digits) {
+    if (tiles)
+        for (int byte = 0; byte < digits * TILE; byte += 64) _mm_prefetch(tiles + byte, _MM_HINT_T1);
+}
+
+/* The sums of a group of tokens with a group of channels: a matrix [GROUP, GROUP] for each weight that a product of two
+ * digits can have. Returns how many these are. */
+HERE static int three_by_three(const signed char *left, const signed char *right, const signed char *next, long depth,
+                               int32_t *sums) {
+    WRITTEN;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long deep = 0; deep < depth; deep++, left += 3 * TILE, right += 3 * TILE) {
+        prefetch(next ? next + deep * 3 * TILE : NULL, 3);
+        _tile_loadd(5, right, DEPTH);
+        _tile_loadd(6, right + TILE, DEPTH);
+        _tile_loadd(7, right + 2 * TILE, DEPTH);
+        _tile_loadd(4, left, DEPTH);
+        _tile_dpbssd(2, 4, 7);
+        _tile_dpbssd(1, 4, 6);
+        _tile_dpbssd(0, 4, 5);
+        _tile_loadd(4, left + TILE, DEPTH);
+        _tile_dpbssd(2, 4, 6);
+        _tile_dpbssd(3, 4, 7);
+        _tile_dpbssd(1, 4, 5);
+        _tile_loadd(4, left + 2 * TILE, DEPTH);
+        _tile_dpbssd(2, 4, 5);
+        _tile_dpbssd(3, 4, 6);
+    }
+    _tile_stored(0, sums, DEPTH);
+    _tile_stored(1, sums + GROUP * GROUP, DEPTH);
+    _tile_stored(2, sums + 2 * GROUP * GROUP, DEPTH);
+    _tile_stored(3, sums + 3 * GROUP * GROUP, DEPTH);
+    return 4;
+}
+
+HERE static int two_by_one(const signed char *left, const signed char *right, const signed char *next, long depth,
+                           int32_t *sums) {
+    WRITTEN;
+    _tile_zero(0);
+    _tile_zero(1);
+    for (long deep = 0; deep < depth; deep++, left += 2 * TILE, right += TILE) {
+        prefetch(next ? next + deep * TILE : NULL, 1);
+        _tile_loadd(6, right, DEPTH);
+        _tile_loadd(4, left, DEPTH);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(5, left + TILE, DEPTH);
+        _tile_dpbssd(1, 5, 6);
+    }
+    _tile_stored(0, sums, DEPTH);
+    _tile_stored(1, sums + GROUP * GROUP, DEPTH);
+    return 2;
+}
+
+/* One token's values in a group of channels, from its rows of the sums. */
+HERE static __m512 put_together(const int32_t *sums, int weights) {
+    __m512 value = _mm512_setzero_ps();
+    for (int weight = weights - 1; weight >= 0; weight--)
+        value = _mm512_fmadd_ps(value, _mm512_set1_ps(1.0f / 256),
+                                _mm512_cvtepi32_ps(_mm512_load_si512(sums + weight * GROUP * GROUP)));
+    return value;
+}
+
+HERE void digits_multiply(const Digits *left, const Digits *right, long group, const float *bias, float *y) {
+    int32_t sums[MOST_WEIGHTS * GROUP * GROUP] __attribute__((aligned(64)));
+    long channel = group * GROUP, channels = right->rows, depth = tiles_deep(right->values);
+    __mmask16 there = lanes(channels - channel);
+    float first_digits = right->digits == 3 ? 256.0f * 256 * 256 * 256 : 256; /* what a product of two of them counts */
+    __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, right->scales + channel), _mm512_set1_ps(first_digits));
+    __m512 added = bias ? _mm512_maskz_loadu_ps(there, bias + channel) : _mm512_setzero_ps();
+    const signed char *next = group_tiles(right, group + 1); /* past the end after the last: a prefetch may be */
+    configure_tiles();
+    for (long token = 0; token < left->rows; token += GROUP, next = NULL) {
+        const signed char *tokens = group_tiles(left, token / GROUP), *weights = group_tiles(right, group);
+        int counts = right->digits == 3 ? three_by_three(tokens, weights, next, depth, sums)
+                                        : two_by_one(tokens, weights, next, depth, sums);
+        for (long t = token; t < left->rows && t < token + GROUP; t++) {
+            __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(left->scales[t]));
+            __m512 value = put_together(sums + t % GROUP * GROUP, counts);
+            _mm512_mask_storeu_ps(y + t * channels + channel, there, _mm512_fmadd_ps(value, both, added));
+        }
+    }
+    _tile_release();
+}
+
+#else
+
+bool digits_supported(void) { return false; }
+size_t digits_size(const Digits *digits) { return (void)digits, 0; }
+bool digits_allocate(Digits *digits, long rows, long values, int count) {
+    return (void)digits, (void)rows, (void)values, (void)count, false;
+}
+void digits_free(Digits *digits) { (void)digits; }
+void digits_of_left(Digits *digits, const float *x, long group) { (void)digits, (void)x, (void)group; }
+void digits_of_right(Digits *digits, const float *w, bool transposed) { (void)digits, (void)w, (void)transposed; }
+void digits_of_int8(Digits *digits, const signed char *w, const float *scales) { (void)digits, (void)w, (void)scales; }
+void digits_multiply(const Digits *left, const Digits *right, long group, const float *bias, float *y) {
+    (void)left, (void)right, (void)group, (void)bias, (void)y;
+}
+
+#endif

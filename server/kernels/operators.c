@@ -1,0 +1,259 @@
+/* Linear layers for onnxruntime: the operators of the domain "heed".
+ *
+ *     Linear      x, weight [M, K], bias [M]
+ *     Product     x, weight [K, M]
+ *     Int8Linear  x, weight int8 [K, M], scale [M], sum [M], bias [M]; the sum is for others
+ *
+ * Exported graphs define them as functions of what every runtime has; a session that was given this library computes
+ * them here instead (see digits.h). */
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "digits.h"
+#include "onnxruntime.h"
+
+enum { MOST_RANKS = 8, CHUNK_BYTES = 1 << 20 /* of digits at a time: they stay in a core's second cache */ };
+
+/* Weights as digits, one copy for all sessions of the process that have the same ones. */
+typedef struct Weights {
+    Digits digits;
+    long users;
+    struct Weights *next;
+} Weights;
+
+static Weights *all_weights;
+static pthread_mutex_t all_weights_lock = PTHREAD_MUTEX_INITIALIZER;
+
+typedef struct {
+    const OrtApi *api;
+    Weights *weights;
+    size_t bias; /* which input it is; 0 for none */
+} Kernel;
+
+static bool equal(const Digits *one, const Digits *other) {
+    return one->rows == other->rows && one->values == other->values && one->digits == other->digits &&
+           !memcmp(one->scales, other->scales, one->rows * sizeof *one->scales) &&
+           !memcmp(one->tiles, other->tiles, digits_size(one));
+}
+
+static void free_weights(Weights *weights) {
+    if (weights) digits_free(&weights->digits);
+    free(weights);
+}
+
+/* These weights, or the equal ones that are there already. */
+static Weights *share(Weights *made) {
+    pthread_mutex_lock(&all_weights_lock);
+    Weights *found = all_weights;
+    while (found && !equal(&found->digits, &made->digits)) found = found->next;
+    if (!found) {
+        made->next = all_weights;
+        found = all_weights = made;
+    }
+    found->users++;
+    pthread_mutex_unlock(&all_weights_lock);
+    if (found != made) free_weights(made);
+    return found;
+}
+
+static void let_go(Weights *weights) {
+    pthread_mutex_lock(&all_weights_lock);
+    bool last = --weights->users == 0;
+    if (last) {
+        Weights **place = &all_weights;
+        while (*place != weights) place = &(*place)->next;
+        *place = weights->next;
+    }
+    pthread_mutex_unlock(&all_weights_lock);
+    if (last) free_weights(weights);
+}
+
+static OrtStatus *sizes_of(const OrtApi *api, const OrtValue *tensor, int64_t *sizes, size_t *rank) {
+    OrtShape *shape;
+    OrtStatus *failed = api->tensor_shape(tensor, &shape);
+    if (failed) return failed;
+    failed = api->shape_rank(shape, rank);
+    if (!failed && (*rank == 0 || *rank > MOST_RANKS)) failed = api->create_status(ORT_FAIL, "heed: tensors have 1 to 8 dimensions");
+    if (!failed) failed = api->shape_sizes(shape, sizes, *rank);
+    api->release_shape(shape);
+    return failed;
+}
+
+static OrtStatus *constant(const OrtApi *api, const OrtKernelInfo *info, size_t index, const OrtValue **tensor) {
+    int is_constant = 0;
+    OrtStatus *failed = api->constant_input(info, index, &is_constant, tensor);
+    return failed || is_constant ? failed : api->create_status(ORT_FAIL, "heed: weights must be constants");
+}
+
+/* The weights of a layer: float32 without scales, or int8 with theirs. */
+static OrtStatus *make_weights(const OrtApi *api, const OrtValue *tensor, bool transposed, const float *scales,
+                               Weights **made) {
+    int64_t sizes[MOST_RANKS];
+    size_t rank;
+    void *values;
+    OrtStatus *failed = sizes_of(api, tensor, sizes, &rank);
+    if (!failed) failed = api->tensor_data(tensor, &values);
+    if (failed) return failed;
+    if (rank != 2 || sizes[!transposed] > MOST_VALUES)
+        return api->create_status(ORT_FAIL, "heed: weights must be a matrix of at most 40,000 values for each channel");
+    Weights *weights = calloc(1, sizeof *weights);
+    if (!weights || !digits_allocate(&weights->digits, sizes[transposed], sizes[!transposed], scales ? 1 : 3)) {
+        free_weights(weights);
+        return api->create_status(ORT_FAIL, "heed: no memory for weights");
+    }
+    if (scales)
+        digits_of_int8(&weights->digits, values, scales);
+    else
+        digits_of_right(&weights->digits, values, transposed);
+    *made = share(weights);
+    return NULL;
+}
+
+/* What a layer takes, by how many inputs it has. */
+enum { PRODUCT_INPUTS = 2, LINEAR_INPUTS = 3, INT8_INPUTS = 5 };
+
+static const char *linear_name(const OrtOperator *operator) { return (void)operator, "Linear"; }
+static const char *product_name(const OrtOperator *operator) { return (void)operator, "Product"; }
+static const char *int8_name(const OrtOperator *operator) { return (void)operator, "Int8Linear"; }
+static size_t linear_inputs(const OrtOperator *operator) { return (void)operator, LINEAR_INPUTS; }
+static size_t product_inputs(const OrtOperator *operator) { return (void)operator, PRODUCT_INPUTS; }
+static size_t int8_inputs(const OrtOperator *operator) { return (void)operator, INT8_INPUTS; }
+static const char *provider(const OrtOperator *operator) { return (void)operator, "CPUExecutionProvider"; }
+static int float32(const OrtOperator *operator, size_t index) { return (void)operator, (void)index, ORT_FLOAT; }
+static int required(const OrtOperator *operator, size_t index) { return (void)operator, (void)index, ORT_REQUIRED; }
+static int memory(const OrtOperator *operator, size_t index) { return (void)operator, (void)index, ORT_DEFAULT_MEMORY; }
+static size_t one_output(const OrtOperator *operator) { return (void)operator, 1; }
+static int version_1(const OrtOperator *operator) { return (void)operator, 1; }
+static int input_type(const OrtOperator *operator, size_t index) {
+    return index == 1 && operator->inputs(operator) == INT8_INPUTS ? ORT_INT8 : ORT_FLOAT;
+}
+
+static OrtStatus *create(const OrtOperator *operator, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
+    size_t inputs = operator->inputs(operator);
+    const OrtValue *weight, *scale;
+    float *scales = NULL;
+    OrtStatus *failed = constant(api, info, 1, &weight);
+    if (!failed && inputs == INT8_INPUTS) failed = constant(api, info, 2, &scale);
+    if (!failed && inputs == INT8_INPUTS) failed = api->tensor_data(scale, (void **)&scales);
+    if (failed) return failed;
+    Kernel *made = malloc(sizeof *made);
+    if (!made) return api->create_status(ORT_FAIL, "heed: no memory");
+    *made = (Kernel){.api = api, .bias = inputs == PRODUCT_INPUTS ? 0 : inputs - 1};
+    failed = make_weights(api, weight, inputs != LINEAR_INPUTS, scales, &made->weights);
+    if (failed)
+        free(made);
+    else
+        *kernel = made;
+    return failed;
+}
+
+static void destroy(void *kernel) {
+    let_go(((Kernel *)kernel)->weights);
+    free(kernel);
+}
+
+/* One run of a layer, on a chunk of its rows at a time. */
+typedef struct {
+    const OrtApi *api;
+    const OrtContext *context;
+    const Digits *weights;
+    Digits digits; /* of the chunk */
+    const float *x, *bias;
+    float *y;
+} Run;
+
+static void write_digits(void *run, size_t group) { digits_of_left(&((Run *)run)->digits, ((Run *)run)->x, group); }
+
+static void multiply(void *run_, size_t group) {
+    Run *run = run_;
+    digits_multiply(&run->digits, run->weights, group, run->bias, run->y);
+}
+
+static OrtStatus *by_groups(Run *run, void (*function)(void *, size_t), long rows) {
+    return run->api->parallel_for(run->context, function, (rows + GROUP - 1) / GROUP, 0, run);
+}
+
+/* How many rows to compute at a time: as few chunks as their bytes allow, all of about a size. */
+static long chunk_of(long rows, long values) {
+    long most = CHUNK_BYTES / (3 * values), chunks;
+    if (most < GROUP) most = GROUP;
+    chunks = (rows + most - 1) / most;
+    return (rows + chunks - 1) / chunks;
+}
+
+static OrtStatus *run_layer(Run *run, long rows) {
+    long values = run->weights->values, channels = run->weights->rows, chunk = chunk_of(rows, values);
+    OrtStatus *failed = NULL;
+    if (!digits_allocate(&run->digits, chunk, values, run->weights->digits == 3 ? 3 : 2))
+        failed = run->api->create_status(ORT_FAIL, "heed: no memory for digits");
+    for (long done = 0; !failed && done < rows; done += chunk, run->x += chunk * values, run->y += chunk * channels) {
+        run->digits.rows = rows - done < chunk ? rows - done : chunk;
+        failed = by_groups(run, write_digits, run->digits.rows);
+        if (!failed) failed = by_groups(run, multiply, channels);
+    }
+    digits_free(&run->digits);
+    return failed;
+}
+
+static OrtStatus *compute(void *kernel_, OrtContext *context) {
+    Kernel *kernel = kernel_;
+    const OrtApi *api = kernel->api;
+    Run run = {.api = api, .context = context, .weights = &kernel->weights->digits};
+    const OrtValue *x, *bias;
+    OrtValue *y;
+    int64_t sizes[MOST_RANKS];
+    size_t rank;
+    OrtStatus *failed = api->input(context, 0, &x);
+    if (!failed) failed = sizes_of(api, x, sizes, &rank);
+    if (!failed) failed = api->tensor_data(x, (void **)&run.x);
+    if (!failed && kernel->bias) failed = api->input(context, kernel->bias, &bias);
+    if (!failed && kernel->bias) failed = api->tensor_data(bias, (void **)&run.bias);
+    if (failed) return failed;
+    if (sizes[rank - 1] != run.weights->values) {
+        char message[99];
+        snprintf(message, sizeof message, "heed: rows of %ld values, and the weights have %ld", (long)sizes[rank - 1],
+                 run.weights->values);
+        return api->create_status(ORT_FAIL, message);
+    }
+    long rows = 1;
+    for (size_t axis = 0; axis + 1 < rank; axis++) rows *= sizes[axis];
+    sizes[rank - 1] = run.weights->rows;
+    failed = api->output(context, 0, sizes, rank, &y);
+    if (!failed) failed = api->tensor_data(y, (void **)&run.y);
+    return failed || rows == 0 ? failed : run_layer(&run, rows);
+}
+
+#define OPERATOR(of_name, of_inputs)                                                                                   \
+    {                                                                                                                  \
+        .version = ORT_VERSION, .name = of_name, .provider = provider, .input_type = input_type, .inputs = of_inputs,     \
+        .output_type = float32, .outputs = one_output, .destroy = destroy, .input_characteristic = required,           \
+        .output_characteristic = required, .input_memory = memory, .create_or_fail = create,                           \
+        .compute_or_fail = compute, .first_version = version_1, .last_version = version_1                              \
+    }
+
+static const OrtOperator LINEAR = OPERATOR(linear_name, linear_inputs);
+static const OrtOperator PRODUCT = OPERATOR(product_name, product_inputs);
+static const OrtOperator INT8_LINEAR = OPERATOR(int8_name, int8_inputs);
+
+/* Whether registering would do any good on this machine. */
+int heed_kernels_supported(void) { return digits_supported(); }
+
+/* What onnxruntime calls when a session is given the library. The domain lives as long as the process. */
+OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtApiBase *base) {
+    static OrtDomain *domain;
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    const OrtApi *api = base->get_api(ORT_VERSION);
+    OrtStatus *failed = NULL;
+    pthread_mutex_lock(&lock);
+    if (!domain) {
+        failed = api->create_domain("heed", &domain);
+        if (!failed) failed = api->domain_add(domain, &LINEAR);
+        if (!failed) failed = api->domain_add(domain, &PRODUCT);
+        if (!failed) failed = api->domain_add(domain, &INT8_LINEAR);
+    }
+    pthread_mutex_unlock(&lock);
+    return failed ? failed : api->options_add_domain(options, domain);
+}

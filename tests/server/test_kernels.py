@@ -1,0 +1,287 @@
+"""Linear layers by digits: as exact as float32, the same bits in any company, and onnxruntime's own where they fail."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from bundle.contract import CPU, Report
+from export.layers import name_layers
+from heed.exporting import export_bundle
+from model import Encoder
+from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
+from server.kernels import LIBRARY, library
+from server.loading import proven
+from server.model import Model
+from server.runtime import Runtime, session_options
+from tests.support import make_noisy
+
+reason = "was not compiled" if not LIBRARY.exists() else "is of no use on this CPU, which has no tiles (AMX)"
+only_with_tiles = pytest.mark.skipif(library() is None, reason=f"the library of server/kernels {reason}")
+
+SIZES = (1, 3, 16, 17, 64, 65, 130)
+STEP = 2.0**-23  # of a row's largest value
+
+
+class Layer:
+    """One linear layer as a graph of its own: with a bias by Gemm, without by MatMul."""
+
+    def __init__(self, folder: Path, weight_MK: np.ndarray, bias_M: np.ndarray | None = None) -> None:
+        operator, inputs = ("MatMul", ["x", "w"]) if bias_M is None else ("Gemm", ["x", "w", "b"])
+        constants = {"w": weight_MK.T.copy() if bias_M is None else weight_MK, "b": bias_M}
+        attributes: dict[str, Any] = {} if bias_M is None else {"transB": 1}
+        graph = helper.make_graph(
+            [helper.make_node(operator, inputs, ["y"], **attributes)],
+            "layer",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(values, name) for name, values in constants.items() if values is not None],
+        )
+        self.plain, self.named = folder / "plain.onnx", folder / "named.onnx"
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx.save(model, self.plain)
+        onnx.save(model, self.named)
+        name_layers(self.named)
+
+    @staticmethod
+    def run(graph: Path, x: np.ndarray, with_library: bool = False, threads: int = 1) -> np.ndarray:
+        return np.asarray(Layer.session(graph, with_library, threads).run(None, {"x": x})[0])
+
+    @staticmethod
+    def session(graph: Path, with_library: bool = True, threads: int = 1) -> onnxruntime.InferenceSession:
+        options = session_options(threads)
+        if with_library:
+            options.register_custom_ops_library(str(library()))
+        return onnxruntime.InferenceSession(graph, options, providers=[CPU])
+
+
+def numbers(random: np.random.Generator, *shape: int) -> np.ndarray:
+    return random.normal(size=shape).astype(np.float32)
+
+
+def operators(graph: Path) -> list[str]:
+    return [f"{node.domain}.{node.op_type}" for node in onnx.load(graph).graph.node]
+
+
+# --- Graphs that name their layers, on any CPU -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_named_layer_has_the_same_bits_without_the_library(tmp_path: Path, with_bias: bool) -> None:
+    random = np.random.default_rng(0)
+    layer = Layer(tmp_path, numbers(random, 20, 30), numbers(random, 20) if with_bias else None)
+    assert operators(layer.named) == ["heed.Linear" if with_bias else "heed.Product"]
+    x = numbers(random, 7, 30)
+    assert np.array_equal(layer.run(layer.plain, x), layer.run(layer.named, x))
+
+
+def test_products_of_two_activations_are_not_named(tmp_path: Path) -> None:
+    path = tmp_path / "scores.onnx"
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("q", "k", "y")}
+    node = helper.make_node("MatMul", ["q", "k"], ["y"])
+    graph = helper.make_graph([node], "scores", [values["q"], values["k"]], [values["y"]])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    name_layers(path)
+    assert operators(path) == [".MatMul"]
+    assert not onnx.load(path).functions
+
+
+def test_every_linear_layer_of_a_bundle_is_named(tiny_bundle: Path) -> None:
+    model = onnx.load(tiny_bundle / "model.fp32.onnx", load_external_data=False)
+    assert {function.name for function in model.functions} == {"Linear"}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("Gemm", "MatMul"):
+            assert not constants & set(node.input), f"{node.name} multiplies with a constant"
+
+
+# --- The library, where the CPU has tiles ----------------------------------------------------------------------------
+
+
+def most_off(answers: np.ndarray, x: np.ndarray, weight_MK: np.ndarray, bias_M: np.ndarray | float = 0.0) -> float:
+    """How far the worst answer is off, as a share of what a step in either fixed point would change it by at most."""
+    x, weight_MK = x.astype(np.float64), weight_MK.astype(np.float64)
+    sizes, weights = np.abs(x), np.abs(weight_MK)
+    scale = sizes.max(1)[:, None] * weights.sum(1) + sizes.sum(1)[:, None] * weights.max(1) + np.abs(bias_M)
+    return float((np.abs(answers - (x @ weight_MK.T + bias_M)) / np.maximum(scale, 1e-30)).max())
+
+
+@only_with_tiles
+@pytest.mark.parametrize(("values", "channels"), [*product(SIZES, SIZES)])
+def test_any_size_is_as_exact_as_float32(tmp_path: Path, values: int, channels: int) -> None:
+    random = np.random.default_rng(values * 1000 + channels)
+    weight, bias = numbers(random, channels, values), numbers(random, channels)
+    layer = Layer(tmp_path, weight, bias)
+    for tokens in SIZES:
+        x = numbers(random, tokens, values)
+        assert most_off(layer.run(layer.named, x, with_library=True), x, weight, bias) <= STEP
+
+
+@only_with_tiles
+def test_errors_are_no_larger_than_onnxruntimes(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    weight, bias, x = numbers(random, 384, 1536), numbers(random, 384), numbers(random, 50, 1536)
+    layer = Layer(tmp_path, weight, bias)
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
+    ours, theirs = (np.abs(layer.run(layer.named, x, each) - exact).max() for each in (True, False))
+    assert 0 < ours <= theirs
+
+
+@only_with_tiles
+@pytest.mark.parametrize("tokens", [1, 5, 16, 200, 900])  # the last in chunks: their digits would be too many at once
+def test_a_tokens_bits_depend_on_nothing_beside_it(tmp_path: Path, tokens: int) -> None:
+    random = np.random.default_rng(2)
+    layer = Layer(tmp_path, numbers(random, 40, 700), numbers(random, 40))
+    session, x = layer.session(layer.named), numbers(random, tokens, 700)
+    together = session.run(None, {"x": x})[0]
+    order = random.permutation(tokens)
+    assert np.array_equal(session.run(None, {"x": x[order]})[0], together[order])
+    for token in order[:10]:
+        assert np.array_equal(session.run(None, {"x": x[[token]]})[0], together[[token]])
+    assert np.array_equal(layer.run(layer.named, x, with_library=True, threads=3), together)
+
+
+@only_with_tiles
+@given(
+    exponents=st.lists(st.integers(-30, 30), min_size=1, max_size=20),
+    values=st.integers(1, 150),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=50, deadline=None)
+def test_tokens_of_very_different_sizes(
+    tmp_path_factory: pytest.TempPathFactory, exponents: list[int], values: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    x = numbers(random, len(exponents), values) * np.float32(2.0) ** np.array(exponents, np.float32)[:, None]
+    weight, bias = numbers(random, 5, values), np.zeros(5, np.float32)
+    layer = Layer(tmp_path_factory.mktemp("layer"), weight, bias)
+    assert most_off(layer.run(layer.named, x, with_library=True), x, weight) <= STEP
+
+
+@only_with_tiles
+def test_what_is_no_number_spoils_its_own_row_only(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    layer = Layer(tmp_path, numbers(random, 20, 30), numbers(random, 20))
+    x = numbers(random, 6, 30)
+    healthy = layer.run(layer.named, x, with_library=True)
+    x[1, 3], x[2, 4], x[3, 5], x[4] = np.nan, np.inf, -np.inf, 0
+    answers = layer.run(layer.named, x, with_library=True)
+    assert not np.isfinite(answers[1:4]).any()
+    assert np.array_equal(answers[[0, 5]], healthy[[0, 5]])
+    assert np.array_equal(answers[4], layer.run(layer.plain, x)[4]), "a row of zeros gives the bias"
+
+
+@only_with_tiles
+def test_products_keep_the_dimensions_before_the_last(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    layer = Layer(tmp_path, numbers(random, 20, 30))
+    for shape in ((30,), (2, 30), (2, 3, 30), (2, 0, 30)):
+        x = numbers(random, *shape)
+        ours, theirs = (layer.run(layer.named, x, each) for each in (True, False))
+        assert ours.shape == theirs.shape
+        assert np.allclose(ours, theirs, atol=1e-5)
+
+
+@only_with_tiles
+def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    layer = Layer(tmp_path, numbers(random, 20, 30), numbers(random, 20))
+    with pytest.raises(Exception, match=r"rows of 29 values, and the weights have 30"):
+        layer.run(layer.named, numbers(random, 2, 29), with_library=True)
+
+
+@only_with_tiles
+def test_sessions_share_weights_and_outlive_one_another(tmp_path: Path) -> None:
+    random = np.random.default_rng(6)
+    layer = Layer(tmp_path, numbers(random, 20, 30), numbers(random, 20))
+    x = numbers(random, 4, 30)
+    one, other = layer.session(layer.named), layer.session(layer.named, threads=2)
+    before = one.run(None, {"x": x})[0]
+    del one
+    assert np.array_equal(other.run(None, {"x": x})[0], before)
+
+
+@only_with_tiles
+def test_int8_layers_round_what_comes_in_less_than_the_function_does(precise_bundle: Path) -> None:
+    """Two digits of 8 bits in the place of 255 steps."""
+    ids = {"input_ids": np.arange(4, 20)[None]}
+    exact, function, kernel = (
+        Model(precise_bundle, "cpu", precision, kernels=kernels).answer(ids)["last_hidden_state"]
+        for precision, kernels in [("fp32", False), ("int8", False), ("int8", True)]
+    )
+    assert np.abs(kernel - function).max() > 0
+    assert np.abs(kernel - exact).mean() < np.abs(function - exact).mean()
+
+
+@only_with_tiles
+def test_int8_weights_are_taken_as_they_are(tmp_path: Path) -> None:
+    """Products of whole numbers that two digits hold: nothing is rounded, not the last bit."""
+    random = np.random.default_rng(7)
+    for tokens, values, channels in [(1, 5, 3), (17, 64, 16), (40, 200, 33)]:
+        weight = random.integers(-127, 128, (values, channels)).astype(np.int8)
+        scale, bias = np.ones(channels, np.float32), random.integers(-9, 10, channels).astype(np.float32)
+        x = random.integers(-0x7E00, 0x7F00, (tokens, values)).astype(np.float32)
+        x[:, 0] = 0x7F00  # the largest, so that one step is 1
+        node = helper.make_node("Int8Linear", ["x", "w", "scale", "scale", "bias"], ["y"], domain="heed")
+        tensors: dict[str, np.ndarray] = {"w": weight, "scale": scale, "bias": bias}
+        graph = helper.make_graph(
+            [node],
+            "layer",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(values, name) for name, values in tensors.items()],
+        )
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("heed", 1)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "int8.onnx")
+        exact = x.astype(np.int64) @ weight.astype(np.int64) + bias.astype(np.int64)
+        answers = Layer.run(tmp_path / "int8.onnx", x, with_library=True)
+        assert np.allclose(answers, exact, rtol=2.0**-22, atol=2.0**-22 * np.abs(exact).max())
+
+
+# --- In a model ------------------------------------------------------------------------------------------------------
+
+
+@only_with_tiles
+def test_a_model_says_whether_it_has_them(tiny_bundle: Path) -> None:
+    assert Runtime(tiny_bundle / "model.fp32.onnx", "cpu").has_kernels
+    assert not Runtime(tiny_bundle / "model.fp32.onnx", "cpu", kernels=False).has_kernels
+
+
+def outlying() -> Encoder:
+    """A pre-norm model in which one value of each token is far beyond the others, and its weights as far below."""
+    layer = LayerConfig(AttentionConfig(4), FeedForwardConfig(48), norm_first=True)
+    encoder = Encoder(EncoderConfig(TokensConfig(100), 32, (layer, layer), max_length=20))
+    make_noisy(encoder)
+    for name, weight in encoder.named_parameters():
+        if name.endswith("attention_norm.weight"):
+            weight.data[0] *= 1e7
+        elif name.endswith(("query.weight", "key.weight", "value.weight")):
+            weight.data[:, 0] *= 1e-7
+    return encoder.eval()
+
+
+@only_with_tiles
+def test_where_digits_cannot_keep_the_budget_onnxruntime_computes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_bundle(outlying(), tmp_path / "outlying")
+    digits = Model(tmp_path / "outlying", "cpu")
+    assert not Report(list(digits.check_contract(everything=False))).holds
+    caplog.clear()
+    model, report = proven(tmp_path / "outlying")
+    assert report.holds
+    assert not model.runtime.has_kernels
+    assert "the linear layers of" in caplog.text
+
+
+def test_they_can_be_left_out(tiny_bundle: Path) -> None:
+    model, report = proven(tiny_bundle, kernels=False)
+    assert report.holds
+    assert not model.runtime.has_kernels
