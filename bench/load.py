@@ -18,7 +18,9 @@ import numpy as np
 
 from bench.workloads import SEED, Request
 from client import AsyncClient, CallError
+from client.streams import Streams
 from client.wire import infer_request
+from protos import open_inference_pb2 as pb
 
 # Sends the request of a number and waits for its answer. Raises CallError or grpc.RpcError if there is none.
 Ask = Callable[[int], Awaitable[object]]
@@ -39,6 +41,21 @@ def ask_by_message(
     messages = [infer_request(model, "", request, outputs, False).SerializeToString() for request in requests]
     call: Any = channel.unary_unary(INFER)  # bytes to bytes
     return lambda number: call(messages[number % len(messages)], timeout=deadline)
+
+
+def ask_by_stream(
+    streams: Streams, model: str, requests: Sequence[Request], outputs: Sequence[str], deadline: float
+) -> Ask:
+    """The same over the streams of heed's client, many requests to a message: what a load costs whoever makes it is
+    least so. `deadline` in seconds."""
+    messages = [infer_request(model, "", request, outputs, False) for request in requests]
+
+    def ask(number: int) -> Awaitable[object]:
+        message = pb.ModelInferRequest()
+        message.CopyFrom(messages[number % len(messages)])  # it may be on its way already
+        return streams.ask(message, deadline, ())
+
+    return ask
 
 
 @dataclass
