@@ -2,6 +2,8 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS builder
+# For server/kernels.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 # Without pip inside: pip installs from the base image, and the virtual environment is copied without it.
 RUN python3 -m venv --without-pip /opt/heed
 WORKDIR /src

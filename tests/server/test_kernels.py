@@ -2,7 +2,6 @@
 
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from bench.layers import write_layer
 from bundle.contract import CPU, Report
 from export.layers import name_layers
 from heed.exporting import export_bundle
@@ -31,23 +31,11 @@ STEP = 2.0**-23  # of a row's largest value
 
 
 class Layer:
-    """One linear layer as a graph of its own: with a bias by Gemm, without by MatMul."""
+    """One linear layer as a graph of its own: as onnxruntime has it, and named."""
 
     def __init__(self, folder: Path, weight_MK: np.ndarray, bias_M: np.ndarray | None = None) -> None:
-        operator, inputs = ("MatMul", ["x", "w"]) if bias_M is None else ("Gemm", ["x", "w", "b"])
-        constants = {"w": weight_MK.T.copy() if bias_M is None else weight_MK, "b": bias_M}
-        attributes: dict[str, Any] = {} if bias_M is None else {"transB": 1}
-        graph = helper.make_graph(
-            [helper.make_node(operator, inputs, ["y"], **attributes)],
-            "layer",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(values, name) for name, values in constants.items() if values is not None],
-        )
-        self.plain, self.named = folder / "plain.onnx", folder / "named.onnx"
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-        onnx.save(model, self.plain)
-        onnx.save(model, self.named)
+        self.plain = write_layer(folder / "plain.onnx", weight_MK, bias_M)
+        self.named = write_layer(folder / "named.onnx", weight_MK, bias_M)
         name_layers(self.named)
 
     @staticmethod
