@@ -13,12 +13,13 @@
 #define HERE __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8")))
 #define WRITTEN __asm__ volatile("" ::: "memory") /* tile loads do not tell the compiler that they read memory */
 
-enum { TILE = GROUP * DEPTH, LANES = 16, SIDE_BY_SIDE = 4, MOST_WEIGHTS = 4 };
+enum { TILE = GROUP * DEPTH, LANES = 16, SIDE_BY_SIDE = 4 };
 static const float LARGEST[] = {0, 0x7f, 0x7f00, 0x7f7f00}; /* by digits; the last leaves room for rounding up */
 static const float LEAST = 1e-30f;                          /* a row of zeros has a scale, too */
 
 static long tiles_deep(long values) { return (values + DEPTH - 1) / DEPTH; }
 static long groups_of(long rows) { return (rows + GROUP - 1) / GROUP; }
+long digits_groups(const Digits *digits) { return groups_of(digits->rows); }
 static signed char *group_tiles(const Digits *digits, long group) {
     return digits->tiles + group * tiles_deep(digits->values) * digits->digits * TILE;
 }
@@ -130,23 +131,30 @@ HERE static void configure_tiles(void) {
 }
 
 /* Asks for digits of another group of channels while this one is computed: from memory they take longer to come than a
- * short left side takes to multiply. */
-HERE static void prefetch(const signed char *tiles, int digits) {
-    if (tiles)
-        for (int byte = 0; byte < digits * TILE; byte += 64) _mm_prefetch(tiles + byte, _MM_HINT_T1);
+ * short left side takes to multiply. (A function that only prefetches has no effect to the compiler: not inlined, it is
+ * left out.) */
+__attribute__((always_inline)) HERE static inline void prefetch(const signed char *tiles) {
+    for (int byte = 0; byte < 3 * TILE; byte += 64) _mm_prefetch(tiles + byte, _MM_HINT_T1);
+}
+
+HERE static void store_tiles(int32_t *sums) {
+    _tile_stored(0, sums, DEPTH);
+    _tile_stored(1, sums + GROUP * GROUP, DEPTH);
+    _tile_stored(2, sums + 2 * GROUP * GROUP, DEPTH);
+    _tile_stored(3, sums + 3 * GROUP * GROUP, DEPTH);
 }
 
 /* The sums of a group of tokens with a group of channels: a matrix [GROUP, GROUP] for each weight that a product of two
- * digits can have. Returns how many these are. */
-HERE static int three_by_three(const signed char *left, const signed char *right, const signed char *next, long depth,
-                               int32_t *sums) {
+ * digits can have, four of them. */
+HERE static void three_by_three(const signed char *left, const signed char *right, const signed char *next, long depth,
+                                int32_t *sums) {
     WRITTEN;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (long deep = 0; deep < depth; deep++, left += 3 * TILE, right += 3 * TILE) {
-        prefetch(next ? next + deep * 3 * TILE : NULL, 3);
+        if (next) prefetch(next + deep * 3 * TILE);
         _tile_loadd(5, right, DEPTH);
         _tile_loadd(6, right + TILE, DEPTH);
         _tile_loadd(7, right + 2 * TILE, DEPTH);
@@ -162,29 +170,28 @@ HERE static int three_by_three(const signed char *left, const signed char *right
         _tile_dpbssd(2, 4, 5);
         _tile_dpbssd(3, 4, 6);
     }
-    _tile_stored(0, sums, DEPTH);
-    _tile_stored(1, sums + GROUP * GROUP, DEPTH);
-    _tile_stored(2, sums + 2 * GROUP * GROUP, DEPTH);
-    _tile_stored(3, sums + 3 * GROUP * GROUP, DEPTH);
-    return 4;
+    store_tiles(sums);
 }
 
-HERE static int two_by_one(const signed char *left, const signed char *right, const signed char *next, long depth,
-                           int32_t *sums) {
+/* Two matrices for each of two groups of channels: one alone would wait for the tiles of tokens longer than it takes. */
+HERE static void two_by_one(const signed char *left, const signed char *right, const signed char *beside, long depth,
+                            int32_t *sums) {
     WRITTEN;
     _tile_zero(0);
     _tile_zero(1);
-    for (long deep = 0; deep < depth; deep++, left += 2 * TILE, right += TILE) {
-        prefetch(next ? next + deep * TILE : NULL, 1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long deep = 0; deep < depth; deep++, left += 2 * TILE, right += TILE, beside += TILE) {
         _tile_loadd(6, right, DEPTH);
         _tile_loadd(4, left, DEPTH);
         _tile_dpbssd(0, 4, 6);
+        _tile_loadd(7, beside, DEPTH);
+        _tile_dpbssd(2, 4, 7);
         _tile_loadd(5, left + TILE, DEPTH);
         _tile_dpbssd(1, 5, 6);
+        _tile_dpbssd(3, 5, 7);
     }
-    _tile_stored(0, sums, DEPTH);
-    _tile_stored(1, sums + GROUP * GROUP, DEPTH);
-    return 2;
+    store_tiles(sums);
 }
 
 /* One token's values in a group of channels, from its rows of the sums. */
@@ -196,25 +203,52 @@ HERE static __m512 put_together(const int32_t *sums, int weights) {
     return value;
 }
 
-HERE void digits_multiply(const Digits *left, const Digits *right, long group, const float *bias, float *y) {
-    int32_t sums[MOST_WEIGHTS * GROUP * GROUP] __attribute__((aligned(64)));
-    long channel = group * GROUP, channels = right->rows, depth = tiles_deep(right->values);
-    __mmask16 there = lanes(channels - channel);
+/* What the sums of a group of tokens with a group of channels say of y. */
+HERE static void finish(const Digits *left, const Digits *right, long token, long group, const int32_t *sums,
+                        const float *bias, float *y) {
+    long channel = group * GROUP, channels = right->rows;
+    int weights = right->digits == 3 ? 4 : 2;
     float first_digits = right->digits == 3 ? 256.0f * 256 * 256 * 256 : 256; /* what a product of two of them counts */
+    __mmask16 there = lanes(channels - channel);
     __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, right->scales + channel), _mm512_set1_ps(first_digits));
     __m512 added = bias ? _mm512_maskz_loadu_ps(there, bias + channel) : _mm512_setzero_ps();
-    const signed char *next = group_tiles(right, group + 1); /* past the end after the last: a prefetch may be */
-    configure_tiles();
-    for (long token = 0; token < left->rows; token += GROUP, next = NULL) {
-        const signed char *tokens = group_tiles(left, token / GROUP), *weights = group_tiles(right, group);
-        int counts = right->digits == 3 ? three_by_three(tokens, weights, next, depth, sums)
-                                        : two_by_one(tokens, weights, next, depth, sums);
-        for (long t = token; t < left->rows && t < token + GROUP; t++) {
-            __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(left->scales[t]));
-            __m512 value = put_together(sums + t % GROUP * GROUP, counts);
-            _mm512_mask_storeu_ps(y + t * channels + channel, there, _mm512_fmadd_ps(value, both, added));
-        }
+    for (long t = token; t < left->rows && t < token + GROUP; t++) {
+        __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(left->scales[t]));
+        __m512 value = put_together(sums + t % GROUP * GROUP, weights);
+        _mm512_mask_storeu_ps(y + t * channels + channel, there, _mm512_fmadd_ps(value, both, added));
     }
+}
+
+HERE static void multiply_float(const Digits *left, const Digits *right, long group, const float *bias, float *y) {
+    int32_t sums[4 * GROUP * GROUP] __attribute__((aligned(64)));
+    /* While the second group of tokens finds its channels in the cache, memory is free to bring the next ones. After
+     * the last it is asked for what lies behind, as a prefetch may. */
+    long idle = left->rows > GROUP ? GROUP : 0;
+    for (long token = 0; token < left->rows; token += GROUP) {
+        three_by_three(group_tiles(left, token / GROUP), group_tiles(right, group),
+                       token == idle ? group_tiles(right, group + 1) : NULL, tiles_deep(right->values), sums);
+        finish(left, right, token, group, sums, bias, y);
+    }
+}
+
+HERE static void multiply_int8(const Digits *left, const Digits *right, long group, bool two, const float *bias,
+                               float *y) {
+    int32_t sums[4 * GROUP * GROUP] __attribute__((aligned(64)));
+    for (long token = 0; token < left->rows; token += GROUP) {
+        two_by_one(group_tiles(left, token / GROUP), group_tiles(right, group), group_tiles(right, group + two),
+                   tiles_deep(right->values), sums);
+        finish(left, right, token, group, sums, bias, y);
+        if (two) finish(left, right, token, group + 1, sums + 2 * GROUP * GROUP, bias, y);
+    }
+}
+
+HERE void digits_multiply(const Digits *left, const Digits *right, long first, long last, const float *bias, float *y) {
+    configure_tiles();
+    if (right->digits == 3)
+        for (long group = first; group < last; group++) multiply_float(left, right, group, bias, y);
+    else
+        for (long group = first; group < last; group += 2)
+            multiply_int8(left, right, group, group + 1 < last, bias, y);
     _tile_release();
 }
 
@@ -229,8 +263,9 @@ void digits_free(Digits *digits) { (void)digits; }
 void digits_of_left(Digits *digits, const float *x, long group) { (void)digits, (void)x, (void)group; }
 void digits_of_right(Digits *digits, const float *w, bool transposed) { (void)digits, (void)w, (void)transposed; }
 void digits_of_int8(Digits *digits, const signed char *w, const float *scales) { (void)digits, (void)w, (void)scales; }
-void digits_multiply(const Digits *left, const Digits *right, long group, const float *bias, float *y) {
-    (void)left, (void)right, (void)group, (void)bias, (void)y;
+long digits_groups(const Digits *digits) { return (void)digits, 0; }
+void digits_multiply(const Digits *left, const Digits *right, long first, long last, const float *bias, float *y) {
+    (void)left, (void)right, (void)first, (void)last, (void)bias, (void)y;
 }
 
 #endif

@@ -48,6 +48,9 @@ void digits_of_right(Digits *, const float *w, bool transposed);
 /* The one digit that w [K, M] is, with the scales of its columns. */
 void digits_of_int8(Digits *, const signed char *w, const float *scales);
 
-/* y [T, M] = left right^T + bias [M] (none if null) for the channels of one group: three digits by three, or two by
- * one. */
-void digits_multiply(const Digits *left, const Digits *right, long group, const float *bias, float *y);
+/* How many groups of rows there are. */
+long digits_groups(const Digits *);
+
+/* y [T, M] = left right^T + bias [M] (none if null) for the channels of the groups first ... last - 1: three digits by
+ * three, or two by one. */
+void digits_multiply(const Digits *left, const Digits *right, long first, long last, const float *bias, float *y);

@@ -15,7 +15,7 @@
 #include "digits.h"
 #include "onnxruntime.h"
 
-enum { MOST_RANKS = 8, CHUNK_BYTES = 1 << 20 /* of digits at a time: they stay in a core's second cache */ };
+enum { MOST_RANKS = 8, PARTS = 8, CHUNK_BYTES = 1 << 20 /* of digits at a time: they stay in a core's second cache */ };
 
 /* Weights as digits, one copy for all sessions of the process that have the same ones. */
 typedef struct Weights {
@@ -167,13 +167,15 @@ typedef struct {
 
 static void write_digits(void *run, size_t group) { digits_of_left(&((Run *)run)->digits, ((Run *)run)->x, group); }
 
-static void multiply(void *run_, size_t group) {
+/* The channels of one part in PARTS: onnxruntime's threads share them out. */
+static void multiply(void *run_, size_t part) {
     Run *run = run_;
-    digits_multiply(&run->digits, run->weights, group, run->bias, run->y);
+    long groups = digits_groups(run->weights);
+    digits_multiply(&run->digits, run->weights, groups * part / PARTS, groups * (part + 1) / PARTS, run->bias, run->y);
 }
 
-static OrtStatus *by_groups(Run *run, void (*function)(void *, size_t), long rows) {
-    return run->api->parallel_for(run->context, function, (rows + GROUP - 1) / GROUP, 0, run);
+static OrtStatus *in_parallel(Run *run, void (*function)(void *, size_t), size_t parts) {
+    return run->api->parallel_for(run->context, function, parts, 0, run);
 }
 
 /* How many rows to compute at a time: as few chunks as their bytes allow, all of about a size. */
@@ -191,8 +193,8 @@ static OrtStatus *run_layer(Run *run, long rows) {
         failed = run->api->create_status(ORT_FAIL, "heed: no memory for digits");
     for (long done = 0; !failed && done < rows; done += chunk, run->x += chunk * values, run->y += chunk * channels) {
         run->digits.rows = rows - done < chunk ? rows - done : chunk;
-        failed = by_groups(run, write_digits, run->digits.rows);
-        if (!failed) failed = by_groups(run, multiply, channels);
+        failed = in_parallel(run, write_digits, digits_groups(&run->digits));
+        if (!failed) failed = in_parallel(run, multiply, PARTS);
     }
     digits_free(&run->digits);
     return failed;
