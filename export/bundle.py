@@ -120,7 +120,7 @@ def _write_graphs(encoder: Encoder, graphs: list[Graph], folder: Path) -> None:
     for graph in graphs:
         convert(encoder, graph, folder / sources[graph.file], folder / graph.file)
     for graph in graphs:
-        name_layers(folder / graph.file)
+        name_layers(folder / graph.file, rough=graph.precision == "int8")
     places: Places = {}
     for precision in get_args(Precision):
         if files := [folder / graph.file for graph in graphs if graph.precision == precision]:

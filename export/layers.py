@@ -1,6 +1,6 @@
 """Names the linear layers of a graph, so that a runtime can bring its own way to compute them.
 
-A product with a constant matrix becomes a call of `heed.Linear` or `heed.Product`, and the graph brings what they mean
+A product with a constant matrix becomes a call of `heed.Linear`, `heed.Linear16` or `heed.Product`, and the graph brings what they mean
 as functions (ONNX IR, "Functions"). A runtime that knows nothing of them puts the bodies in their place, as any
 onnxruntime does when it loads the file, and gets the bits that it would have got from the plain operators.
 """
@@ -16,8 +16,13 @@ DOMAIN, VERSION = "heed", 1
 MOST_VALUES = 40_000  # of a token: what `server/kernels/digits.h` can add up
 
 
-def name_layers(path: Path) -> None:
-    """Rewrites the graph `path` in place; its weights stay where they are."""
+def name_layers(path: Path, rough: bool = False) -> None:
+    """Rewrites the graph `path` in place; its weights stay where they are.
+
+    Args:
+        rough: 16 bits of each value are enough, as beside layers in int8. It means the same to other runtimes.
+    """
+    linear = "Linear16" if rough else "Linear"
     model = onnx.load(path, load_external_data=False)
     matrices = {tensor.name: tensor for tensor in model.graph.initializer if _is_matrix(tensor)}
     opset = next(opset for opset in model.opset_import if not opset.domain)
@@ -27,8 +32,8 @@ def name_layers(path: Path) -> None:
         if weight is None or max(weight.dims) > MOST_VALUES:
             continue
         if node.op_type == "Gemm" and _is_linear(node):
-            _call(node, "Linear")
-            functions["Linear"] = _function("Linear", ["x", "weight", "bias"], "Gemm", opset, transB=1)
+            _call(node, linear)
+            functions[linear] = _function(linear, ["x", "weight", "bias"], "Gemm", opset, transB=1)
         elif node.op_type == "MatMul":
             _call(node, "Product")
             functions["Product"] = _function("Product", ["x", "weight"], "MatMul", opset)

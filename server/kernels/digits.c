@@ -173,6 +173,26 @@ HERE static void three_by_three(const signed char *left, const signed char *righ
     store_tiles(sums);
 }
 
+/* Three matrices: all products of two digits. */
+HERE static void two_by_two(const signed char *left, const signed char *right, long depth, int32_t *sums) {
+    WRITTEN;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long deep = 0; deep < depth; deep++, left += 2 * TILE, right += 2 * TILE) {
+        _tile_loadd(6, right, DEPTH);
+        _tile_loadd(4, left, DEPTH);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(7, right + TILE, DEPTH);
+        _tile_dpbssd(1, 4, 7);
+        _tile_loadd(5, left + TILE, DEPTH);
+        _tile_dpbssd(1, 5, 6);
+        _tile_dpbssd(2, 5, 7);
+    }
+    store_tiles(sums);
+}
+
 /* Two matrices for each of two groups of channels: one alone would wait for the tiles of tokens longer than it takes. */
 HERE static void two_by_one(const signed char *left, const signed char *right, const signed char *beside, long depth,
                             int32_t *sums) {
@@ -203,12 +223,13 @@ HERE static __m512 put_together(const int32_t *sums, int weights) {
     return value;
 }
 
-/* What the sums of a group of tokens with a group of channels say of y. */
+/* What the sums of a group of tokens with a group of channels say of y. The first matrix holds products of two first
+ * digits, each of which counts 256 for every digit behind it. */
 HERE static void finish(const Digits *left, const Digits *right, long token, long group, const int32_t *sums,
                         const float *bias, float *y) {
     long channel = group * GROUP, channels = right->rows;
-    int weights = right->digits == 3 ? 4 : 2;
-    float first_digits = right->digits == 3 ? 256.0f * 256 * 256 * 256 : 256; /* what a product of two of them counts */
+    int weights = right->digits + 1;
+    float first_digits = right->digits == 3 ? 256.0f * 256 * 256 * 256 : right->digits == 2 ? 256.0f * 256 : 256;
     __mmask16 there = lanes(channels - channel);
     __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, right->scales + channel), _mm512_set1_ps(first_digits));
     __m512 added = bias ? _mm512_maskz_loadu_ps(there, bias + channel) : _mm512_setzero_ps();
@@ -225,8 +246,12 @@ HERE static void multiply_float(const Digits *left, const Digits *right, long gr
      * the last it is asked for what lies behind, as a prefetch may. */
     long idle = left->rows > GROUP ? GROUP : 0;
     for (long token = 0; token < left->rows; token += GROUP) {
-        three_by_three(group_tiles(left, token / GROUP), group_tiles(right, group),
-                       token == idle ? group_tiles(right, group + 1) : NULL, tiles_deep(right->values), sums);
+        const signed char *tokens = group_tiles(left, token / GROUP), *weights = group_tiles(right, group);
+        if (right->digits == 3)
+            three_by_three(tokens, weights, token == idle ? group_tiles(right, group + 1) : NULL,
+                           tiles_deep(right->values), sums);
+        else
+            two_by_two(tokens, weights, tiles_deep(right->values), sums);
         finish(left, right, token, group, sums, bias, y);
     }
 }
@@ -244,7 +269,7 @@ HERE static void multiply_int8(const Digits *left, const Digits *right, long gro
 
 HERE void digits_multiply(const Digits *left, const Digits *right, long first, long last, const float *bias, float *y) {
     configure_tiles();
-    if (right->digits == 3)
+    if (right->digits > 1)
         for (long group = first; group < last; group++) multiply_float(left, right, group, bias, y);
     else
         for (long group = first; group < last; group += 2)

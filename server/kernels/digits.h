@@ -6,7 +6,8 @@
  * The product of digits i and j counts 256^-(i + j) of that of the first two. Where i + j = 4, the least, it is left
  * out: it is below what the fixed point itself leaves out.
  *
- * Where the right side is int8 itself, one digit and a scale of each row, two digits of the left side are enough.
+ * For models in int8 less is enough: two digits of the left side by one of the right, where that is int8 itself with a
+ * scale for each row, and two by two where it is float32.
  *
  * The tile unit of a CPU (Intel AMX) multiplies int8 many times as fast as other units multiply float32: eight products
  * of digits take less time than one of float32. Since integers add up to the same in any order, a row's result has the
@@ -42,7 +43,7 @@ size_t digits_size(const Digits *);
 /* Writes the digits of x [T, K], of its rows in one group: three, or the first two. */
 void digits_of_left(Digits *, const float *x, long group);
 
-/* Writes the three digits of w [M, K], or of its transpose [K, M]. */
+/* Writes the digits of w [M, K], or of its transpose [K, M]: three, or the first two. */
 void digits_of_right(Digits *, const float *w, bool transposed);
 
 /* The one digit that w [K, M] is, with the scales of its columns. */
@@ -52,5 +53,5 @@ void digits_of_int8(Digits *, const signed char *w, const float *scales);
 long digits_groups(const Digits *);
 
 /* y [T, M] = left right^T + bias [M] (none if null) for the channels of the groups first ... last - 1: three digits by
- * three, or two by one. */
+ * three, two by two, or two by one. */
 void digits_multiply(const Digits *left, const Digits *right, long first, long last, const float *bias, float *y);

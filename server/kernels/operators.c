@@ -1,6 +1,7 @@
 /* Linear layers for onnxruntime: the operators of the domain "heed".
  *
  *     Linear      x, weight [M, K], bias [M]
+ *     Linear16    the same, where 16 bits of each value are enough
  *     Product     x, weight [K, M]
  *     Int8Linear  x, weight int8 [K, M], scale [M], sum [M], bias [M]; the sum is for others
  *
@@ -88,9 +89,9 @@ static OrtStatus *constant(const OrtApi *api, const OrtKernelInfo *info, size_t 
     return failed || is_constant ? failed : api->create_status(ORT_FAIL, "heed: weights must be constants");
 }
 
-/* The weights of a layer: float32 without scales, or int8 with theirs. */
-static OrtStatus *make_weights(const OrtApi *api, const OrtValue *tensor, bool transposed, const float *scales,
-                               Weights **made) {
+/* The weights of a layer: float32 as so many digits, or int8, which is one digit, with scales. */
+static OrtStatus *make_weights(const OrtApi *api, const OrtValue *tensor, bool transposed, int digits,
+                               const float *scales, Weights **made) {
     int64_t sizes[MOST_RANKS];
     size_t rank;
     void *values;
@@ -100,7 +101,7 @@ static OrtStatus *make_weights(const OrtApi *api, const OrtValue *tensor, bool t
     if (rank != 2 || sizes[!transposed] > MOST_VALUES)
         return api->create_status(ORT_FAIL, "heed: weights must be a matrix of at most 40,000 values for each channel");
     Weights *weights = calloc(1, sizeof *weights);
-    if (!weights || !digits_allocate(&weights->digits, sizes[transposed], sizes[!transposed], scales ? 1 : 3)) {
+    if (!weights || !digits_allocate(&weights->digits, sizes[transposed], sizes[!transposed], digits)) {
         free_weights(weights);
         return api->create_status(ORT_FAIL, "heed: no memory for weights");
     }
@@ -116,6 +117,7 @@ static OrtStatus *make_weights(const OrtApi *api, const OrtValue *tensor, bool t
 enum { PRODUCT_INPUTS = 2, LINEAR_INPUTS = 3, INT8_INPUTS = 5 };
 
 static const char *linear_name(const OrtOperator *operator) { return (void)operator, "Linear"; }
+static const char *linear16_name(const OrtOperator *operator) { return (void)operator, "Linear16"; }
 static const char *product_name(const OrtOperator *operator) { return (void)operator, "Product"; }
 static const char *int8_name(const OrtOperator *operator) { return (void)operator, "Int8Linear"; }
 static size_t linear_inputs(const OrtOperator *operator) { return (void)operator, LINEAR_INPUTS; }
@@ -142,7 +144,8 @@ static OrtStatus *create(const OrtOperator *operator, const OrtApi *api, const O
     Kernel *made = malloc(sizeof *made);
     if (!made) return api->create_status(ORT_FAIL, "heed: no memory");
     *made = (Kernel){.api = api, .bias = inputs == PRODUCT_INPUTS ? 0 : inputs - 1};
-    failed = make_weights(api, weight, inputs != LINEAR_INPUTS, scales, &made->weights);
+    int digits = scales ? 1 : operator->name == linear16_name ? 2 : 3;
+    failed = make_weights(api, weight, inputs != LINEAR_INPUTS, digits, scales, &made->weights);
     if (failed)
         free(made);
     else
@@ -237,6 +240,7 @@ static OrtStatus *compute(void *kernel_, OrtContext *context) {
     }
 
 static const OrtOperator LINEAR = OPERATOR(linear_name, linear_inputs);
+static const OrtOperator LINEAR_16 = OPERATOR(linear16_name, linear_inputs);
 static const OrtOperator PRODUCT = OPERATOR(product_name, product_inputs);
 static const OrtOperator INT8_LINEAR = OPERATOR(int8_name, int8_inputs);
 
@@ -253,6 +257,7 @@ OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtApiBase *base) {
     if (!domain) {
         failed = api->create_domain("heed", &domain);
         if (!failed) failed = api->domain_add(domain, &LINEAR);
+        if (!failed) failed = api->domain_add(domain, &LINEAR_16);
         if (!failed) failed = api->domain_add(domain, &PRODUCT);
         if (!failed) failed = api->domain_add(domain, &INT8_LINEAR);
     }
