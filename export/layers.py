@@ -1,8 +1,8 @@
 """Names the linear layers of a graph, so that a runtime can bring its own way to compute them.
 
-A product with a constant matrix becomes a call of `heed.Linear`, `heed.Linear16` or `heed.Product`, and the graph brings what they mean
-as functions (ONNX IR, "Functions"). A runtime that knows nothing of them puts the bodies in their place, as any
-onnxruntime does when it loads the file, and gets the bits that it would have got from the plain operators.
+A product with a constant matrix becomes a call of `heed.Linear`, `heed.Linear16` or `heed.Product`, and the graph brings
+what they mean as functions (ONNX IR, "Functions"). A runtime that knows nothing of them puts the bodies in their place,
+as any onnxruntime does when it loads the file, and gets the bits that it would have got from the plain operators.
 """
 
 from collections.abc import Iterable
@@ -25,13 +25,14 @@ def name_layers(path: Path, rough: bool = False) -> None:
     linear = "Linear16" if rough else "Linear"
     model = onnx.load(path, load_external_data=False)
     matrices = {tensor.name: tensor for tensor in model.graph.initializer if _is_matrix(tensor)}
+    constants = {tensor.name for tensor in model.graph.initializer}
     opset = next(opset for opset in model.opset_import if not opset.domain)
     functions: dict[str, FunctionProto] = {}
     for node in model.graph.node:
         weight = matrices.get(node.input[1]) if len(node.input) > 1 else None
         if weight is None or max(weight.dims) > MOST_VALUES:
             continue
-        if node.op_type == "Gemm" and _is_linear(node):
+        if node.op_type == "Gemm" and _is_linear(node) and node.input[2] in constants:
             _call(node, linear)
             functions[linear] = _function(linear, ["x", "weight", "bias"], "Gemm", opset, transB=1)
         elif node.op_type == "MatMul":

@@ -193,7 +193,7 @@ HERE static void two_by_two(const signed char *left, const signed char *right, l
     store_tiles(sums);
 }
 
-/* Two matrices for each of two groups of channels: one alone would wait for the tiles of tokens longer than it takes. */
+/* Two matrices for each of two groups of channels: one alone would take less time than the tiles of its tokens. */
 HERE static void two_by_one(const signed char *left, const signed char *right, const signed char *beside, long depth,
                             int32_t *sums) {
     WRITTEN;

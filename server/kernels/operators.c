@@ -16,7 +16,11 @@
 #include "digits.h"
 #include "onnxruntime.h"
 
-enum { MOST_RANKS = 8, PARTS = 8, CHUNK_BYTES = 1 << 20 /* of digits at a time: they stay in a core's second cache */ };
+enum {
+    MOST_RANKS = 8,
+    CHUNK_BYTES = 1 << 20, /* of digits at a time: they stay in a core's second cache */
+    PART_GROUPS = 6,       /* of channels, that one thread computes at a time: setting the tiles up takes a while */
+};
 
 /* Weights as digits, one copy for all sessions of the process that have the same ones. */
 typedef struct Weights {
@@ -31,7 +35,7 @@ static pthread_mutex_t all_weights_lock = PTHREAD_MUTEX_INITIALIZER;
 typedef struct {
     const OrtApi *api;
     Weights *weights;
-    size_t bias; /* which input it is; 0 for none */
+    const float *bias; /* [M], or null */
 } Kernel;
 
 static bool equal(const Digits *one, const Digits *other) {
@@ -77,7 +81,8 @@ static OrtStatus *sizes_of(const OrtApi *api, const OrtValue *tensor, int64_t *s
     OrtStatus *failed = api->tensor_shape(tensor, &shape);
     if (failed) return failed;
     failed = api->shape_rank(shape, rank);
-    if (!failed && (*rank == 0 || *rank > MOST_RANKS)) failed = api->create_status(ORT_FAIL, "heed: tensors have 1 to 8 dimensions");
+    if (!failed && (*rank == 0 || *rank > MOST_RANKS))
+        failed = api->create_status(ORT_FAIL, "heed: tensors have 1 to 8 dimensions");
     if (!failed) failed = api->shape_sizes(shape, sizes, *rank);
     api->release_shape(shape);
     return failed;
@@ -89,23 +94,40 @@ static OrtStatus *constant(const OrtApi *api, const OrtKernelInfo *info, size_t 
     return failed || is_constant ? failed : api->create_status(ORT_FAIL, "heed: weights must be constants");
 }
 
+/* A constant [M], one number for each channel. */
+static OrtStatus *of_channels(const OrtApi *api, const OrtKernelInfo *info, size_t index, long channels,
+                              float **numbers) {
+    const OrtValue *tensor;
+    int64_t sizes[MOST_RANKS];
+    size_t rank;
+    OrtStatus *failed = constant(api, info, index, &tensor);
+    if (!failed) failed = sizes_of(api, tensor, sizes, &rank);
+    if (!failed && (rank != 1 || sizes[0] != channels))
+        failed = api->create_status(ORT_FAIL, "heed: biases and scales must be one number for each channel");
+    return failed ? failed : api->tensor_data(tensor, (void **)numbers);
+}
+
 /* The weights of a layer: float32 as so many digits, or int8, which is one digit, with scales. */
-static OrtStatus *make_weights(const OrtApi *api, const OrtValue *tensor, bool transposed, int digits,
-                               const float *scales, Weights **made) {
+static OrtStatus *make_weights(const OrtApi *api, const OrtKernelInfo *info, bool transposed, int digits,
+                               Weights **made) {
+    const OrtValue *tensor;
     int64_t sizes[MOST_RANKS];
     size_t rank;
     void *values;
-    OrtStatus *failed = sizes_of(api, tensor, sizes, &rank);
+    float *scales;
+    OrtStatus *failed = constant(api, info, 1, &tensor);
+    if (!failed) failed = sizes_of(api, tensor, sizes, &rank);
+    if (!failed && (rank != 2 || sizes[!transposed] > MOST_VALUES))
+        failed = api->create_status(ORT_FAIL, "heed: weights must be a matrix, of at most 40,000 values to a channel");
     if (!failed) failed = api->tensor_data(tensor, &values);
+    if (!failed && digits == 1) failed = of_channels(api, info, 2, sizes[transposed], &scales);
     if (failed) return failed;
-    if (rank != 2 || sizes[!transposed] > MOST_VALUES)
-        return api->create_status(ORT_FAIL, "heed: weights must be a matrix of at most 40,000 values for each channel");
     Weights *weights = calloc(1, sizeof *weights);
     if (!weights || !digits_allocate(&weights->digits, sizes[transposed], sizes[!transposed], digits)) {
         free_weights(weights);
         return api->create_status(ORT_FAIL, "heed: no memory for weights");
     }
-    if (scales)
+    if (digits == 1)
         digits_of_int8(&weights->digits, values, scales);
     else
         digits_of_right(&weights->digits, values, transposed);
@@ -135,22 +157,21 @@ static int input_type(const OrtOperator *operator, size_t index) {
 
 static OrtStatus *create(const OrtOperator *operator, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
     size_t inputs = operator->inputs(operator);
-    const OrtValue *weight, *scale;
-    float *scales = NULL;
-    OrtStatus *failed = constant(api, info, 1, &weight);
-    if (!failed && inputs == INT8_INPUTS) failed = constant(api, info, 2, &scale);
-    if (!failed && inputs == INT8_INPUTS) failed = api->tensor_data(scale, (void **)&scales);
+    int digits = inputs == INT8_INPUTS ? 1 : operator->name == linear16_name ? 2 : 3;
+    Weights *weights = NULL;
+    float *bias = NULL;
+    OrtStatus *failed = make_weights(api, info, inputs != LINEAR_INPUTS, digits, &weights);
     if (failed) return failed;
-    Kernel *made = malloc(sizeof *made);
-    if (!made) return api->create_status(ORT_FAIL, "heed: no memory");
-    *made = (Kernel){.api = api, .bias = inputs == PRODUCT_INPUTS ? 0 : inputs - 1};
-    int digits = scales ? 1 : operator->name == linear16_name ? 2 : 3;
-    failed = make_weights(api, weight, inputs != LINEAR_INPUTS, digits, scales, &made->weights);
-    if (failed)
-        free(made);
-    else
-        *kernel = made;
-    return failed;
+    if (inputs != PRODUCT_INPUTS) failed = of_channels(api, info, inputs - 1, weights->digits.rows, &bias);
+    Kernel *made = failed ? NULL : malloc(sizeof *made);
+    if (!failed && !made) failed = api->create_status(ORT_FAIL, "heed: no memory");
+    if (failed) {
+        let_go(weights);
+        return failed;
+    }
+    *made = (Kernel){.api = api, .weights = weights, .bias = bias};
+    *kernel = made;
+    return NULL;
 }
 
 static void destroy(void *kernel) {
@@ -170,11 +191,11 @@ typedef struct {
 
 static void write_digits(void *run, size_t group) { digits_of_left(&((Run *)run)->digits, ((Run *)run)->x, group); }
 
-/* The channels of one part in PARTS: onnxruntime's threads share them out. */
+/* Some groups of channels: onnxruntime's threads share the parts out. */
 static void multiply(void *run_, size_t part) {
     Run *run = run_;
-    long groups = digits_groups(run->weights);
-    digits_multiply(&run->digits, run->weights, groups * part / PARTS, groups * (part + 1) / PARTS, run->bias, run->y);
+    long groups = digits_groups(run->weights), first = part * PART_GROUPS, last = first + PART_GROUPS;
+    digits_multiply(&run->digits, run->weights, first, last < groups ? last : groups, run->bias, run->y);
 }
 
 static OrtStatus *in_parallel(Run *run, void (*function)(void *, size_t), size_t parts) {
@@ -197,7 +218,7 @@ static OrtStatus *run_layer(Run *run, long rows) {
     for (long done = 0; !failed && done < rows; done += chunk, run->x += chunk * values, run->y += chunk * channels) {
         run->digits.rows = rows - done < chunk ? rows - done : chunk;
         failed = in_parallel(run, write_digits, digits_groups(&run->digits));
-        if (!failed) failed = in_parallel(run, multiply, PARTS);
+        if (!failed) failed = in_parallel(run, multiply, (digits_groups(run->weights) + PART_GROUPS - 1) / PART_GROUPS);
     }
     digits_free(&run->digits);
     return failed;
@@ -206,16 +227,14 @@ static OrtStatus *run_layer(Run *run, long rows) {
 static OrtStatus *compute(void *kernel_, OrtContext *context) {
     Kernel *kernel = kernel_;
     const OrtApi *api = kernel->api;
-    Run run = {.api = api, .context = context, .weights = &kernel->weights->digits};
-    const OrtValue *x, *bias;
+    Run run = {.api = api, .context = context, .weights = &kernel->weights->digits, .bias = kernel->bias};
+    const OrtValue *x;
     OrtValue *y;
     int64_t sizes[MOST_RANKS];
     size_t rank;
     OrtStatus *failed = api->input(context, 0, &x);
     if (!failed) failed = sizes_of(api, x, sizes, &rank);
     if (!failed) failed = api->tensor_data(x, (void **)&run.x);
-    if (!failed && kernel->bias) failed = api->input(context, kernel->bias, &bias);
-    if (!failed && kernel->bias) failed = api->tensor_data(bias, (void **)&run.bias);
     if (failed) return failed;
     if (sizes[rank - 1] != run.weights->values) {
         char message[99];
@@ -231,12 +250,12 @@ static OrtStatus *compute(void *kernel_, OrtContext *context) {
     return failed || rows == 0 ? failed : run_layer(&run, rows);
 }
 
-#define OPERATOR(of_name, of_inputs)                                                                                   \
-    {                                                                                                                  \
-        .version = ORT_VERSION, .name = of_name, .provider = provider, .input_type = input_type, .inputs = of_inputs,     \
-        .output_type = float32, .outputs = one_output, .destroy = destroy, .input_characteristic = required,           \
-        .output_characteristic = required, .input_memory = memory, .create_or_fail = create,                           \
-        .compute_or_fail = compute, .first_version = version_1, .last_version = version_1                              \
+#define OPERATOR(of_name, of_inputs)                                                                                  \
+    {                                                                                                                 \
+        .version = ORT_VERSION, .name = of_name, .provider = provider, .input_type = input_type, .inputs = of_inputs, \
+        .output_type = float32, .outputs = one_output, .destroy = destroy, .input_characteristic = required,          \
+        .output_characteristic = required, .input_memory = memory, .create_or_fail = create,                          \
+        .compute_or_fail = compute, .first_version = version_1, .last_version = version_1                             \
     }
 
 static const OrtOperator LINEAR = OPERATOR(linear_name, linear_inputs);

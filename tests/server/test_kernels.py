@@ -199,6 +199,14 @@ def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
 
 
 @only_with_tiles
+def test_a_bias_of_another_length_is_refused(tmp_path: Path) -> None:
+    random = np.random.default_rng(8)
+    layer = Layer(tmp_path, numbers(random, 20, 30), numbers(random, 19))
+    with pytest.raises(Exception, match="biases and scales must be one number for each channel"):
+        layer.session(layer.named)
+
+
+@only_with_tiles
 def test_sessions_share_weights_and_outlive_one_another(tmp_path: Path) -> None:
     random = np.random.default_rng(6)
     layer = Layer(tmp_path, numbers(random, 20, 30), numbers(random, 20))
