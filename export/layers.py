@@ -1,7 +1,7 @@
 """Names the linear layers of a graph, so that a runtime can bring its own way to compute them.
 
-A product with a constant matrix becomes a call of `heed.Linear`, `heed.Linear16` or `heed.Product`, and the graph brings
-what they mean as functions (ONNX IR, "Functions"). A runtime that knows nothing of them puts the bodies in their place,
+A product with a constant matrix becomes a call of `heed.Linear`, `heed.Linear16` or `heed.Product`, and the graph says
+what they mean in functions (ONNX IR, "Functions"). A runtime that knows nothing of them puts the bodies in their place,
 as any onnxruntime does when it loads the file, and gets the bits that it would have got from the plain operators.
 """
 
