@@ -117,11 +117,11 @@ def _int8_linear(model: onnx.ModelProto) -> FunctionProto:
     steps is one of integers, that of the lowest values takes no more than the sum of each channel's weights.
     """
     nodes = [
-        _constant("axis", np.array([-1])),
-        _constant("least", np.float32(LEAST)),
-        _constant("step", np.float32(1 / STEPS)),
-        _constant("one", np.float32(1)),
-        _constant("zero", np.uint8(0)),
+        _fixed("axis", np.array([-1])),
+        _fixed("least", np.float32(LEAST)),
+        _fixed("step", np.float32(1 / STEPS)),
+        _fixed("one", np.float32(1)),
+        _fixed("zero", np.uint8(0)),
         _node("ReduceMin", ["x", "axis"], "lowest", keepdims=1),
         _node("ReduceMax", ["x", "axis"], "highest", keepdims=1),
         _node("Sub", ["highest", "lowest"], "width"),
@@ -142,7 +142,7 @@ def _int8_linear(model: onnx.ModelProto) -> FunctionProto:
     return helper.make_function(DOMAIN, "Int8Linear", ["x", "weight", "scale", "sum", "bias"], ["y"], nodes, [opset])
 
 
-def _constant(name: str, value: np.ndarray | np.generic) -> NodeProto:
+def _fixed(name: str, value: np.ndarray | np.generic) -> NodeProto:
     return _node("Constant", [], name, value=numpy_helper.from_array(np.asarray(value)))
 
 

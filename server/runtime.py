@@ -12,7 +12,7 @@ from bundle.contract import has_budget
 from bundle.packing import GRAPH_INPUTS, Arrays
 from server import denormals
 from server.errors import DeviceError
-from server.kernels import library
+from server.kernels import library, serves
 from server.settings import Device
 
 CPU = "CPUExecutionProvider"
@@ -115,7 +115,7 @@ class Runtime:
                 self._session = self._open_cpu(graph, threads, kernels)
         # What was asked for proves nothing: onnxruntime falls back to the CPU in silence.
         self.provider: str = self._session.get_providers()[0]
-        self.has_kernels = kernels and self.provider == CPU and library() is not None
+        self.has_kernels = kernels and self.provider == CPU and serves(graph)
         self.outputs = [output.name for output in self._session.get_outputs()]
         self._shrinking = _shrinking(self.provider)
         self._inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)

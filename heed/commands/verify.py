@@ -39,6 +39,9 @@ def verify(
     signature: Annotated[
         Path | None, typer.Option(metavar="PUBKEY", help="First see that this Ed25519 key's owner signed it (PEM).")
     ] = None,
+    kernels: Annotated[
+        bool, typer.Option(help="As `heed serve` has it: heed's own linear layers where they can be.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Compare a bundle's answers with the PyTorch reference's, on every case of its contract.
@@ -53,11 +56,11 @@ def verify(
     if signature is not None:
         _check_signature(bundle, signature)
     if endpoint is None:
-        proof = _offline(bundle, device or "auto", precision or "all")
-    elif device is None and precision is None:
+        proof = _offline(bundle, device or "auto", precision or "all", kernels)
+    elif device is None and precision is None and kernels:
         proof = _online(bundle, endpoint, model, timeout, as_json, reach)
     else:
-        fail("--device and --precision are for what is computed here; the endpoint has its own")
+        fail("--device, --precision and --no-kernels are for what is computed here; the endpoint has its own")
     if as_json:
         print(json.dumps(_content(proof), indent=2))
     else:
@@ -93,7 +96,7 @@ def _follow(findings: "Iterable[Finding]") -> "Iterable[Finding]":
     return track(findings, "comparing", console=err, transient=True)
 
 
-def _offline(bundle: Path, device: str, precision: str) -> Proof:
+def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
     from bundle import BundleError, read_manifest
     from bundle.contract import Report
     from bundle.digests import bundle_digest, check_digests
@@ -109,7 +112,7 @@ def _offline(bundle: Path, device: str, precision: str) -> Proof:
         manifest = read_manifest(bundle)
         for each in manifest.precisions if precision == "all" else [precision]:
             try:
-                found = proven(bundle, device, each, everything=True, follow=_follow)  # type: ignore[arg-type]  # checked
+                found = proven(bundle, device, each, kernels, everything=True, follow=_follow)  # type: ignore[arg-type]  # checked
             except DeviceError as error:
                 report.unproven[each] = str(error)
             else:

@@ -12,6 +12,10 @@ from pathlib import Path
 LIBRARY = Path(__file__).with_name(f"library{sysconfig.get_config_var('EXT_SUFFIX')}")
 
 
+# How a graph says that it calls operators of the domain "heed": an OperatorSetIdProto's first field, and its length.
+_CALLS = b"\n\x04heed"
+
+
 @cache
 def library() -> Path | None:
     """The compiled library; None if it would be of no use here.
@@ -21,3 +25,8 @@ def library() -> Path | None:
     if not LIBRARY.exists():
         return None
     return LIBRARY if ctypes.CDLL(str(LIBRARY)).heed_kernels_supported() else None
+
+
+def serves(graph: Path) -> bool:
+    """Whether there is a library here, and layers in the graph that it computes: older bundles do not name theirs."""
+    return library() is not None and _CALLS in graph.read_bytes()

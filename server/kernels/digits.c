@@ -137,6 +137,13 @@ __attribute__((always_inline)) HERE static inline void prefetch(const signed cha
     for (int byte = 0; byte < 3 * TILE; byte += 64) _mm_prefetch(tiles + byte, _MM_HINT_T1);
 }
 
+HERE static void zero_tiles(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
 HERE static void store_tiles(int32_t *sums) {
     _tile_stored(0, sums, DEPTH);
     _tile_stored(1, sums + GROUP * GROUP, DEPTH);
@@ -149,10 +156,7 @@ HERE static void store_tiles(int32_t *sums) {
 HERE static void three_by_three(const signed char *left, const signed char *right, const signed char *next, long depth,
                                 int32_t *sums) {
     WRITTEN;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_tiles();
     for (long deep = 0; deep < depth; deep++, left += 3 * TILE, right += 3 * TILE) {
         if (next) prefetch(next + deep * 3 * TILE);
         _tile_loadd(5, right, DEPTH);
@@ -176,10 +180,7 @@ HERE static void three_by_three(const signed char *left, const signed char *righ
 /* Three matrices: all products of two digits. */
 HERE static void two_by_two(const signed char *left, const signed char *right, long depth, int32_t *sums) {
     WRITTEN;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_tiles();
     for (long deep = 0; deep < depth; deep++, left += 2 * TILE, right += 2 * TILE) {
         _tile_loadd(6, right, DEPTH);
         _tile_loadd(4, left, DEPTH);
@@ -197,10 +198,7 @@ HERE static void two_by_two(const signed char *left, const signed char *right, l
 HERE static void two_by_one(const signed char *left, const signed char *right, const signed char *beside, long depth,
                             int32_t *sums) {
     WRITTEN;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_tiles();
     for (long deep = 0; deep < depth; deep++, left += 2 * TILE, right += TILE, beside += TILE) {
         _tile_loadd(6, right, DEPTH);
         _tile_loadd(4, left, DEPTH);

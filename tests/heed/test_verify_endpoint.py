@@ -135,7 +135,7 @@ def test_a_server_that_is_starting_is_waited_for(tiny_bundle: Path, tmp_path: Pa
 def test_what_is_computed_here_and_there_cannot_both_be_chosen(tiny_bundle: Path, option: tuple[str, str]) -> None:
     done = heed("verify", tiny_bundle, "--endpoint", "127.0.0.1:1", *option)
     assert done.code == 2
-    assert "--device and --precision are for what is computed here" in done.said
+    assert "--device, --precision and --no-kernels are for what is computed here" in done.said
 
 
 def test_a_precision_that_is_not_there_is_told(tiny_bundle: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_bias_of_another_length_is_refused(tmp_path: Path) -> None:
 
 
 @only_with_tiles
-def test_sessions_share_weights_and_outlive_one_another(tmp_path: Path) -> None:
+def test_a_session_outlives_another_with_the_same_weights(tmp_path: Path) -> None:
     random = np.random.default_rng(6)
     layer = Layer(tmp_path, numbers(random, 20, 30), numbers(random, 20))
     x = numbers(random, 4, 30)
@@ -276,6 +276,12 @@ def test_where_digits_cannot_keep_the_budget_onnxruntime_computes(
     assert report.holds
     assert not model.runtime.has_kernels
     assert "the linear layers of" in caplog.text
+
+
+def test_a_graph_that_names_no_layers_has_none(tmp_path: Path) -> None:
+    layer = Layer(tmp_path, np.ones((3, 4), np.float32), np.zeros(3, np.float32))
+    assert not Runtime(layer.plain, "cpu").has_kernels
+    assert Runtime(layer.named, "cpu").has_kernels == (library() is not None)
 
 
 def test_they_can_be_left_out(tiny_bundle: Path) -> None:
