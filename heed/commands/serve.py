@@ -14,6 +14,7 @@ from rich.table import Table
 
 from heed.console import err, fail, out
 from heed.reports import budget_text, error_text
+from server.kernels import way
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _model_rows(served: "Served") -> dict[str, str]:
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
         "runs on": f"{provider}, {threads} thread{'s' * (threads != 1)}"
         + ", all of them for a lone request" * model.is_wide
-        + "; linear layers in tiles of int8 digits" * model.runtime.has_kernels,
+        + f"; linear layers in {way()}" * model.runtime.has_kernels,
         "groups": f"{warmup.strategy}; {bits}",
         "error": f"{error_text(report.worst)} at most, {budget_text(report.worst)} allowed "
         f"[dim]({len(report.findings)} comparisons with the reference)[/]",

@@ -1,6 +1,6 @@
 """Linear layers as this CPU multiplies fastest, where onnxruntime does not: a library in C that its sessions are given.
 
-`digits.h` says how it multiplies and why answers keep their bits; `operators.c` is what onnxruntime calls. The exported
+`digits.h` and `panels.h` say how it multiplies and why answers keep their bits; `operators.c` is what onnxruntime calls. The exported
 graphs name their linear layers (see `export/layers.py`), so that the same file runs with the library or without it.
 """
 
@@ -9,6 +9,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
+DIGITS = "tiles of int8 digits"  # what `way` says of CPUs with AMX
 LIBRARY = Path(__file__).with_name(f"library{sysconfig.get_config_var('EXT_SUFFIX')}")
 
 
@@ -17,16 +18,24 @@ _CALLS = b"\n\x04heed"
 
 
 @cache
-def library() -> Path | None:
-    """The compiled library; None if it would be of no use here.
+def way() -> str:
+    """How linear layers are multiplied here, in words; empty where onnxruntime does it.
 
-    It is not compiled where there was no C compiler at installation, and it is for x86 CPUs with tiles of int8 (AMX).
+    The library is not compiled where there was no C compiler at installation. It is for x86 CPUs: by digits for those
+    with tiles of int8 (AMX), by panels for those whose vector unit is AVX2.
     """
     if not LIBRARY.exists():
-        return None
-    return LIBRARY if ctypes.CDLL(str(LIBRARY)).heed_kernels_supported() else None
+        return ""
+    found = ctypes.CDLL(str(LIBRARY)).heed_kernels
+    found.restype = ctypes.c_char_p
+    return bytes(found()).decode()
+
+
+def library() -> Path | None:
+    """The compiled library; None if it would be of no use here."""
+    return LIBRARY if way() else None
 
 
 def serves(graph: Path) -> bool:
     """Whether there is a library here, and layers in the graph that it computes: older bundles do not name theirs."""
-    return library() is not None and _CALLS in graph.read_bytes()
+    return bool(way()) and _CALLS in graph.read_bytes()

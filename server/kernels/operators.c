@@ -6,7 +6,8 @@
  *     Int8Linear  x, weight int8 [K, M], scale [M], sum [M], bias [M]; the sum is for others
  *
  * Exported graphs define them as functions of what every runtime has; a session that was given this library computes
- * them here instead (see digits.h). */
+ * them here instead: by digits where the CPU has tiles of int8 (digits.h), by panels of float32 where its vector unit is
+ * all it has (panels.h), and there Int8Linear is left to onnxruntime. */
 
 #include <pthread.h>
 #include <stdio.h>
@@ -15,16 +16,21 @@
 
 #include "digits.h"
 #include "onnxruntime.h"
+#include "panels.h"
 
 enum {
     MOST_RANKS = 8,
     CHUNK_BYTES = 1 << 20, /* of digits at a time: they stay in a core's second cache */
     PART_GROUPS = 6,       /* of channels, that one thread computes at a time: setting the tiles up takes a while */
+    PART_PANELS = 6,       /* the same for panels: a row that is fetched serves all of them */
 };
 
-/* Weights as digits, one copy for all sessions of the process that have the same ones. */
+/* Weights as digits or as panels, whichever this CPU takes, and none as the other. One copy for all sessions of the
+ * process that have the same ones. */
 typedef struct Weights {
     Digits digits;
+    Panels panels;
+    long channels, values;
     long users;
     struct Weights *next;
 } Weights;
@@ -35,17 +41,27 @@ static pthread_mutex_t all_weights_lock = PTHREAD_MUTEX_INITIALIZER;
 typedef struct {
     const OrtApi *api;
     Weights *weights;
-    const float *bias; /* [M], or null */
+    const float *bias; /* [M] */
+    float *no_bias;    /* zeros in its place, of a layer that has none */
 } Kernel;
 
-static bool equal(const Digits *one, const Digits *other) {
-    return one->rows == other->rows && one->values == other->values && one->digits == other->digits &&
-           !memcmp(one->scales, other->scales, one->rows * sizeof *one->scales) &&
+static bool equal_digits(const Digits *one, const Digits *other) {
+    return one->digits == other->digits && !memcmp(one->scales, other->scales, one->rows * sizeof *one->scales) &&
            !memcmp(one->tiles, other->tiles, digits_size(one));
 }
 
+static bool equal_panels(const Panels *one, const Panels *other) {
+    return !memcmp(one->weights, other->weights, panels_size(one));
+}
+
+static bool equal(const Weights *one, const Weights *other) {
+    if (one->channels != other->channels || one->values != other->values) return false;
+    return one->panels.weights ? equal_panels(&one->panels, &other->panels)
+                               : equal_digits(&one->digits, &other->digits);
+}
+
 static void free_weights(Weights *weights) {
-    if (weights) digits_free(&weights->digits);
+    if (weights) digits_free(&weights->digits), panels_free(&weights->panels);
     free(weights);
 }
 
@@ -53,7 +69,7 @@ static void free_weights(Weights *weights) {
 static Weights *share(Weights *made) {
     pthread_mutex_lock(&all_weights_lock);
     Weights *found = all_weights;
-    while (found && !equal(&found->digits, &made->digits)) found = found->next;
+    while (found && !equal(found, made)) found = found->next;
     if (!found) {
         made->next = all_weights;
         found = all_weights = made;
@@ -107,14 +123,30 @@ static OrtStatus *of_channels(const OrtApi *api, const OrtKernelInfo *info, size
     return failed ? failed : api->tensor_data(tensor, (void **)numbers);
 }
 
-/* The weights of a layer: float32 as so many digits, or int8, which is one digit, with scales. */
+/* float32 as so many digits, or int8, which is one digit, with scales. */
+static bool as_digits(Weights *weights, const void *w, const float *scales, bool transposed, int digits) {
+    if (!digits_allocate(&weights->digits, weights->channels, weights->values, digits)) return false;
+    if (digits == 1)
+        digits_of_int8(&weights->digits, w, scales);
+    else
+        digits_of_right(&weights->digits, w, transposed);
+    return true;
+}
+
+static bool as_panels(Weights *weights, const float *w, bool transposed) {
+    if (!panels_allocate(&weights->panels, weights->channels, weights->values)) return false;
+    panels_of(&weights->panels, w, transposed);
+    return true;
+}
+
+/* The weights of a layer. `digits` are those of each, where weights are digits here. */
 static OrtStatus *make_weights(const OrtApi *api, const OrtKernelInfo *info, bool transposed, int digits,
                                Weights **made) {
     const OrtValue *tensor;
     int64_t sizes[MOST_RANKS];
     size_t rank;
     void *values;
-    float *scales;
+    float *scales = NULL;
     OrtStatus *failed = constant(api, info, 1, &tensor);
     if (!failed) failed = sizes_of(api, tensor, sizes, &rank);
     if (!failed && (rank != 2 || sizes[!transposed] > MOST_VALUES))
@@ -123,14 +155,12 @@ static OrtStatus *make_weights(const OrtApi *api, const OrtKernelInfo *info, boo
     if (!failed && digits == 1) failed = of_channels(api, info, 2, sizes[transposed], &scales);
     if (failed) return failed;
     Weights *weights = calloc(1, sizeof *weights);
-    if (!weights || !digits_allocate(&weights->digits, sizes[transposed], sizes[!transposed], digits)) {
+    if (weights) weights->channels = sizes[transposed], weights->values = sizes[!transposed];
+    if (!weights || !(digits_supported() ? as_digits(weights, values, scales, transposed, digits)
+                                         : as_panels(weights, values, transposed))) {
         free_weights(weights);
         return api->create_status(ORT_FAIL, "heed: no memory for weights");
     }
-    if (digits == 1)
-        digits_of_int8(&weights->digits, values, scales);
-    else
-        digits_of_right(&weights->digits, values, transposed);
     *made = share(weights);
     return NULL;
 }
@@ -159,43 +189,60 @@ static OrtStatus *create(const OrtOperator *operator, const OrtApi *api, const O
     size_t inputs = operator->inputs(operator);
     int digits = inputs == INT8_INPUTS ? 1 : operator->name == linear16_name ? 2 : 3;
     Weights *weights = NULL;
-    float *bias = NULL;
+    float *bias = NULL, *no_bias = NULL;
     OrtStatus *failed = make_weights(api, info, inputs != LINEAR_INPUTS, digits, &weights);
     if (failed) return failed;
-    if (inputs != PRODUCT_INPUTS) failed = of_channels(api, info, inputs - 1, weights->digits.rows, &bias);
-    Kernel *made = failed ? NULL : malloc(sizeof *made);
-    if (!failed && !made) failed = api->create_status(ORT_FAIL, "heed: no memory");
+    if (inputs == PRODUCT_INPUTS)
+        bias = no_bias = calloc(weights->channels, sizeof *bias);
+    else
+        failed = of_channels(api, info, inputs - 1, weights->channels, &bias);
+    Kernel *made = malloc(sizeof *made);
+    if (!failed && !(made && bias)) failed = api->create_status(ORT_FAIL, "heed: no memory");
     if (failed) {
         let_go(weights);
+        free(no_bias);
+        free(made);
         return failed;
     }
-    *made = (Kernel){.api = api, .weights = weights, .bias = bias};
+    *made = (Kernel){.api = api, .weights = weights, .bias = bias, .no_bias = no_bias};
     *kernel = made;
     return NULL;
 }
 
-static void destroy(void *kernel) {
-    let_go(((Kernel *)kernel)->weights);
+static void destroy(void *kernel_) {
+    Kernel *kernel = kernel_;
+    let_go(kernel->weights);
+    free(kernel->no_bias);
     free(kernel);
 }
 
-/* One run of a layer, on a chunk of its rows at a time. */
+/* One run of a layer; by digits on a chunk of its rows at a time. */
 typedef struct {
     const OrtApi *api;
     const OrtContext *context;
-    const Digits *weights;
+    const Weights *weights;
     Digits digits; /* of the chunk */
     const float *x, *bias;
     float *y;
+    long rows;
 } Run;
 
 static void write_digits(void *run, size_t group) { digits_of_left(&((Run *)run)->digits, ((Run *)run)->x, group); }
 
 /* Some groups of channels: onnxruntime's threads share the parts out. */
-static void multiply(void *run_, size_t part) {
+static void multiply_digits(void *run_, size_t part) {
     Run *run = run_;
-    long groups = digits_groups(run->weights), first = part * PART_GROUPS, last = first + PART_GROUPS;
-    digits_multiply(&run->digits, run->weights, first, last < groups ? last : groups, run->bias, run->y);
+    const Digits *weights = &run->weights->digits;
+    long groups = digits_groups(weights), first = part * PART_GROUPS, last = first + PART_GROUPS;
+    digits_multiply(&run->digits, weights, first, last < groups ? last : groups, run->bias, run->y);
+}
+
+/* The same with panels, and all rows. */
+static void multiply_panels(void *run_, size_t part) {
+    Run *run = run_;
+    const Panels *weights = &run->weights->panels;
+    long count = panels_count(weights), first = part * PART_PANELS, last = first + PART_PANELS;
+    panels_multiply(weights, run->x, run->rows, first, last < count ? last : count, run->bias, run->y);
 }
 
 static OrtStatus *in_parallel(Run *run, void (*function)(void *, size_t), size_t parts) {
@@ -210,24 +257,29 @@ static long chunk_of(long rows, long values) {
     return (rows + chunks - 1) / chunks;
 }
 
-static OrtStatus *run_layer(Run *run, long rows) {
-    long values = run->weights->values, channels = run->weights->rows, chunk = chunk_of(rows, values);
+static OrtStatus *run_digits(Run *run) {
+    const Digits *weights = &run->weights->digits;
+    long rows = run->rows, values = weights->values, channels = weights->rows, chunk = chunk_of(rows, values);
     OrtStatus *failed = NULL;
-    if (!digits_allocate(&run->digits, chunk, values, run->weights->digits == 3 ? 3 : 2))
+    if (!digits_allocate(&run->digits, chunk, values, weights->digits == 3 ? 3 : 2))
         failed = run->api->create_status(ORT_FAIL, "heed: no memory for digits");
     for (long done = 0; !failed && done < rows; done += chunk, run->x += chunk * values, run->y += chunk * channels) {
         run->digits.rows = rows - done < chunk ? rows - done : chunk;
         failed = in_parallel(run, write_digits, digits_groups(&run->digits));
-        if (!failed) failed = in_parallel(run, multiply, (digits_groups(run->weights) + PART_GROUPS - 1) / PART_GROUPS);
+        if (!failed) failed = in_parallel(run, multiply_digits, (digits_groups(weights) + PART_GROUPS - 1) / PART_GROUPS);
     }
     digits_free(&run->digits);
     return failed;
 }
 
+static OrtStatus *run_panels(Run *run) {
+    return in_parallel(run, multiply_panels, (panels_count(&run->weights->panels) + PART_PANELS - 1) / PART_PANELS);
+}
+
 static OrtStatus *compute(void *kernel_, OrtContext *context) {
     Kernel *kernel = kernel_;
     const OrtApi *api = kernel->api;
-    Run run = {.api = api, .context = context, .weights = &kernel->weights->digits, .bias = kernel->bias};
+    Run run = {.api = api, .context = context, .weights = kernel->weights, .bias = kernel->bias, .rows = 1};
     const OrtValue *x;
     OrtValue *y;
     int64_t sizes[MOST_RANKS];
@@ -242,12 +294,12 @@ static OrtStatus *compute(void *kernel_, OrtContext *context) {
                  run.weights->values);
         return api->create_status(ORT_FAIL, message);
     }
-    long rows = 1;
-    for (size_t axis = 0; axis + 1 < rank; axis++) rows *= sizes[axis];
-    sizes[rank - 1] = run.weights->rows;
+    for (size_t axis = 0; axis + 1 < rank; axis++) run.rows *= sizes[axis];
+    sizes[rank - 1] = run.weights->channels;
     failed = api->output(context, 0, sizes, rank, &y);
     if (!failed) failed = api->tensor_data(y, (void **)&run.y);
-    return failed || rows == 0 ? failed : run_layer(&run, rows);
+    if (failed || run.rows == 0) return failed;
+    return run.weights->panels.weights ? run_panels(&run) : run_digits(&run);
 }
 
 #define OPERATOR(of_name, of_inputs)                                                                                  \
@@ -263,8 +315,10 @@ static const OrtOperator LINEAR_16 = OPERATOR(linear16_name, linear_inputs);
 static const OrtOperator PRODUCT = OPERATOR(product_name, product_inputs);
 static const OrtOperator INT8_LINEAR = OPERATOR(int8_name, int8_inputs);
 
-/* Whether registering would do any good on this machine. */
-int heed_kernels_supported(void) { return digits_supported(); }
+/* What this CPU multiplies with here, in words; empty if registering would do no good. */
+const char *heed_kernels(void) {
+    return digits_supported() ? "tiles of int8 digits" : panels_supported() ? "panels of float32" : "";
+}
 
 /* What onnxruntime calls when a session is given the library. The domain lives as long as the process. */
 OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtApiBase *base) {
@@ -278,7 +332,7 @@ OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtApiBase *base) {
         if (!failed) failed = api->domain_add(domain, &LINEAR);
         if (!failed) failed = api->domain_add(domain, &LINEAR_16);
         if (!failed) failed = api->domain_add(domain, &PRODUCT);
-        if (!failed) failed = api->domain_add(domain, &INT8_LINEAR);
+        if (!failed && digits_supported()) failed = api->domain_add(domain, &INT8_LINEAR);
     }
     pthread_mutex_unlock(&lock);
     return failed ? failed : api->options_add_domain(options, domain);
