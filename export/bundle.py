@@ -20,6 +20,7 @@ from export.graph import export_graph
 from export.half import write_half
 from export.int8 import write_int8
 from export.layers import name_layers
+from export.parts import name_parts
 from export.reference import make_contract
 from export.report import write_report
 from export.sensitivity import layers_to_keep
@@ -121,6 +122,8 @@ def _write_graphs(encoder: Encoder, graphs: list[Graph], folder: Path) -> None:
         convert(encoder, graph, folder / sources[graph.file], folder / graph.file)
     for graph in graphs:
         name_layers(folder / graph.file, rough=graph.precision == "int8")
+        if graph.precision != "fp16":  # its numbers are float32
+            name_parts(folder / graph.file)
     places: Places = {}
     for precision in get_args(Precision):
         if files := [folder / graph.file for graph in graphs if graph.precision == precision]:

@@ -58,7 +58,7 @@ def write_int8(encoder: Encoder, kept: Collection[str], source: Path, target: Pa
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(tensors)
     model.graph.ClearField("value_info")
-    add_functions(model, [_int8_linear(model)] if quantization.made else [])
+    add_functions(model, [int8_function(model)] if quantization.made else [])
     onnx.save(model, target, save_as_external_data=True, location=target.name + ".data", size_threshold=1024)
 
 
@@ -110,7 +110,7 @@ class _Quantization:
         return name
 
 
-def _int8_linear(model: onnx.ModelProto) -> FunctionProto:
+def int8_function(model: onnx.ModelProto) -> FunctionProto:
     """A layer in the operators that every runtime has.
 
     `steps = round((x - lowest) / scale)`: between a token's lowest value and its highest lie 255. The product of the

@@ -1,8 +1,8 @@
-"""Linear layers as this CPU multiplies fastest, where onnxruntime does not: a library in C that its sessions are given.
+"""Linear layers and more as this CPU computes them fastest: a library in C that onnxruntime's sessions are given.
 
-`digits.h` and `panels.h` say how it multiplies and why answers keep their bits; `operators.c` is what onnxruntime calls.
-The exported graphs name their linear layers (see `export/layers.py`), so that the same file runs with the library or
-without it.
+`digits.h` and `panels.h` say how they are multiplied and why answers keep their bits, `tokens.c` and `attention.c` what
+else is computed; `operators.c` is what onnxruntime calls. The exported graphs name all that (see `export/layers.py` and
+`export/parts.py`), so that the same file runs with the library or without it.
 """
 
 import ctypes

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__linux__)
+#include "operators.h"
+
+#ifdef HEED_X86
 
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -273,22 +275,6 @@ HERE void digits_multiply(const Digits *left, const Digits *right, long first, l
         for (long group = first; group < last; group += 2)
             multiply_int8(left, right, group, group + 1 < last, bias, y);
     _tile_release();
-}
-
-#else
-
-bool digits_supported(void) { return false; }
-size_t digits_size(const Digits *digits) { return (void)digits, 0; }
-bool digits_allocate(Digits *digits, long rows, long values, int count) {
-    return (void)digits, (void)rows, (void)values, (void)count, false;
-}
-void digits_free(Digits *digits) { (void)digits; }
-void digits_of_left(Digits *digits, const float *x, long group) { (void)digits, (void)x, (void)group; }
-void digits_of_right(Digits *digits, const float *w, bool transposed) { (void)digits, (void)w, (void)transposed; }
-void digits_of_int8(Digits *digits, const signed char *w, const float *scales) { (void)digits, (void)w, (void)scales; }
-long digits_groups(const Digits *digits) { return (void)digits, 0; }
-void digits_multiply(const Digits *left, const Digits *right, long first, long last, const float *bias, float *y) {
-    (void)left, (void)right, (void)first, (void)last, (void)bias, (void)y;
 }
 
 #endif

@@ -5,10 +5,11 @@
 
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ORT_VERSION = 17, ORT_FAIL = 1, ORT_FLOAT = 1, ORT_INT8 = 3, ORT_REQUIRED = 0, ORT_DEFAULT_MEMORY = 0 };
+enum { ORT_VERSION = 17, ORT_FAIL = 1, ORT_FLOAT = 1, ORT_INT8 = 3, ORT_INT64 = 7, ORT_REQUIRED = 0, ORT_DEFAULT_MEMORY = 0 };
 
 typedef struct OrtStatus OrtStatus; /* a null pointer is success */
 typedef struct OrtValue OrtValue;
@@ -33,7 +34,9 @@ typedef struct {
     OrtStatus *(*shape_sizes)(const OrtShape *, int64_t *, size_t rank);
     OrtFunction from_63[2];
     OrtStatus *(*tensor_shape)(const OrtValue *, OrtShape **); /* 65 */
-    OrtFunction from_66[24];
+    OrtFunction from_66[19];
+    OrtStatus *(*attribute_float)(const OrtKernelInfo *, const char *name, float *); /* 85 */
+    OrtFunction from_86[4];
     OrtStatus *(*input)(const OrtContext *, size_t, const OrtValue **); /* 90 */
     OrtStatus *(*output)(OrtContext *, size_t, const int64_t *sizes, size_t rank, OrtValue **);
     OrtFunction from_92[7];

@@ -3,7 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__linux__)
+#include "operators.h"
+
+#ifdef HEED_X86
 
 #include <immintrin.h>
 
@@ -53,14 +55,6 @@ void panels_of(Panels *panels, const float *w, bool transposed) {
             }
 }
 
-/* What a tile takes: some rows' values from one on, the weights of a panel from there on, and what is to be added. */
-typedef struct {
-    const float *x, *weights, *added;
-    float *sums;
-    long x_width, added_width, sums_width, depth;
-    const char *next; /* weights that will be needed soon */
-} Tile;
-
 INLINE void multiply_value(const int rows, __m256 sums[TILE_ROWS][HALVES], const float *x, long width,
                            const float *weights) {
     UNROLLED for (int row = 0; row < rows; row++) {
@@ -101,9 +95,9 @@ INLINE void multiply_rows(long rows, const int requests, Tile tile) {
     }
 }
 
-/* A panel, some values deep, with all rows of a chunk: tiles of about as many rows each. The first four of them ask for
- * the weights that come next, or as many as there are: a fourth of a panel each, a half, or all of it. */
-HERE static void multiply_panel(Tile tile, long rows) {
+/* Tiles of about as many rows each. The first four of them ask for the weights that come next, or as many as there are:
+ * a fourth of a panel each, a half, or all of it. */
+HERE void tiles_multiply(Tile tile, long rows) {
     long tiles = parts(rows, TILE_ROWS), done = 0, asked = 0;
     const int requests = tiles >= 4 ? STEPS / 4 : tiles > 1 ? STEPS / 2 : STEPS;
     const char *next = tile.next;
@@ -134,7 +128,7 @@ static void multiply_full(const Panels *panels, const float *x, long rows, long 
             if (next_value >= values) next_value = 0, next_panel = last; /* what another call will begin with */
             bool ends = next_panel == panels_count(panels);
             float *here = sums + (panel - first) * PANEL;
-            multiply_panel(
+            tiles_multiply(
                 (Tile){
                     .x = x + value,
                     .weights = panel_at(panels, panel, value),
@@ -172,21 +166,6 @@ void panels_multiply(const Panels *panels, const float *x, long rows, long first
         if (full < last) multiply_partial(panels, x_here, here, full, bias + full * PANEL, y_here + full * PANEL);
         done += here;
     }
-}
-
-#else
-
-bool panels_supported(void) { return false; }
-bool panels_allocate(Panels *panels, long channels, long values) {
-    return (void)panels, (void)channels, (void)values, false;
-}
-void panels_free(Panels *panels) { (void)panels; }
-size_t panels_size(const Panels *panels) { return (void)panels, 0; }
-long panels_count(const Panels *panels) { return (void)panels, 0; }
-void panels_of(Panels *panels, const float *w, bool transposed) { (void)panels, (void)w, (void)transposed; }
-void panels_multiply(const Panels *panels, const float *x, long rows, long first, long last, const float *bias,
-                     float *y) {
-    (void)panels, (void)x, (void)rows, (void)first, (void)last, (void)bias, (void)y;
 }
 
 #endif

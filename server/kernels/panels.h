@@ -41,3 +41,14 @@ void panels_of(Panels *, const float *w, bool transposed);
 
 /* y [T, M] = x [T, K] w^T + bias [M] for the channels of the panels first ... last - 1. */
 void panels_multiply(const Panels *, const float *x, long rows, long first, long last, const float *bias, float *y);
+
+/* A product of one panel: sums [T, PANEL] = added + x [T, depth] weights [depth, PANEL]. The widths are those of the
+ * matrices that x, `added` and the sums are parts of; 0 where all rows are the same. */
+typedef struct {
+    const float *x, *weights, *added;
+    float *sums;
+    long x_width, added_width, sums_width, depth;
+    const char *next; /* weights that will be needed soon, as many; or null */
+} Tile;
+
+void tiles_multiply(Tile, long rows);

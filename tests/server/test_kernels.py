@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.layers import write_layers
 from bundle.contract import CPU, Report
-from export.layers import name_layers
+from export.int8 import int8_function, quantized
+from export.layers import add_functions, name_layers
 from heed.exporting import export_bundle
 from model import Encoder
 from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
@@ -218,6 +219,38 @@ def test_a_session_outlives_another_with_the_same_weights(tmp_path: Path) -> Non
     assert np.array_equal(other.run(None, {"x": x})[0], before)
 
 
+def int8_layer(path: Path, weight_KM: np.ndarray, scale_M: np.ndarray, bias_M: np.ndarray) -> Path:
+    """A layer in int8, and the function that says what it means."""
+    node = helper.make_node("Int8Linear", ["x", "w", "scale", "sum", "bias"], ["y"], domain="heed")
+    sums = weight_KM.sum(0).astype(np.float32) * scale_M
+    tensors = {"w": weight_KM, "scale": scale_M, "sum": sums, "bias": bias_M}
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y"))
+    constants = [numpy_helper.from_array(values, name) for name, values in tensors.items()]
+    graph = helper.make_graph([node], "layer", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    add_functions(model, [int8_function(model)])
+    onnx.save(model, path)
+    return path
+
+
+@only_with_library
+def test_layers_in_int8_are_what_their_function_says(tmp_path: Path) -> None:
+    random = np.random.default_rng(9)
+    for tokens, values, channels in [(1, 5, 3), (13, 4, 16), (40, 202, 33), (17, 384, 100)]:
+        weight, scale_M = quantized(numbers(random, channels, values))
+        bias, x = numbers(random, channels), numbers(random, tokens, values)
+        path = int8_layer(tmp_path / "int8.onnx", weight.T.copy(), scale_M, bias)
+        ours, theirs = (Layer.run(path, x, each) for each in (True, False))
+        # By digits a token has 16 bits and not 8: nearer to float32, and further from the function.
+        assert np.abs(ours - theirs).max() <= (0.05 if way() == DIGITS else 1e-5) * np.abs(theirs).max()
+        for token in range(tokens):
+            assert np.array_equal(Layer.run(path, x[[token]], with_library=True)[0], ours[token])
+        x[0, 0] = np.nan
+        spoilt = Layer.run(path, x, with_library=True)
+        assert not np.isfinite(spoilt[0]).any()
+        assert np.array_equal(spoilt[1:], ours[1:])
+
+
 @only_by_digits
 def test_int8_weights_are_taken_as_they_are(tmp_path: Path) -> None:
     """Products of whole numbers that two digits hold: nothing is rounded, not the last bit."""
@@ -227,17 +260,7 @@ def test_int8_weights_are_taken_as_they_are(tmp_path: Path) -> None:
         scale, bias = np.ones(channels, np.float32), random.integers(-9, 10, channels).astype(np.float32)
         x = random.integers(-0x7E00, 0x7F00, (tokens, values)).astype(np.float32)
         x[:, 0] = 0x7F00  # the largest, so that one step is 1
-        node = helper.make_node("Int8Linear", ["x", "w", "scale", "scale", "bias"], ["y"], domain="heed")
-        tensors: dict[str, np.ndarray] = {"w": weight, "scale": scale, "bias": bias}
-        graph = helper.make_graph(
-            [node],
-            "layer",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(values, name) for name, values in tensors.items()],
-        )
-        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("heed", 1)]
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "int8.onnx")
+        int8_layer(tmp_path / "int8.onnx", weight, scale, bias)
         exact = x.astype(np.int64) @ weight.astype(np.int64) + bias.astype(np.int64)
         answers = Layer.run(tmp_path / "int8.onnx", x, with_library=True)
         assert np.allclose(answers, exact, rtol=2.0**-22, atol=2.0**-22 * np.abs(exact).max())

@@ -1,0 +1,194 @@
+"""Attention, norms and GELUs as the library of server/kernels computes them, against float64 and onnxruntime's own.
+
+Letters: B rows, L slots, T tokens, D width.
+"""
+
+from collections.abc import Sequence as Many
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from bundle.packing import Arrays, Bools, pack, sequence, split
+from export.graph import export_graph
+from export.layers import name_layers
+from export.parts import name_parts
+from export.signature import position_rule
+from model import Encoder
+from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
+from model.patterns import Causal, Full, Pattern, Window
+from server.kernels import library
+from server.runtime import CPU, denormals, session_options
+from tests.support import make_noisy
+
+only_with_library = pytest.mark.skipif(library() is None, reason="the library of server/kernels is of no use here")
+BUDGET = 1e-5  # of the largest number
+
+
+class Graph:
+    """One encoder as a graph: as the exporter writes it, and with its parts named."""
+
+    def __init__(self, folder: Path, encoder: Encoder) -> None:
+        self.encoder, self.plain, self.named = encoder, folder / "plain.onnx", folder / "named.onnx"
+        export_graph(encoder, self.plain)
+        self.named.write_bytes(self.plain.read_bytes())
+        name_layers(self.named)
+        name_parts(self.named)
+        self.operators = [node.op_type for node in onnx.load(self.named, load_external_data=False).graph.node]
+
+    def run(self, graph: Path, masks: Many[Bools], with_library: bool = False, threads: int = 1) -> list[np.ndarray]:
+        """Hidden states of rows of random ids, under these masks."""
+        options = session_options(threads)
+        if with_library:
+            options.register_custom_ops_library(str(library()))
+        session = onnxruntime.InferenceSession(graph, options, providers=[CPU])
+        rows = [sequence(position_rule(self.encoder.config), ids_under(mask), mask) for mask in masks]
+        feeds = pack(rows, self.encoder.config.aligned)
+        names = {node.name for node in session.get_inputs()}
+        with denormals.as_zero():
+            (states, *_) = session.run(None, {name: feeds[name] for name in names})
+        return split(rows, np.asarray(states))
+
+
+def ids_under(mask: Bools) -> Arrays:
+    random = np.random.default_rng(len(mask) * 1000 + int(mask.sum()))
+    return {"input_ids": random.integers(0, 50, len(mask))}
+
+
+def full(*lengths: int) -> list[Bools]:
+    return [np.ones(length, np.bool_) for length in lengths]
+
+
+def encoder_of(patterns: tuple[Pattern, ...] = (Full(),), width: int = 24, layers: int = 1, **options: int) -> Encoder:
+    heads = options.pop("heads", len(patterns) if len(patterns) > 1 else 3)
+    attention = AttentionConfig(heads, patterns if len(patterns) > 1 else patterns[0], **options)  # type: ignore[arg-type]
+    layer = LayerConfig(attention, FeedForwardConfig(40))
+    encoder = Encoder(EncoderConfig(TokensConfig(50), width, (layer,) * layers, max_length=120))
+    make_noisy(encoder)
+    return encoder.eval()
+
+
+def assert_close(ours: Many[np.ndarray], theirs: Many[np.ndarray]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.abs(one - other).max() <= BUDGET * max(1, np.abs(other).max())
+
+
+# --- Graphs that name their parts, on any CPU ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", [Full(), Window(3), Causal()])
+def test_named_parts_have_the_same_bits_without_the_library(tmp_path: Path, pattern: Pattern) -> None:
+    graph = Graph(tmp_path, encoder_of((pattern,)))
+    assert graph.operators.count("Attention") == 1
+    assert graph.operators.count("AddNorm") == 2
+    assert graph.operators.count("Gelu") == 1
+    assert "Softmax" not in graph.operators
+    masks = full(1, 7, 30)
+    for plain, named in zip(graph.run(graph.plain, masks), graph.run(graph.named, masks), strict=True):
+        assert np.array_equal(plain, named)
+
+
+def test_a_sum_that_others_look_at_is_no_residual_of_a_norm(tmp_path: Path) -> None:
+    layer = LayerConfig(AttentionConfig(3), FeedForwardConfig(40), norm_first=True)
+    encoder = Encoder(EncoderConfig(TokensConfig(50), 24, (layer, layer), max_length=120))
+    graph = Graph(tmp_path, encoder.eval())
+    assert graph.operators.count("AddNorm") == 0
+    assert graph.operators.count("LayerNormalization") >= 4
+
+
+def test_a_graph_that_shows_its_weights_keeps_the_softmax(tmp_path: Path) -> None:
+    path = tmp_path / "attentions.onnx"
+    export_graph(encoder_of(), path, attentions=True)
+    name_layers(path)
+    name_parts(path)
+    operators = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    assert operators.count("Softmax") == 1
+    assert "Attention" not in operators
+
+
+# --- The library, where it is of use ---------------------------------------------------------------------------------
+
+
+@only_with_library
+@pytest.mark.parametrize("pattern", [Full(), Window(3), Causal()])
+@pytest.mark.parametrize("widths", [(24, None, None), (20, 7, None), (24, 8, 5), (96, 32, 16), (30, 10, 33)])
+def test_attention_of_any_widths(tmp_path: Path, pattern: Pattern, widths: tuple[int, int | None, int | None]) -> None:
+    width, head_width, value_width = widths
+    options = {"head_width": head_width, "value_width": value_width}
+    given = {name: value for name, value in options.items() if value is not None}
+    graph = Graph(tmp_path, encoder_of((pattern,), width, **given if given else {"heads": 3}))
+    random = np.random.default_rng(0)
+    holes = random.random(60) < 0.6
+    holes[[0, 59]] = False, True
+    masks = [*full(1, 2, 8, 17, 48, 49, 100), holes]
+    assert_close(graph.run(graph.named, masks, with_library=True), graph.run(graph.plain, masks))
+
+
+@only_with_library
+def test_heads_of_different_patterns(tmp_path: Path) -> None:
+    graph = Graph(tmp_path, encoder_of((Full(), Window(2), Causal()), 24))
+    masks = full(1, 5, 40)
+    assert_close(graph.run(graph.named, masks, with_library=True), graph.run(graph.plain, masks))
+
+
+@only_with_library
+def test_a_rows_bits_depend_on_nothing_beside_it(tmp_path: Path) -> None:
+    for number, pattern in enumerate((Full(), Window(3))):
+        (tmp_path / str(number)).mkdir()
+        graph = Graph(tmp_path / str(number), encoder_of((pattern,)))
+        masks = full(3, 1, 100, 17, 48, 5)
+        together = graph.run(graph.named, masks, with_library=True)
+        wide = graph.run(graph.named, masks, with_library=True, threads=3)
+        for mask, states, same in zip(masks, together, wide, strict=True):
+            (alone,) = graph.run(graph.named, [mask], with_library=True)
+            assert np.array_equal(alone, states)
+            assert np.array_equal(same, states)
+
+
+def one_node(path: Path, node: onnx.NodeProto, inputs: Many[str], constants: Arrays) -> onnxruntime.InferenceSession:
+    """A session of one of the library's operators."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*inputs, "y"]]
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph([node], "part", values[:-1], values[-1:], tensors)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("heed", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    options = session_options()
+    options.register_custom_ops_library(str(library()))
+    return onnxruntime.InferenceSession(path, options, providers=[CPU])
+
+
+@only_with_library
+def test_gelu_is_exact_to_a_floats_last_bits(tmp_path: Path) -> None:
+    session = one_node(tmp_path / "gelu.onnx", helper.make_node("Gelu", ["x"], ["y"], domain="heed"), ["x"], {})
+    x = np.concatenate([np.linspace(-12, 12, 100_003), [0, 1e-30, -1e-30, 50, -50, 1e4, -1e4]]).astype(np.float32)
+    exact = x.astype(np.float64) * torch.special.ndtr(torch.from_numpy(x).double()).numpy()
+    (y,) = session.run(None, {"x": x})
+    assert (np.abs(y - exact) <= 1e-7 * np.maximum(1, np.abs(exact))).all()
+    assert np.array_equal(y[-4:], np.array([50, 0, 1e4, 0], np.float32))
+    for length in (1, 7, 8, 9):
+        assert np.array_equal(session.run(None, {"x": x[:length]})[0], y[:length])
+    assert np.isnan(session.run(None, {"x": np.array([np.nan, 1], np.float32)})[0]).tolist() == [True, False]
+
+
+@only_with_library
+@pytest.mark.parametrize("width", [1, 7, 8, 30, 384])
+def test_the_norm_of_a_sum(tmp_path: Path, width: int) -> None:
+    random = np.random.default_rng(width)
+    weight, bias, x, y = (
+        random.normal(size=size).astype(np.float32) for size in (width, width, (5, width), (5, width))
+    )
+    node = helper.make_node("AddNorm", ["x", "z", "weight", "bias"], ["y"], domain="heed", epsilon=1e-3)
+    session = one_node(tmp_path / "norm.onnx", node, ["x", "z"], {"weight": weight, "bias": bias})
+    both = x.astype(np.float64) + y
+    off = both - both.mean(1, keepdims=True)
+    exact = off / np.sqrt(np.square(off).mean(1, keepdims=True) + 1e-3) * weight + bias
+    (answers,) = session.run(None, {"x": x, "z": y})
+    assert np.abs(answers - exact).max() <= 2e-6
+    for row in range(5):
+        assert np.array_equal(session.run(None, {"x": x[[row]], "z": y[[row]]})[0], answers[[row]])
+    with pytest.raises(Exception, match="two tensors of one shape"):
+        session.run(None, {"x": x, "z": y[:1]})
