@@ -21,8 +21,9 @@ from export.signature import position_rule
 from model import Encoder
 from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from model.patterns import Causal, Full, Pattern, Window
+from server import denormals
 from server.kernels import library
-from server.runtime import CPU, denormals, session_options
+from server.runtime import CPU, session_options
 from tests.support import make_noisy
 
 only_with_library = pytest.mark.skipif(library() is None, reason="the library of server/kernels is of no use here")
