@@ -64,7 +64,7 @@ def proven(
 ) -> tuple[Model, Report]:
     """A bundle in memory, and how its answers compare with the reference's.
 
-    Where heed's own linear layers do not keep the budget, onnxruntime's take their place: digits hold what is far below
+    Where heed's own kernels do not keep the budget, onnxruntime's take their place: digits hold what is far below
     a token's largest value less exactly than floats do (see `server/kernels`).
 
     Args:
@@ -79,7 +79,7 @@ def proven(
     report = Report(list(follow(model.check_contract(everything))))
     if report.holds or not model.runtime.has_kernels:
         return model, report
-    log.warning("%s; the linear layers of %s are left to onnxruntime", report.worst, folder)
+    log.warning("%s; all of %s is left to onnxruntime", report.worst, folder)
     return proven(folder, device, precision, False, manifest, everything, follow)
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from bundle import Manifest
 from bundle.packing import Arrays, Sequence, cut_into_patches
 from server.graphs import Answer
 from server.grouping import Alone, Neighbours, Strategy
+from server.machine import usable_cpus
 from server.model import Model
 from server.rows import row_of
 from server.runtime import CPU
@@ -84,11 +86,14 @@ def _difference(alone: Answer, grouped: Answer) -> float:
 def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, float]:
     """Whether groups change bits, over lengths from 1 up in groups of 2 and more."""
     sequences = _samples(model, random)
-    alone = [model.run([member])[0] for member in sequences]
+    orders = [random.permutation(len(sequences))[:size] for size in (2, 3, 8, len(sequences))]
+    groups = [[index] for index in range(len(sequences))] + [list(order) for order in orders]
+    with ThreadPoolExecutor(usable_cpus()) as pool:  # a start waits for this
+        answers = list(pool.map(lambda group: model.run([sequences[index] for index in group]), groups))
+    alone = [answer for (answer,) in answers[: len(sequences)]]
     equal, difference = True, 0.0
-    for size in (2, 3, 8, len(sequences)):
-        order = random.permutation(len(sequences))[:size]
-        for index, grouped in zip(order, model.run([sequences[index] for index in order]), strict=True):
+    for order, group in zip(orders, answers[len(sequences) :], strict=True):
+        for index, grouped in zip(order, group, strict=True):
             equal &= all(np.array_equal(alone[index][name], grouped[name]) for name in grouped)
             difference = max(difference, _difference(alone[index], grouped))
     return equal, difference

@@ -40,7 +40,7 @@ def verify(
         Path | None, typer.Option(metavar="PUBKEY", help="First see that this Ed25519 key's owner signed it (PEM).")
     ] = None,
     kernels: Annotated[
-        bool, typer.Option(help="As `heed serve` has it: heed's own linear layers where they can be.")
+        bool, typer.Option(help="As `heed serve` has it: heed's own kernels where they can be.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
