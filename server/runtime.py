@@ -96,7 +96,7 @@ class Runtime:
         """
         Args:
             threads: of the CPU, for one run.
-            kernels: on a CPU that can, what graphs name (linear layers, attention) is computed as `server/kernels` does.
+            kernels: on a CPU that can, what graphs name (layers, attention) is computed as `server/kernels` does.
 
         Raises:
             DeviceError: `device` is "cuda" and CUDA cannot be used. With "auto" the CPU serves then, and the

@@ -39,9 +39,7 @@ def verify(
     signature: Annotated[
         Path | None, typer.Option(metavar="PUBKEY", help="First see that this Ed25519 key's owner signed it (PEM).")
     ] = None,
-    kernels: Annotated[
-        bool, typer.Option(help="As `heed serve` has it: heed's own kernels where they can be.")
-    ] = True,
+    kernels: Annotated[bool, typer.Option(help="As `heed serve` has it: heed's own kernels where they can be.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Compare a bundle's answers with the PyTorch reference's, on every case of its contract.

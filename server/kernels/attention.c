@@ -25,8 +25,6 @@
 
 #include "functions.h"
 
-#define HERE __attribute__((target("avx2,fma")))
-
 enum { INPUTS = 11, QUERIES = 48 /* at a time */ };
 static const float NEVER = -1e30f; /* what is added to a score that does not count is below */
 static const float ZEROS[PANEL] = {0};
@@ -180,7 +178,8 @@ static void multiply(const float *x, long rows, long depth, long x_width, const 
             rows);
 }
 
-HERE static void attend(const Run *run, const Room *room, long row, long head, const long *tokens, long count, long keys) {
+HERE static void attend(const Run *run, const Room *room, long row, long head, const long *tokens, long count,
+                        long keys) {
     long key_panels = panels_of_width(keys), value_panels = panels_of_width(run->value_width);
     long width = key_panels * PANEL, value_width = run->value_width;
     take_queries(run, tokens, count, head, room->queries);
@@ -256,10 +255,21 @@ static bool sort_tokens(Run *run) {
     if (!run->keys) return false;
     run->firsts = run->keys + run->rows, run->members = run->firsts + run->rows + 1;
     for (long token = 0; token < run->tokens; token++) run->firsts[row_of(run, token) + 1]++;
-    for (long row = 0; row < run->rows; row++) run->firsts[row + 1] += run->firsts[row], run->keys[row] = run->firsts[row];
-    for (long token = 0; token < run->tokens; token++) run->members[run->keys[row_of(run, token)]++] = token;
+    long *next = run->keys; /* for now: where a row's next token goes */
+    for (long row = 0; row < run->rows; row++) {
+        run->firsts[row + 1] += run->firsts[row];
+        next[row] = run->firsts[row];
+    }
+    for (long token = 0; token < run->tokens; token++) run->members[next[row_of(run, token)]++] = token;
     for (long row = 0; row < run->rows; row++) run->keys[row] = keys_of(run, row);
     return true;
+}
+
+/* How many numbers a token has, all heads together: [T, N*H], or [T, N, H]. */
+static long each_has(const Tensor *tensor) {
+    long numbers = 1;
+    for (size_t axis = 1; axis < tensor->rank; axis++) numbers *= tensor->sizes[axis];
+    return numbers;
 }
 
 static OrtStatus *take_inputs(const OrtApi *api, const OrtContext *context, Run *run) {
@@ -270,16 +280,16 @@ static OrtStatus *take_inputs(const OrtApi *api, const OrtContext *context, Run 
     }
     const Tensor *query = &all[0], *key = &all[1], *value = &all[2], *places = &all[3], *mask = &all[4];
     const Tensor *any = &all[5], *back = &all[6];
-    bool ranks = query->rank == 2 && key->rank == 2 && value->rank == 2 && places->rank == 3 && mask->rank == 4 &&
+    bool ranks = query->rank > 1 && key->rank > 1 && value->rank > 1 && places->rank == 3 && mask->rank == 4 &&
                  any->rank == 4 && back->rank == 2;
     if (!ranks) return failure(api, "heed: attention takes tokens [T, D], places [B, N, L] and a mask [B, 1, 1, L]");
     run->query = query->data, run->key = key->data, run->value = value->data;
     run->places = places->data, run->mask = mask->data, run->any = any->data, run->back = back->data;
     run->tokens = query->sizes[0], run->rows = places->sizes[0], run->heads = places->sizes[1];
     run->slots = places->sizes[2], run->mask_rows = mask->sizes[2], run->any_rows = any->sizes[2];
-    run->width = query->sizes[1] / run->heads, run->value_width = value->sizes[1] / run->heads;
+    run->width = each_has(query) / run->heads, run->value_width = each_has(value) / run->heads;
     bool fits = key->sizes[0] == run->tokens && value->sizes[0] == run->tokens && back->sizes[0] == run->tokens &&
-                back->sizes[1] == run->heads && key->sizes[1] == query->sizes[1] && mask->sizes[0] == run->rows &&
+                back->sizes[1] == run->heads && each_has(key) == each_has(query) && mask->sizes[0] == run->rows &&
                 mask->sizes[1] == 1 && mask->sizes[3] == run->slots && any->sizes[0] == run->rows &&
                 (run->mask_rows == 1 || run->mask_rows == run->slots) &&
                 (run->any_rows == 1 || run->any_rows == run->slots);

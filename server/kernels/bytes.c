@@ -10,10 +10,6 @@
 
 #include "functions.h"
 
-#define HERE __attribute__((target("avx2,fma")))
-#define INLINE __attribute__((always_inline, target("avx2,fma"))) static inline
-#define UNROLLED _Pragma("GCC unroll 8")
-
 enum { PANEL = 16, HALVES = PANEL / LANES, FOUR = 4, LINE = PANEL * FOUR, TILE_ROWS = 6, MOST_STEPS = 255 };
 static const float LEAST = 1e-12f; /* a row of equal values has a step, too */
 
@@ -129,7 +125,8 @@ INLINE void finish(const int rows, const Bytes *bytes, const Steps *steps, long 
             __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[row][half]), _mm256_loadu_ps(bytes->scales + channel));
             __m256 base = _mm256_fmadd_ps(_mm256_loadu_ps(bytes->sums + channel), _mm256_set1_ps(steps->lowest[t]),
                                           load(bias + channel, left));
-            store(y + t * bytes->channels + channel, left, _mm256_fmadd_ps(value, _mm256_set1_ps(steps->step[t]), base));
+            value = _mm256_fmadd_ps(value, _mm256_set1_ps(steps->step[t]), base);
+            store(y + t * bytes->channels + channel, left, value);
         }
 }
 

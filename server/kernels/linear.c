@@ -28,8 +28,8 @@ enum {
     PART_ROWS = 16,        /* that one thread writes in steps at a time */
 };
 
-/* Weights as digits, as panels or as bytes, whichever this CPU takes for the layer, and none as the others. One copy for
- * all sessions of the process that have the same ones. */
+/* Weights as digits, as panels or as bytes, whichever this CPU takes for the layer, and none as the others. One copy
+ * for all sessions of the process that have the same ones. */
 typedef struct Weights {
     Digits digits;
     Panels panels;
@@ -238,8 +238,9 @@ static void write_steps(void *run_, size_t part) {
     steps_of(&run->steps, run->x, first, last < run->rows ? last : run->rows);
 }
 
-static OrtStatus *in_parallel(Run *run, void (*function)(void *, size_t), size_t parts) {
-    return run->api->parallel_for(run->context, function, parts, 0, run);
+/* All of `count`, so many to a part. */
+static OrtStatus *in_parallel(Run *run, void (*function)(void *, size_t), long count, long part) {
+    return run->api->parallel_for(run->context, function, (count + part - 1) / part, 0, run);
 }
 
 /* How many rows to compute at a time: as few chunks as their bytes allow, all of about a size. */
@@ -258,24 +259,23 @@ static OrtStatus *run_digits(Run *run) {
         failed = failure(run->api, "heed: no memory for digits");
     for (long done = 0; !failed && done < rows; done += chunk, run->x += chunk * values, run->y += chunk * channels) {
         run->digits.rows = rows - done < chunk ? rows - done : chunk;
-        failed = in_parallel(run, write_digits, digits_groups(&run->digits));
-        if (!failed) failed = in_parallel(run, multiply_digits, (digits_groups(weights) + PART_GROUPS - 1) / PART_GROUPS);
+        failed = in_parallel(run, write_digits, digits_groups(&run->digits), 1);
+        if (!failed) failed = in_parallel(run, multiply_digits, digits_groups(weights), PART_GROUPS);
     }
     digits_free(&run->digits);
     return failed;
 }
 
 static OrtStatus *run_panels(Run *run) {
-    return in_parallel(run, multiply_panels, (panels_count(&run->weights->panels) + PART_PANELS - 1) / PART_PANELS);
+    return in_parallel(run, multiply_panels, panels_count(&run->weights->panels), PART_PANELS);
 }
 
 static OrtStatus *run_bytes(Run *run) {
     OrtStatus *failed = NULL;
     if (!steps_allocate(&run->steps, run->rows, run->weights->values))
         failed = failure(run->api, "heed: no memory for steps");
-    if (!failed) failed = in_parallel(run, write_steps, (run->rows + PART_ROWS - 1) / PART_ROWS);
-    if (!failed)
-        failed = in_parallel(run, multiply_bytes, (bytes_panels(&run->weights->bytes) + PART_PANELS - 1) / PART_PANELS);
+    if (!failed) failed = in_parallel(run, write_steps, run->rows, PART_ROWS);
+    if (!failed) failed = in_parallel(run, multiply_bytes, bytes_panels(&run->weights->bytes), PART_PANELS);
     steps_free(&run->steps);
     return failed;
 }

@@ -9,7 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ORT_VERSION = 17, ORT_FAIL = 1, ORT_FLOAT = 1, ORT_INT8 = 3, ORT_INT64 = 7, ORT_REQUIRED = 0, ORT_DEFAULT_MEMORY = 0 };
+enum { ORT_VERSION = 17, ORT_FAIL = 1, ORT_REQUIRED = 0, ORT_DEFAULT_MEMORY = 0 };
+enum { ORT_FLOAT = 1, ORT_INT8 = 3, ORT_INT64 = 7 }; /* types of elements */
 
 typedef struct OrtStatus OrtStatus; /* a null pointer is success */
 typedef struct OrtValue OrtValue;

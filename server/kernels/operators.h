@@ -43,12 +43,13 @@ int in_default_memory(const OrtOperator *, size_t index);
 size_t one_output(const OrtOperator *);
 int only_version(const OrtOperator *);
 
-#define OPERATOR(of_name, of_inputs, of_type, of_create, of_compute, of_destroy)                                       \
-    {                                                                                                                  \
-        .version = ORT_VERSION, .name = of_name, .provider = cpu_provider, .input_type = of_type, .inputs = of_inputs, \
-        .output_type = gives_float32, .outputs = one_output, .destroy = of_destroy, .input_characteristic = is_required, \
-        .output_characteristic = is_required, .input_memory = in_default_memory, .create_or_fail = of_create,          \
-        .compute_or_fail = of_compute, .first_version = only_version, .last_version = only_version                     \
+#define OPERATOR(of_name, of_inputs, of_type, of_create, of_compute, of_destroy)                                  \
+    {                                                                                                             \
+        .version = ORT_VERSION, .name = of_name, .provider = cpu_provider, .input_type = of_type,                 \
+        .inputs = of_inputs, .output_type = gives_float32, .outputs = one_output, .destroy = of_destroy,          \
+        .input_characteristic = is_required, .output_characteristic = is_required,                                \
+        .input_memory = in_default_memory, .create_or_fail = of_create, .compute_or_fail = of_compute,            \
+        .first_version = only_version, .last_version = only_version                                               \
     }
 
 /* What linear layers are multiplied in on this CPU, in words; empty if the library is of no use. */

@@ -7,21 +7,15 @@
 
 #ifdef HEED_X86
 
-#include <immintrin.h>
-
-#define HERE __attribute__((target("avx2,fma")))
-/* A tile's sums must be registers: its sizes are known where it is called, and its loops are gone. */
-#define INLINE __attribute__((always_inline, target("avx2,fma"))) static inline
-#define UNROLLED _Pragma("GCC unroll 8")
+#include "functions.h"
 
 enum {
-    LANES = 8,
     HALVES = PANEL / LANES,
-    TILE_ROWS = 6,      /* with a panel's two halves, twelve sums: what 16 registers hold beside their factors */
-    MOST_DEPTH = 256,   /* values at a time: of a panel they fit into the first cache, of a chunk into the second */
-    CHUNK_ROWS = 252,   /* rows at a time */
-    STEPS = 8,          /* values between two requests for weights */
-    LINE = 64,          /* bytes that memory gives at a time: a value's weights in one panel */
+    TILE_ROWS = 6,    /* with a panel's two halves, twelve sums: what 16 registers hold beside their factors */
+    MOST_DEPTH = 256, /* values at a time: of a panel they fit into the first cache, of a chunk into the second */
+    CHUNK_ROWS = 252, /* rows at a time */
+    STEPS = 8,        /* values between two requests for weights */
+    LINE = 64,        /* bytes that memory gives at a time: a value's weights in one panel */
 };
 
 static long smaller(long one, long other) { return one < other ? one : other; }

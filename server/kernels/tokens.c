@@ -3,8 +3,8 @@
  *     Gelu     x: the exact form, by the error function
  *     AddNorm  x, y, weight [D], bias [D]: the LayerNorm of x + y, with the attribute epsilon
  *
- * Each is one pass over numbers that are in a core's cache, where onnxruntime's operators take a slower function, or two
- * passes. A token's bits depend on its own values alone. */
+ * Each is one pass over numbers that are in a core's cache, where onnxruntime's operators take a slower function, or
+ * two passes. A token's bits depend on its own values alone. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -14,8 +14,6 @@
 #ifdef HEED_X86
 
 #include "functions.h"
-
-#define HERE __attribute__((target("avx2,fma")))
 
 enum { PART_NUMBERS = 1 << 14 /* of a tensor, that one thread takes at a time */ };
 
@@ -64,7 +62,8 @@ static OrtStatus *create_gelu(const OrtOperator *operator, const OrtApi *api, co
 HERE static void gelu_part(void *run_, size_t part) {
     Run *run = run_;
     long end = end_of(run, part);
-    for (long i = part * run->part; i < end; i += LANES) store(run->out + i, end - i, gelu_of(load(run->x + i, end - i)));
+    for (long i = part * run->part; i < end; i += LANES)
+        store(run->out + i, end - i, gelu_of(load(run->x + i, end - i)));
 }
 
 static OrtStatus *compute_gelu(void *kernel_, OrtContext *context) {

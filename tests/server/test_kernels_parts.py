@@ -130,6 +130,14 @@ def test_attention_of_any_widths(tmp_path: Path, pattern: Pattern, widths: tuple
 
 
 @only_with_library
+def test_heads_that_are_turned_by_their_positions(tmp_path: Path) -> None:
+    graph = Graph(tmp_path, encoder_of((Full(),), rotary_base=100))
+    assert "Attention" in graph.operators
+    masks = full(1, 5, 40)
+    assert_close(graph.run(graph.named, masks, with_library=True), graph.run(graph.plain, masks))
+
+
+@only_with_library
 def test_heads_of_different_patterns(tmp_path: Path) -> None:
     graph = Graph(tmp_path, encoder_of((Full(), Window(2), Causal()), 24))
     masks = full(1, 5, 40)
