@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     )
     kernels: bool = Field(
         True,
-        description="Layers and attention by heed's own code, on CPUs that it is for (AMX, AVX2) and where it keeps the budget.",
+        description="Layers and attention by heed's own code, on CPUs with AMX or AVX2 and where it keeps the budget.",
         json_schema_extra=COMPUTING,
     )
     memory_mib: int = Field(
