@@ -1,7 +1,7 @@
 """Linear layers as heed multiplies them, beside onnxruntime's: `python -m bench.layers`.
 
 For the sizes of MiniLM's layers and some numbers of tokens: how much longer onnxruntime takes on one core, and how far
-both are from float64. Exit code 1 if heed's are further off. Weights lie in the caches, or are too many for them: so
+both are from float64. Exit code 1 if heed's are further off (panels: by half). Weights lie in the caches, or are too many for them: so
 many layers, one after the other, as a model has.
 
 Letters: T tokens, K values in, M values out.
@@ -27,7 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from export.layers import name_layers
-from server.kernels import library, way
+from server.kernels import DIGITS, library, way
 from server.runtime import CPU, session_options
 
 # The widths of chains of layers: one whose weights lie in the caches, or so many that no cache holds them.
@@ -40,7 +40,7 @@ CHAINS: dict[str, list[int]] = {
 }
 TOKENS = (1, 8, 24, 64, 256, 1024)
 PRODUCTS = 2e9  # of a turn, K * M * T
-SCATTER = 1.5  # the largest of errors differ by so much where sums are as exact, but taken in another order
+SCATTER = 1.5  # the largest errors of panels: sums as exact as onnxruntime's, but taken in another order
 Layer = tuple[np.ndarray, np.ndarray | None]  # weights [M, K]; a bias [M], or none
 
 
@@ -120,7 +120,7 @@ def main(rounds: Annotated[int, typer.Option(min=3, help="How often both ways ar
         for name, widths in progress.track(CHAINS.items(), description="layers"):
             for tokens in TOKENS:
                 ours, theirs = compare(Path(folder), widths, tokens, rounds)
-                exact &= ours.error <= SCATTER * theirs.error
+                exact &= ours.error <= (1.0 if way() == DIGITS else SCATTER) * theirs.error
                 ratios = [slow / fast for slow, fast in zip(theirs.seconds, ours.seconds, strict=True)]
                 spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
                 errors = f"{ours.error:.1e}", f"{theirs.error:.1e}"

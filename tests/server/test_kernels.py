@@ -134,7 +134,8 @@ def test_errors_are_no_larger_than_onnxruntimes(tmp_path: Path) -> None:
     layer = Layer(tmp_path, weight, bias)
     exact = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
     ours, theirs = (np.square(layer.run(layer.named, x, each) - exact).mean() for each in (True, False))
-    assert 0 < ours <= 1.1 * theirs
+    # Digits round less; panels as much, in another order.
+    assert 0 < ours <= (1.0 if way() == DIGITS else 1.1) * theirs
 
 
 @only_with_library
