@@ -1,8 +1,8 @@
 """Linear layers as heed multiplies them, beside onnxruntime's: `python -m bench.layers`.
 
 For the sizes of MiniLM's layers and some numbers of tokens: how much longer onnxruntime takes on one core, and how far
-both are from float64. Exit code 1 if heed's are further off (panels: by half). Weights lie in the caches, or are too many
-for them: so many layers, one after the other, as a model has.
+both are from float64. Exit code 1 if heed's are further off (panels: by half). Weights lie in the caches, or are too
+many for them: so many layers, one after the other, as a model has.
 
 Letters: T tokens, K values in, M values out.
 """
