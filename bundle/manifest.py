@@ -89,6 +89,8 @@ class Graph(_Part):
     outputs: list[str]
     kind: GraphKind = "answers"  # "attentions": those and the attention weights
     longest: int | None = Field(None, ge=1)  # for sequences that span at most so many columns; None: for all
+    # In operators that onnxruntime has for CUDA alone, and that know a row by its length: for sequences of real tokens.
+    fused: bool = False
     # Whether it was compared with the reference when it was exported, on the provider that it is for. If not, the first
     # server on such a provider is the first to know.
     proven: bool = True
@@ -172,7 +174,7 @@ class Manifest(_Part):
         return all(graph.proven for graph in self.graphs if graph.precision == precision)
 
     def graphs_of(self, precision: str, kind: GraphKind = "answers") -> list[Graph]:
-        """The graphs of one precision and kind, those for short sequences first.
+        """The graphs of one precision and kind, the fused one and those for short sequences first.
 
         Raises:
             BundleError: the bundle has none.
@@ -181,7 +183,7 @@ class Manifest(_Part):
         if not found:
             known = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.graphs)
             raise BundleError(f"{self.name} has no {precision} graph of {kind}, only {known}")
-        return sorted(found, key=lambda graph: math.inf if graph.longest is None else graph.longest)
+        return sorted(found, key=lambda graph: (not graph.fused, graph.longest or math.inf))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 # Inputs of a graph with a value or a vector for each token, and those that say where tokens lie. No graph has all.
 TOKEN_INPUTS = ("input_ids", "token_type_ids", "position_ids", "features")
-LAYOUT_INPUTS = ("slots", "rows", "columns", "real", "adjacency", "globals", "globals_real")
+LAYOUT_INPUTS = ("slots", "rows", "columns", "real", "adjacency", "globals", "globals_real", "places", "ends")
 GRAPH_INPUTS = TOKEN_INPUTS + LAYOUT_INPUTS
 LEAST_GLOBALS = 2  # places for global tokens: the bits of a matrix product of one row would depend on its length
 
@@ -123,6 +123,18 @@ def pack(group: Many[Sequence], aligned: bool = False) -> Arrays:
     tokens = {name: np.concatenate([member.tokens[name] for member in group]) for name in group[0].tokens}
     layout = {"slots": slots_BL, "rows": rows_T, "columns": columns_T, "real": real_BL}
     return tokens | layout | _adjacency(group, slots_of, shape) | _globals(group, slots_of)
+
+
+def by_length(real_BL: Bools) -> Arrays:
+    """Where rows lie, for operators that know them by their lengths: all their tokens are real.
+
+    `ends` `[B + 1]`: where each row's tokens end, 0 first; `places` `[B, L]`: the slots that hold tokens in order, then
+    the others. Both int32.
+    """
+    real = real_BL.reshape(-1)
+    places = np.concatenate([np.flatnonzero(real), np.flatnonzero(~real)]).reshape(real_BL.shape)
+    ends = np.concatenate([[0], real_BL.sum(1).cumsum()])
+    return {"places": places.astype(np.int32), "ends": ends.astype(np.int32)}
 
 
 def _adjacency(group: Many[Sequence], slots_of: list[Ints], shape: tuple[int, int]) -> Arrays:

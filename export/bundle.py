@@ -16,6 +16,7 @@ from bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Precision, Pr
 from bundle.signature import read_private_key, sign
 from export import signature
 from export.aside import written_aside
+from export.fused import fused
 from export.graph import export_graph
 from export.half import write_half
 from export.int8 import write_int8
@@ -28,6 +29,7 @@ from export.weights import Places, share_weights
 from model import Checkpoint, Encoder, load_checkpoint
 
 WEIGHTS = "weights.fp32.data"
+FUSED = "fused.fp16.onnx"
 Step = Callable[[str], None]
 TOOLS = ("torch", "onnx", "onnxscript", "tokenizers", "numpy")
 
@@ -103,6 +105,9 @@ def _graphs(
             step("trying which layers int8 can hold")
             fields["float32_layers"] = layers_to_keep(checkpoint.encoder, cases)
         found += [graph.model_copy(update=fields | {"file": _named(graph.file, precision)}) for graph in graphs]
+        if precision == "fp16" and checkpoint.encoder.config.plain:
+            only = {"file": FUSED, "fused": True}
+            found += [graph.model_copy(update=fields | only) for graph in graphs if graph.kind == "answers"]
     return found
 
 
@@ -118,6 +123,7 @@ def _write_graphs(encoder: Encoder, graphs: list[Graph], folder: Path) -> None:
         whole = graph.longest is not None or graph.kind == "attentions"
         export_graph(encoder, folder / graph.file, dense=whole, attentions=graph.kind == "attentions")
     sources = {_named(graph.file, precision): graph.file for graph in float32 for precision in get_args(Precision)}
+    sources[FUSED] = float32[0].file
     for graph in graphs:
         convert(encoder, graph, folder / sources[graph.file], folder / graph.file)
     for graph in graphs:
@@ -132,7 +138,9 @@ def _write_graphs(encoder: Encoder, graphs: list[Graph], folder: Path) -> None:
 
 def convert(encoder: Encoder, graph: Graph, source: Path, target: Path) -> None:
     """Writes a float32 graph in the precision of another."""
-    if graph.precision == "fp16":
+    if graph.fused:
+        write_half(fused(source), target)
+    elif graph.precision == "fp16":
         write_half(source, target)
     elif graph.precision == "int8":
         write_int8(encoder, graph.float32_layers, source, target)

@@ -26,13 +26,14 @@ FOLLOWS = {
     "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice",
     "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
     "Add", "Gelu", "LayerNormalization", "Mul", "Neg", "Relu", "Sigmoid", "Sub", "Tanh", "Where",
+    "BiasGelu", "PackedMultiHeadAttention", "SkipLayerNormalization",
 }  # fmt: skip
 PRODUCTS = {"Gemm", "MatMul"}
 
 
-def write_half(source: Path, target: Path) -> None:
-    """Writes the float32 graph `source` in float16, its weights as `<target>.data`."""
-    model = onnx.load(source)
+def write_half(source: Path | ModelProto, target: Path) -> None:
+    """Writes a float32 graph in float16, its weights as `<target>.data`."""
+    model = onnx.load(source) if isinstance(source, Path) else source
     _Conversion(model).run()
     onnx.save(model, target, save_as_external_data=True, location=target.name + ".data", size_threshold=1024)
 

@@ -81,7 +81,7 @@ def explain(folder: Path, checkpoint: Checkpoint, finding: Finding) -> str:
     sequences = model.prepare(case.inputs).sequences
     span = max(member.span(model.manifest.aligned) for member in sequences)
     graphs = model.manifest.graphs_of(precision)
-    graph = next(graph for graph in graphs if graph.longest is None or span <= graph.longest)
+    graph = next(graph for graph in graphs if not graph.fused and span <= (graph.longest or span))
     budget = BUDGETS[precision, CUDA if precision == "fp16" else CPU].vectors
     feeds = pack(sequences, model.manifest.aligned)
     return f"; {drift(checkpoint.encoder, graph, feeds, budget, lambda path, feeds: Runtime(path, 'cpu').run(feeds))}"

@@ -162,6 +162,13 @@ class AttentionConfig:
         return 0
 
     @property
+    def plain(self) -> bool:
+        """Whether it is nothing but softmax over all pairs by scaled dot products, as Vaswani et al. have it."""
+        exact = self.approximation is None and (self.score, self.select) == (ScaledDot, soft)
+        sizes = self.value_width in (None, self.head_width)
+        return exact and not self.aligned and self.rotary_base is None and sizes and self.bias
+
+    @property
     def has_weights(self) -> bool:
         """Whether there are weights between tokens to show."""
         return getattr(self._mechanism, "has_weights", True)

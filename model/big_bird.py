@@ -36,6 +36,7 @@ class BigBirdConfig:
     aligned = True
     cheap = True
     has_weights = True
+    plain = False
     max_length = None
     needs = frozenset[str]()
 

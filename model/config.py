@@ -64,6 +64,10 @@ class AnyAttentionConfig(Protocol):
         """Rows of so many columns and fewer must be computed from all pairs."""
 
     @property
+    def plain(self) -> bool:
+        """Whether it is nothing but softmax over all pairs by scaled dot products."""
+
+    @property
     def has_weights(self) -> bool:
         """Whether there are weights between tokens to show."""
 
@@ -194,6 +198,11 @@ class EncoderConfig:
     def aligned(self) -> bool:
         """Whether the columns of tokens matter inside attention: then a token's slot must be its column."""
         return self.relative_bias is not None or any(layer.attention.aligned for layer in self.layers)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all layers attend by nothing but softmax over all pairs."""
+        return self.relative_bias is None and all(layer.attention.plain for layer in self.layers)
 
     @property
     def cheap(self) -> bool:

@@ -27,6 +27,7 @@ class LongformerConfig:
     cheap = True
     dense_up_to = 0
     has_weights = True
+    plain = False
     max_length = None
     needs = frozenset({"global_attention_mask"})
 

@@ -96,4 +96,7 @@ class Pooling(nn.Module):
         return self.dense(pooled_BD)
 
     def scaled(self, pooled_BD: Tensor) -> Tensor:
-        return nn.functional.normalize(pooled_BD, dim=-1) if self.config.unit_length else pooled_BD
+        if not self.config.unit_length:
+            return pooled_BD
+        # As torch's `normalize` does it, without stretching the lengths: for a GPU that is work for the host.
+        return pooled_BD / pooled_BD.norm(dim=-1, keepdim=True).clamp_min(1e-12)

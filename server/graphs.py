@@ -9,7 +9,7 @@ import numpy as np
 
 from bundle import BundleError, Manifest
 from bundle.manifest import Graph, GraphKind
-from bundle.packing import Sequence, pack, split, split_attentions
+from bundle.packing import Sequence, by_length, pack, split, split_attentions
 from server.errors import DeviceError
 from server.runtime import CUDA, Runtime
 from server.settings import Device
@@ -57,21 +57,18 @@ class Graphs:
         """
         self._aligned = manifest.aligned
         self._per_token = {spec.name for spec in manifest.outputs if spec.shape[:2] == [-1, -1]}
-        graphs = manifest.graphs_of(precision, kind)
-        self._longest = [math.inf if graph.longest is None else graph.longest for graph in graphs]
-        first = _open(folder, graphs[0], device, threads, kernels)
-        settled: Device = "cuda" if first.provider == CUDA else "cpu"  # all on the same one
-        self._runtimes = [first, *(_open(folder, graph, settled, threads, kernels) for graph in graphs[1:])]
-
-    @property
-    def runtime(self) -> Runtime:
-        """The first one; all have the same provider."""
-        return self._runtimes[0]
+        *others, last = manifest.graphs_of(precision, kind)
+        self.runtime = _open(folder, last, device, threads, kernels)  # for all sequences; the others are on its device
+        settled: Device = "cuda" if self.runtime.provider == CUDA else "cpu"
+        others = [graph for graph in others if settled == "cuda" or not graph.fused]
+        self._graphs = [*others, last]
+        self._longest = [math.inf if graph.longest is None else graph.longest for graph in self._graphs]
+        self._runtimes = [*(_open(folder, graph, settled, threads, kernels) for graph in others), self.runtime]
 
     @property
     def steps(self) -> list[int]:
-        """The spans up to which each graph but the last is used."""
-        return [int(longest) for longest in self._longest[:-1]]
+        """The spans up to which each graph for shorter ones is used."""
+        return [int(longest) for longest in self._longest[:-1] if longest < math.inf]
 
     def run(self, group: Many[Sequence], outputs: Collection[str] = ()) -> list[Answer]:
         """The answers to a group of sequences, of one request or of many: these outputs, or all. Safe in several
@@ -87,10 +84,17 @@ class Graphs:
 
     def _choose(self, member: Sequence) -> int:
         span = member.span(self._aligned)
-        return next(number for number, longest in enumerate(self._longest) if span <= longest)
+        return next(
+            number
+            for number, (graph, longest) in enumerate(zip(self._graphs, self._longest, strict=True))
+            if span <= longest and (not graph.fused or member.real.all())
+        )
 
     def _run(self, number: int, group: list[Sequence], outputs: Collection[str]) -> list[Answer]:
-        answers = self._runtimes[number].run(pack(group, self._aligned), outputs)
+        feeds = pack(group, self._aligned)
+        if self._graphs[number].fused:
+            feeds |= by_length(feeds["real"])
+        answers = self._runtimes[number].run(feeds, outputs)
         columns = {name: self._of_members(name, values, group) for name, values in answers.items()}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from bench.gpu import exporting, prove, rates, rows, serve, speed, subjects, ways
 from bench.gpu.rows import Row, attempted
 from bench.gpu.speed import Plan, Subject
-from bundle.packing import pack
 from server.runtime import without_driver
 from server.settings import Device
 
@@ -37,7 +36,7 @@ PLANS: dict[str, Plan] = {
     "cuda": Plan("cuda", {"sentences": 2048, "documents": 256}, (2048, 8192, 32768), (32, 128, 512), rounds=5),
     "cpu": Plan("cpu", {"sentences": 24, "documents": 4}, (64, 256), (4,), rounds=1),
 }
-LOADS = {"cuda": serve.Loads(), "cpu": serve.Loads((2, 4), 4, seconds=0.2, requests=8)}
+LOADS = {"cuda": serve.Loads(), "cpu": serve.Loads((2, 4), 4, seconds=0.2, requests=8, processes=2)}
 MODELS = {"cuda": ["bert-base", "bert-large"], "cpu": ["tiny"]}
 LARGEST = {"cuda": 8192, "cpu": 256}  # rows and columns of the largest product
 
@@ -81,7 +80,7 @@ def _speed(subject: Subject, plan: Plan) -> Iterator[Row]:
 def _trials(subject: Subject, plan: Plan) -> Iterator[Row]:
     yield from _contests(subject, speed.TRIALS, plan)
     yield from attempted(subject.name, "one group", partial(speed.one_group, subject, plan))
-    yield from _kernels(subject, plan, speed.TRIALS[1].name, partial(subject.file, "operator"))
+    yield from _kernels(subject, plan, speed.TRIALS[1].name, partial(subject.own_graph, fused=False))
 
 
 OF_SUBJECT = {Part.contract: _contract, Part.serve: _serve, Part.speed: _speed}
@@ -97,7 +96,7 @@ def _kernels(subject: Subject, plan: Plan, what: str, graph: Callable[[], Path])
     def rows() -> Iterator[Row]:
         speed.only_on_cuda(subject)
         requests = speed.asked(subject, "sentences", plan.requests["sentences"])
-        feeds = pack(requests.members[next(requests.groups(plan.tokens[1]))])
+        feeds = ways.feeds_of(requests.members[next(requests.groups(plan.tokens[1]))])
         run = ways.fetch(subject.runtime(graph()))
         return rates.kernels(subject.name, f"kernels of {what}", lambda: run(feeds))
 

@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -19,8 +18,6 @@ from model.patterns import Full
 from model.scores import ScaledDot
 from model.selection import soft
 from model.sparse import Bias
-
-OPERATOR = "PackedMultiHeadAttention"  # of com.microsoft, for CUDA only
 
 # Projected queries, keys and values of all heads side by side, and how many heads: what each query takes of the values.
 Attend = Callable[[Tensor, Tensor, Tensor, int, Layout], Tensor]
@@ -90,26 +87,3 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: Layout
     attended = varlen_attn(query, key, value, ends, ends, longest, longest)
     assert isinstance(attended, Tensor)  # it is, without return_aux
     return attended.flatten(1)
-
-
-def packed_operator(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: Layout) -> Tensor:
-    """onnxruntime's operator for tokens end to end, as a node of an exported graph. Torch itself cannot compute it.
-
-    It knows rows by their lengths alone, so all tokens must be real.
-    """
-    assert isinstance(layout, Packed)
-    places_BL, ends_B1 = layout.shared.once(packed_operator, lambda: _places_and_ends(layout.real_BL))
-    inputs = (query, key, value, None, places_BL, ends_B1)
-    return torch.onnx.ops.symbolic(
-        f"com.microsoft::{OPERATOR}", inputs, {"num_heads": heads}, dtype=query.dtype, shape=query.shape, version=1
-    )
-
-
-def _places_and_ends(real_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """The slots of real tokens and then those without, and where each row's tokens end: what the operator asks for."""
-    batch, length = real_BL.shape
-    slots_BL = torch.arange(batch * length).reshape(batch, length)
-    # Flash attention reads the second only. Without it the operator pads, and looks the slots up.
-    order = torch.argsort((~real_BL).flatten().long() * batch * length + slots_BL.flatten())
-    ends_B1 = nn.functional.pad(real_BL.sum(1).cumsum(0), (1, 0))
-    return order.reshape(batch, length).int(), ends_B1.int()

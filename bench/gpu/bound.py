@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bundle.packing import Arrays
-from server.runtime import CPU, CUDA, session_options
+from server.runtime import CPU, CUDA, CUDA_OPTIONS, session_options
 from server.settings import Device
 
 # Shapes of the outputs, for inputs of those shapes.
@@ -22,7 +22,7 @@ def open_session(graph: Path, device: Device, **options: str) -> onnxruntime.Inf
     Raises:
         RuntimeError: onnxruntime took another provider.
     """
-    provider = (CUDA, {"use_tf32": "0"} | options) if device == "cuda" else (CPU, {})
+    provider = (CUDA, CUDA_OPTIONS | options) if device == "cuda" else (CPU, {})
     session = onnxruntime.InferenceSession(graph, session_options(), providers=[provider])
     if session.get_providers()[0] != provider[0]:
         raise RuntimeError(f"onnxruntime loaded {session.get_providers()[0]}")

@@ -10,37 +10,26 @@ from tempfile import TemporaryDirectory
 import torch
 
 from bench.bare import export_padded
-from bench.gpu.attend import OPERATOR, packed_operator, swapped
 from bench.gpu.subjects import checkpoint
 from bundle.manifest import Precision
-from export import half
-from export.graph import export_graph
+from export.half import write_half
 from heed.exporting import export_bundle
 
-KINDS = ("bundle", "padded", "operator")
+KINDS = ("bundle", "padded")
 NAME = "model"  # the bundle's
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 def write(kind: str, model: str, folder: Path) -> None:
-    """`folder/bundle`, proven, or `folder/<kind>.fp16.onnx`."""
+    """`folder/bundle`, proven, or `folder/padded.fp16.onnx`: the graph that anybody would export."""
     made = checkpoint(model)
     if kind == "bundle":
         export_bundle(made, folder / "bundle", NAME, precisions=PRECISIONS)
         return
     with TemporaryDirectory() as beside:
-        single = Path(beside) / f"{kind}.onnx"
-        if kind == "padded":
-            export_padded(made.encoder, single)
-        else:
-            export_graph(swapped(made.encoder, packed_operator), single)
-        in_half(single, folder / f"{kind}.fp16.onnx")
-
-
-def in_half(single: Path, target: Path) -> None:
-    """A graph in float16, the operator as well: it computes in what comes in."""
-    half.FOLLOWS.add(OPERATOR)
-    half.write_half(single, target)
+        single = Path(beside) / "padded.onnx"
+        export_padded(made.encoder, single)
+        write_half(single, folder / "padded.fp16.onnx")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import onnxruntime
 
 from bench.gpu.rows import Row, Skipped
 from bench.gpu.speed import Subject
+from bench.gpu.ways import feeds_of
 from bundle.contract import Report, has_budget
-from bundle.packing import pack
 from server.model import Model
 from server.runtime import CPU, CUDA, session_options
 from server.warmup import random_sequence, warm_up
@@ -47,7 +47,8 @@ def placement(subject: Subject, precision: str) -> Iterator[Row]:
     listed = ", ".join(f"{count} {name}" for name, count in elsewhere.most_common()) or "none"
     found = f"{sum(elsewhere.values())} of {nodes.total()} nodes: {listed}"
     holds = bool(nodes) and not any(is_heavy(name) for name in elsewhere)
-    yield Row(subject.name, f"{precision}, not on {provider}", found, holds)
+    counts = {f"{name} on {where}": float(count) for (name, where), count in nodes.items()}
+    yield Row(subject.name, f"{precision}, not on {provider}", found, holds, counts)
 
 
 def is_heavy(operator: str) -> bool:
@@ -57,8 +58,9 @@ def is_heavy(operator: str) -> bool:
 def placed(model: Model, provider: str) -> Counter[tuple[str, str]]:
     """How many nodes of each operator ran on each provider, from onnxruntime's own profile of one run."""
     random = np.random.default_rng(0)
-    feeds = pack([random_sequence(model.manifest, length, random) for length in (7, 20)], model.manifest.aligned)
-    graph = model.folder / model.manifest.graphs_of(model.precision)[0].file
+    feeds = feeds_of([random_sequence(model.manifest, length, random) for length in (7, 20)])
+    graphs = model.manifest.graphs_of(model.precision)
+    graph = model.folder / next(each.file for each in graphs if provider == CUDA or not each.fused)
     with TemporaryDirectory() as folder:
         options = session_options()
         options.enable_profiling = True

@@ -1,5 +1,6 @@
 """How many sequences per second each way answers, once its answers are known to be right."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,16 +12,16 @@ from time import perf_counter
 import numpy as np
 
 from bench.gpu import subjects, ways
-from bench.gpu.bound import Bound
+from bench.gpu.bound import Bound, open_session
 from bench.gpu.exporting import Writing
 from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.ways import EMBEDDING, Asked, Make, Work
 from bundle import Manifest, read_manifest
 from bundle.contract import BUDGETS, CUDA
-from bundle.packing import Arrays, pack
+from bundle.packing import Arrays
 from model import Encoder
 from server.model import Model
-from server.runtime import Runtime
+from server.runtime import FLASH_FROM, FLASH_FROM_NAME, Runtime
 from server.settings import Device
 
 REFERENCE_ROWS = 32
@@ -60,8 +61,11 @@ class Subject:
     def manifest(self) -> Manifest:
         return read_manifest(self.file("bundle"))
 
-    def own_graph(self, precision: str = "fp16") -> Path:
-        return self.file("bundle") / self.manifest.graphs_of(precision)[0].file
+    def own_graph(self, precision: str = "fp16", fused: bool = True) -> Path:
+        """The graph that serves requests as the workloads have them. `fused`: as on CUDA, if there is one."""
+        graphs = self.manifest.graphs_of(precision)
+        graph = graphs[0] if fused and self.device == "cuda" else next(each for each in graphs if not each.fused)
+        return self.file("bundle") / graph.file
 
     def runtime(self, graph: Path) -> Runtime:
         if graph not in self._runtimes:
@@ -105,6 +109,22 @@ def _run(subject: Subject, precision: str = "fp16") -> Make:
     return ways.one_by_one(ways.fetch(subject.runtime(subject.own_graph(precision))))
 
 
+def _run_plain(subject: Subject) -> Make:
+    return ways.one_by_one(ways.fetch(subject.runtime(subject.own_graph(fused=False))))
+
+
+def _run_otherwise(subject: Subject, flash_from: int = FLASH_FROM, **options: str) -> Make:
+    """As the server does, but for these options of onnxruntime's provider for CUDA."""
+    only_on_cuda(subject)
+    os.environ[FLASH_FROM_NAME] = str(flash_from)
+    try:
+        session = open_session(subject.own_graph(), subject.device, **options)
+    finally:
+        os.environ[FLASH_FROM_NAME] = str(FLASH_FROM)
+    names = [node.name for node in session.get_inputs()]
+    return ways.one_by_one(lambda feeds: session.run([EMBEDDING], {name: feeds[name] for name in names})[0])
+
+
 def _run_for_all(subject: Subject) -> Make:
     return ways.one_by_one(ways.fetch_all(subject.runtime(subject.own_graph())))
 
@@ -134,16 +154,6 @@ def _varlen(subject: Subject) -> Make:
     return ways.torch_end_to_end(subject.encoder, subject.device)
 
 
-def _operator(subject: Subject) -> Make:
-    only_on_cuda(subject)
-    return ways.one_by_one(ways.fetch(subject.runtime(subject.file("operator"))))
-
-
-def _operator_bound(subject: Subject) -> Make:
-    only_on_cuda(subject)
-    return ways.one_by_one(ways.bound(subject.file("operator"), subject.device, subject.encoder.config.width))
-
-
 WAYS = [
     Way("onnxruntime, padded", _padded, "rows"),
     Way("torch, padded, SDPA", _sdpa, "rows"),
@@ -159,8 +169,10 @@ COMPILED = Way("torch, padded, SDPA, compiled", partial(_sdpa, compiled=True), "
 # Apart from the others, for an error in a kernel leaves the device unusable for the rest of a process.
 TRIALS = [
     Way("heed, once more", _run, must=True),
-    Way("heed, PackedMultiHeadAttention", _operator),
-    Way("heed, PackedMultiHeadAttention, bound", _operator_bound),
+    Way("heed, its graph for rows with holes", _run_plain, must=True),
+    Way("heed, flash attention for all lengths", partial(_run_otherwise, flash_from=0)),
+    Way("heed, flash attention for long rows only", partial(_run_otherwise, flash_from=513)),
+    Way("heed, norms' sums in float16", partial(_run_otherwise, enable_skip_layer_norm_strict_mode="0")),
 ]
 
 
@@ -236,27 +248,32 @@ def _speeds(part: str, ready: list[Timed], count: int, work: float) -> Iterator[
 
 
 def one_group(subject: Subject, plan: Plan) -> Iterator[Row]:
-    """What the host costs: the smallest group by `run`, bound, and as a CUDA graph: all kernels at once."""
-    part = f"{subject.name}, one group"
+    """What the host costs: a lone request and the smallest group by `run`, bound, and as a CUDA graph."""
     requests = asked(subject, "sentences", plan.requests["sentences"])
-    feeds = pack(requests.members[next(requests.groups(plan.tokens[0]))])
+    middle = len(requests.members) // 2
+    for what, group in (("one request", [requests.members[middle]]), ("one group", requests.members[:64])):
+        yield from _one_group(subject, f"{subject.name}, {what}", ways.feeds_of(group), plan)
+
+
+def _one_group(subject: Subject, part: str, feeds: Arrays, plan: Plan) -> Iterator[Row]:
     own, device, width = subject.own_graph(), subject.device, subject.encoder.config.width
 
     def shapes(feeds: Arrays) -> dict[str, tuple[int, ...]]:
-        return {"last_hidden_state": (len(feeds["rows"]), width), EMBEDDING: (len(feeds["slots"]), width)}
+        vector = (len(feeds["slots"]), width)
+        return {"last_hidden_state": (len(feeds["rows"]), width), EMBEDDING: vector, "unnormalized_embedding": vector}
 
-    def captured(graph: Path) -> Callable[[Arrays], np.ndarray]:
+    def captured() -> Callable[[Arrays], np.ndarray]:
         only_on_cuda(subject)
-        session = Bound(graph, device, shapes, enable_cuda_graph="1")
+        session = Bound(own, device, shapes, enable_cuda_graph="1")
         return lambda feeds: session.run(feeds)[EMBEDDING]
 
     plain = ways.fetch(subject.runtime(own))
     expected = plain(feeds)
     trials = {
         "run()": lambda: plain,
+        "its graph for rows with holes": lambda: ways.fetch(subject.runtime(subject.own_graph(fused=False))),
         "bound": lambda: ways.bound(own, device, width),
-        "CUDA graph": lambda: captured(own),
-        "CUDA graph, PackedMultiHeadAttention": lambda: captured(subject.file("operator")),
+        "CUDA graph": captured,
     }
     for name, make in trials.items():
         yield from attempted(part, name, partial(_repeated, part, name, make, feeds, expected, plan.rounds))

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.bare import Request, padded
 from bench.gpu.attend import EndToEnd, sdpa, swapped, varlen
 from bench.gpu.bound import Bound, open_session
-from bundle.packing import Arrays, Sequence, pack
+from bundle.packing import Arrays, Sequence, by_length, pack
 from model import Encoder
 from server.graphs import Graphs
 from server.runtime import Runtime
@@ -61,11 +61,17 @@ Work = Callable[[], np.ndarray]  # `[requests, D]`
 Make = Callable[[Asked, int], Work]
 
 
+def feeds_of(group: Many[Sequence]) -> Arrays:
+    """What any of heed's graphs may ask for."""
+    feeds = pack(group)
+    return feeds | by_length(feeds["real"])
+
+
 def one_by_one(run: Callable[[Arrays], np.ndarray]) -> Make:
     """Group after group, through heed's graph or one of its inputs and outputs."""
 
     def make(asked: Asked, tokens: int) -> Work:
-        feeds = [pack(asked.members[group]) for group in asked.groups(tokens)]
+        feeds = [feeds_of(asked.members[group]) for group in asked.groups(tokens)]
         return lambda: np.concatenate([run(each) for each in feeds])
 
     return make
@@ -75,7 +81,7 @@ def in_threads(run: Callable[[Arrays], np.ndarray], pool: ThreadPoolExecutor) ->
     """The same from several threads, as the server's workers do it."""
 
     def make(asked: Asked, tokens: int) -> Work:
-        feeds = [pack(asked.members[group]) for group in asked.groups(tokens)]
+        feeds = [feeds_of(asked.members[group]) for group in asked.groups(tokens)]
         return lambda: np.concatenate(list(pool.map(run, feeds)))
 
     return make

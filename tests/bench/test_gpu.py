@@ -11,24 +11,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 from torch import Tensor
 
 from bench.bare import Request
 from bench.gpu import exporting, prove, rates, rows, serve, speed, subjects, ways
-from bench.gpu.attend import OPERATOR, packed_operator, swapped
+from bench.gpu.attend import sdpa, swapped
 from bench.gpu.bound import Bound
 from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.speed import Plan, Subject, Way
 from bench.gpu.ways import EMBEDDING, Asked
 from bundle.contract import BUDGETS
 from bundle.packing import Arrays, pack
-from export.graph import export_graph
 from model import Encoder, load_checkpoint
 from model.config import AttentionConfig
 from model.patterns import Window
@@ -66,10 +61,9 @@ def test_the_whole_script_holds_on_the_cpu_and_says_what_it_skips(tmp_path: Path
     held = {what for (_, what), row in found.items() if row["holds"]}
     assert held >= {"fp32, contract", "fp32, answers", "fp32, not on CPUExecutionProvider", "heed", "heed, fp32"}
     skipped = {what for (_, what), row in found.items() if "skipped: for CUDA only" in row["found"]}
-    assert skipped >= {"torch, end to end, varlen_attn", "heed, PackedMultiHeadAttention", "CUDA graph"}
+    assert skipped >= {"torch, end to end, varlen_attn", "heed, norms' sums in float16", "CUDA graph"}
     assert not [row for row in found.values() if "failed" in row["found"]]
     assert found["tiny, sentences", "torch, padded, SDPA"]["figures"]["sequences/s"] > 0
-    assert "PackedMultiHeadAttention" in done.stdout
 
 
 def test_cuda_where_there_is_none_is_reported_and_ends_with_1() -> None:
@@ -177,7 +171,8 @@ def test_bound_and_plain_runs_give_equal_bits_whatever_was_in_the_buffers_before
 
 
 @pytest.mark.parametrize(
-    "name", ["MatMul", "FusedMatMul", "Gemm", "SkipLayerNormalization", "BiasGelu", "Softmax", OPERATOR]
+    "name",
+    ["MatMul", "FusedMatMul", "Gemm", "SkipLayerNormalization", "BiasGelu", "Softmax", "PackedMultiHeadAttention"],
 )
 def test_what_costs_time_may_not_run_elsewhere(name: str, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     light = {("Shape", "somewhere"): 3, ("Gather", CPU): 5}
@@ -224,76 +219,6 @@ def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
 # --- Other ways to attend --------------------------------------------------------------------------------------------
 
 
-class PackedMultiHeadAttention(OpRun):
-    """onnxruntime's operator in numpy, row after row, after its documentation."""
-
-    op_domain = "com.microsoft"
-
-    def _run(self, query, key, value, bias, token_offset, ends, num_heads=None):  # type: ignore[no-untyped-def]
-        assert bias is None
-        assert (token_offset.dtype, ends.dtype) == (np.int32, np.int32)
-        batch, length = token_offset.shape
-        real = [row * length + column for row in range(batch) for column in range(ends[row + 1] - ends[row])]
-        assert token_offset.flatten()[: len(query)].tolist() == real
-        assert sorted(token_offset.flatten()) == list(range(batch * length))
-        out = np.empty_like(value)
-        for start, end in pairwise(ends):
-            q, k, v = (
-                each[start:end].reshape(end - start, num_heads, -1).swapaxes(0, 1) for each in (query, key, value)
-            )
-            weights = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]))
-            attended = weights / weights.sum(-1, keepdims=True) @ v
-            out[start:end] = attended.swapaxes(0, 1).reshape(end - start, -1)
-        return (out,)
-
-
-@pytest.fixture(scope="module")
-def operator_graph(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("operator") / "operator.onnx"
-    export_graph(swapped(subject.encoder, packed_operator), path)
-    return path
-
-
-def test_the_operators_graph_answers_as_the_reference(operator_graph: Path, subject: Subject, asked: Asked) -> None:
-    feeds = pack(asked.members)
-    graph = ReferenceEvaluator(str(operator_graph), new_ops=[PackedMultiHeadAttention])
-    (answers,) = graph.run([EMBEDDING], {name: feeds[name] for name in graph.input_names})
-    assert np.abs(answers - ways.reference(subject.encoder, "cpu")(asked, 4)()).max() < 1e-5
-
-
-def test_the_operator_stands_in_for_all_of_attention_and_computes_in_float16(
-    operator_graph: Path, subject: Subject
-) -> None:
-    target = operator_graph.with_name("operator.fp16.onnx")
-    exporting.in_half(operator_graph, target)
-    graph = onnx.load(target).graph
-    nodes = Counter(node.op_type for node in graph.node)
-    assert nodes[OPERATOR] == len(subject.encoder.blocks)
-    assert nodes["Softmax"] == nodes["Transpose"] == 0
-    made_by = {name: node.op_type for node in graph.node for name in node.output}
-    for node in graph.node:
-        if node.op_type == OPERATOR:
-            assert {made_by[name] for name in node.input[:3]} <= {"Gemm", "MatMul", "Add"}, "casts stand before it"
-
-
-def test_onnxruntime_knows_the_operator_and_lacks_nothing_but_a_kernel_for_the_cpu(operator_graph: Path) -> None:
-    target = operator_graph.with_name("checked.fp16.onnx")
-    exporting.in_half(operator_graph, target)
-    for graph in (operator_graph, target):
-        onnx.checker.check_model(str(graph))
-        with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented, match=OPERATOR):
-            onnxruntime.InferenceSession(graph, providers=[CPU])
-
-
-def test_onnxruntime_refuses_the_operator_with_other_inputs(operator_graph: Path, tmp_path: Path) -> None:
-    model = onnx.load(operator_graph)
-    node = next(node for node in model.graph.node if node.op_type == OPERATOR)
-    node.input[4], node.input[0] = node.input[0], node.input[4]
-    onnx.save(model, tmp_path / "swapped.onnx")
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph, match="Type Error"):
-        onnxruntime.InferenceSession(tmp_path / "swapped.onnx", providers=[CPU])
-
-
 def row_by_row(
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, key_ends: Tensor, longest: int, key_longest: int
 ) -> Tensor:
@@ -322,4 +247,4 @@ def test_other_attention_than_plain_softmax_is_skipped() -> None:
     config = subjects.CONFIGS["tiny"]
     layer = replace(config.layers[0], attention=AttentionConfig(2, Window(3)))
     with pytest.raises(Skipped, match="not plain softmax"):
-        swapped(Encoder(replace(config, layers=(layer,))), packed_operator)
+        swapped(Encoder(replace(config, layers=(layer,))), sdpa)
