@@ -36,6 +36,7 @@ class Sequence:
     real: Bools  # [t]
     columns: Ints  # [t], where attention sees each token
     start: int = 0  # the caller's column that attention sees as column 0
+    whole: bool = False  # all of `real` is known to be true
     adjacency: Bools | None = None  # [t, t]
     is_global: Bools | None = None  # [t]
 
@@ -77,7 +78,7 @@ def sequence(
     """
     row = tokens | {"position_ids": position_ids(rule, tokens, real)}
     if real.all():
-        return Sequence(row, real, np.arange(len(real)), 0, adjacency, is_global)
+        return Sequence(row, real, np.arange(len(real)), 0, True, adjacency, is_global)
     start = first_column(rule, real)
     takes_part = real.copy()
     takes_part[start] = True
@@ -87,6 +88,7 @@ def sequence(
         real=real[kept],
         columns=kept - start,
         start=start,
+        whole=bool(real[start]),
         adjacency=None if adjacency is None else adjacency[np.ix_(kept, kept)],
         is_global=None if is_global is None else is_global[kept],
     )
@@ -111,30 +113,35 @@ def pack(group: Many[Sequence], aligned: bool = False) -> Arrays:
     """
     lengths = np.array([len(member) for member in group])
     starts = lengths.cumsum() - lengths
-    slots_of = [member.slots(aligned) for member in group]
     rows_T = np.repeat(np.arange(len(group)), lengths)
-    columns_T = np.concatenate(slots_of)
-    shape = len(group), max(member.span(aligned) for member in group)
+    numbers_T = np.arange(len(rows_T))
+    columns_T = np.concatenate([member.columns for member in group]) if aligned else numbers_T - starts[rows_T]
+    shape = len(group), int(columns_T.max()) + 1
     # An empty slot repeats its own row's first token, never a neighbour's.
     slots_BL = np.broadcast_to(starts[:, None], shape).copy()
-    slots_BL[rows_T, columns_T] = np.arange(len(rows_T))
+    slots_BL[rows_T, columns_T] = numbers_T
     real_BL = np.zeros(shape, np.bool_)
     real_BL[rows_T, columns_T] = np.concatenate([member.real for member in group])
     tokens = {name: np.concatenate([member.tokens[name] for member in group]) for name in group[0].tokens}
     layout = {"slots": slots_BL, "rows": rows_T, "columns": columns_T, "real": real_BL}
+    if group[0].adjacency is None and group[0].is_global is None:
+        return tokens | layout
+    slots_of = [member.slots(aligned) for member in group]
     return tokens | layout | _adjacency(group, slots_of, shape) | _globals(group, slots_of)
 
 
-def by_length(real_BL: Bools) -> Arrays:
+def by_length(packed: Arrays) -> Arrays:
     """Where rows lie, for operators that know them by their lengths: all their tokens are real.
 
     `ends` `[B + 1]`: where each row's tokens end, 0 first; `places` `[B, L]`: the slots that hold tokens in order, then
     the others. Both int32.
     """
-    real = real_BL.reshape(-1)
-    places = np.concatenate([np.flatnonzero(real), np.flatnonzero(~real)]).reshape(real_BL.shape)
-    ends = np.concatenate([[0], real_BL.sum(1).cumsum()])
-    return {"places": places.astype(np.int32), "ends": ends.astype(np.int32)}
+    real_BL, rows_T = packed["real"], packed["rows"]
+    places = np.empty(real_BL.size, np.int32)
+    places[: len(rows_T)] = rows_T * real_BL.shape[1] + packed["columns"]
+    places[len(rows_T) :] = np.flatnonzero(~real_BL.reshape(-1))
+    ends = np.concatenate([[0], np.bincount(rows_T).cumsum()])
+    return {"places": places.reshape(real_BL.shape), "ends": ends.astype(np.int32)}
 
 
 def _adjacency(group: Many[Sequence], slots_of: list[Ints], shape: tuple[int, int]) -> Arrays:

@@ -87,13 +87,13 @@ class Graphs:
         return next(
             number
             for number, (graph, longest) in enumerate(zip(self._graphs, self._longest, strict=True))
-            if span <= longest and (not graph.fused or member.real.all())
+            if span <= longest and (not graph.fused or member.whole)
         )
 
     def _run(self, number: int, group: list[Sequence], outputs: Collection[str]) -> list[Answer]:
         feeds = pack(group, self._aligned)
         if self._graphs[number].fused:
-            feeds |= by_length(feeds["real"])
+            feeds |= by_length(feeds)
         answers = self._runtimes[number].run(feeds, outputs)
         columns = {name: self._of_members(name, values, group) for name, values in answers.items()}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

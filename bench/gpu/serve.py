@@ -21,6 +21,7 @@ from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.speed import Subject
 from bench.gpu.ways import EMBEDDING
 from bench.load import Driver, Load, ask_by_stream
+from bench.processes import Tree
 from bench.workloads import WORKLOADS, Request, id_requests
 from bundle.contract import BUDGETS, has_budget
 from client import CallError, Client
@@ -41,7 +42,7 @@ class Loads:
 
     callers: tuple[int, ...] = (32, 512)  # at once, one row each
     rows: int = 32  # of a request, once more by the fewest callers
-    seconds: float = 3.0
+    seconds: float = 2.5
     processes: int = 4  # that the callers are in: one alone would be slower than the server
     requests: int = 1024
 
@@ -68,8 +69,8 @@ def libraries() -> str:
 
 
 @contextmanager
-def served(bundle: Path, device: Device, precision: str, threads: int, ready: Request) -> Iterator[str]:
-    """The address of a server that is ready, and that is always stopped.
+def served(bundle: Path, device: Device, precision: str, threads: int, ready: Request) -> Iterator[tuple[str, Tree]]:
+    """The address of a server that is ready, and its process. It is always stopped.
 
     Raises:
         RuntimeError: it ended instead; the message is its last line.
@@ -82,7 +83,7 @@ def served(bundle: Path, device: Device, precision: str, threads: int, ready: Re
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
         try:
             _wait(process, address, ready)
-            yield address
+            yield address, Tree(process)
         except CallError as error:
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()
@@ -118,7 +119,7 @@ def answers_and_speed(subject: Subject, loads: Loads) -> Iterator[Row]:
     part, config = f"{subject.name}, served", subject.encoder.config
     requests = id_requests(WORKLOADS["sentences"], config.vocabulary, config.token_types, loads.requests)
     requests = [{name: row[:, : config.max_length] for name, row in request.items()} for request in requests]
-    with served(subject.file("bundle"), "cpu", "fp32", 0, requests[0]) as address:
+    with served(subject.file("bundle"), "cpu", "fp32", 0, requests[0]) as (address, _):
         _, reference = embeddings(address, requests[:COMPARED])
     asked = Asked(requests, reference, loads)
     for precision, threads in SERVERS:
@@ -130,25 +131,29 @@ def _of_server(subject: Subject, name: str, precision: str, threads: int, asked:
     part, provider = f"{subject.name}, served", CUDA if subject.device == "cuda" else CPU
     if not has_budget(precision, provider):
         raise Skipped(f"{precision} is not for the CPU")
-    with served(subject.file("bundle"), subject.device, precision, threads, asked.requests[0]) as address:
+    with served(subject.file("bundle"), subject.device, precision, threads, asked.requests[0]) as (address, server):
         by, answers = embeddings(address, asked.requests[:COMPARED])
         budget = BUDGETS[precision, provider].of(EMBEDDING, asked.reference)
         error = budget.used(answers, asked.reference)
         right = by == provider and error <= budget.limit
         yield Row(part, f"{name}, answers", f"{by}, {error:.1e} from the CPU's, {budget.limit:.0e} allowed", right)
-        for load, rows in _drive(address, asked):
-            yield _told(part, name, load, rows)
+        for load, rows, busy in _drive(address, server, asked):
+            yield _told(part, name, load, rows, busy)
 
 
-def _drive(address: str, asked: Asked) -> Iterator[tuple[Load, int]]:
-    """One closed loop after the other, a short one first to warm up."""
+def _drive(address: str, server: Tree, asked: Asked) -> Iterator[tuple[Load, int, float]]:
+    """One closed loop after the other, a short one first to warm up; and which share of its time the server's front end
+    was busy, which is one thread."""
     loads, many = asked.loads, together(asked.requests, asked.loads.rows)
     plans = [(callers, asked.requests, 1) for callers in loads.callers] + [(loads.callers[0], many, loads.rows)]
     with ProcessPoolExecutor(loads.processes, get_context("spawn")) as pool:
+        list(pool.map(abs, range(loads.processes)))  # they are there
         for callers, requests, rows in plans:
             share = partial(_closed, address, requests, callers // loads.processes, loads.seconds)
+            started, before = monotonic(), server.main_thread_seconds()
             found = list(pool.map(share, range(loads.processes)))
-            yield _together(f"{callers} callers", found), rows
+            busy = (server.main_thread_seconds() - before) / (monotonic() - started)
+            yield _together(f"{callers} callers", found), rows, busy
 
 
 def _closed(address: str, requests: list[Request], callers: int, seconds: float, first: int) -> Load:
@@ -190,11 +195,12 @@ def _stacked(rows: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.pad(row, ((0, 0), (0, length - row.shape[1]))) for row in rows])
 
 
-def _told(part: str, server: str, load: Load, rows: int) -> Row:
+def _told(part: str, server: str, load: Load, rows: int, busy: float) -> Row:
     rate, middle, late = load.rate * rows, load.percentile(50), load.percentile(99)
     found = f"{rate:,.0f} sequences/s, {1e3 * middle:.1f} ms in the middle, {1e3 * late:.1f} ms for 99 %"
+    found += f", front end {busy:.0%} busy"
     if load.errors:
         found += ", " + ", ".join(f"{count} {code}" for code, count in load.errors.items())
     what = f"{server}, {load.name}" + f" with {rows} rows each" * (rows > 1)
-    figures = {"sequences/s": rate, "median seconds": middle, "p99 seconds": late}
+    figures = {"sequences/s": rate, "median seconds": middle, "p99 seconds": late, "front end busy": busy}
     return Row(part, what, found, not load.errors, figures)

@@ -64,7 +64,7 @@ Make = Callable[[Asked, int], Work]
 def feeds_of(group: Many[Sequence]) -> Arrays:
     """What any of heed's graphs may ask for."""
     feeds = pack(group)
-    return feeds | by_length(feeds["real"])
+    return feeds | by_length(feeds)
 
 
 def one_by_one(run: Callable[[Arrays], np.ndarray]) -> Make:

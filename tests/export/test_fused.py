@@ -97,7 +97,7 @@ def with_layers(change: Callable[[AttentionConfig], AttentionConfig]) -> Encoder
 @pytest.fixture(scope="module")
 def feeds() -> Arrays:
     packed = pack(rows())
-    return packed | by_length(packed["real"])
+    return packed | by_length(packed)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["norm last", "norm first"])
