@@ -4,17 +4,14 @@
 130 and 143: stopped by Ctrl-C or SIGTERM; nothing is left half-done. (A server that they stop has done its work: 0.)
 """
 
+from importlib import import_module
+from typing import Any, cast
+
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from heed.commands.attend import attend
-from heed.commands.bench import bench
-from heed.commands.call import call
-from heed.commands.diff import diff
-from heed.commands.export import export
-from heed.commands.inspect import inspect
-from heed.commands.serve import serve
-from heed.commands.verify import verify
-
+COMMANDS = ("export", "inspect", "verify", "diff", "serve", "call", "attend", "bench")
 HELP = """Serve PyTorch self-attention encoders over gRPC, with answers proven equal to the PyTorch reference.
 
 [bold]export[/] a checkpoint to a bundle, [bold]inspect[/] what it is, [bold]verify[/] it against the reference's own
@@ -22,8 +19,33 @@ answers, see with [bold]diff[/] how far another bundle's are from them, [bold]se
 [bold]bench[/] it, and see with [bold]attend[/] how its tokens look at each other.
 """
 
+
+class Commands(TyperGroup):
+    """Each in a module of its own, which is imported when the command is asked for: a server's start does not wait for
+    what draws pictures."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = cast(Any, dict.fromkeys(COMMANDS))  # their names, for help and for who misspells one
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        alone = typer.Typer(rich_markup_mode="rich", pretty_exceptions_show_locals=False, add_completion=False)
+        alone.command(cmd_name)(getattr(import_module(f"heed.commands.{cmd_name}"), cmd_name))
+        return get_command(alone)
+
+
 app = typer.Typer(
-    name="heed", help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False
+    name="heed",
+    cls=Commands,
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
 )
-for command in (export, inspect, verify, diff, serve, call, attend, bench):
-    app.command()(command)
+
+
+@app.callback()
+def heed() -> None:
+    """What all commands have in common: nothing."""

@@ -23,7 +23,7 @@ WINDOW = {CPU: 32}  # entries that a group is chosen from
 GPU_WINDOW = 1024
 WORTHWHILE = 0.97  # a group must cost less than this share of its sequences one by one
 WIDE = 0.9  # a run on all cores must take less than this share of one on a single core
-ROUNDS = 3
+ROUNDS = 2
 LONG = 200  # tokens: long enough for every operator to be shared out among threads
 LENGTHS = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]  # tokens of what groups are tried with
 

@@ -72,9 +72,7 @@ def loaded_by(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize(
-    "program", ["import server.lifecycle", "import heed.main", "import heed.commands.serve, server.lifecycle"]
-)
+@pytest.mark.parametrize("program", ["import server.lifecycle", "import heed.commands.serve, server.lifecycle"])
 def test_serving_loads_nothing_of_the_export(program: str) -> None:
     loaded = loaded_by(program)
     assert "server" in loaded
@@ -90,6 +88,12 @@ def test_looking_at_bundles_loads_nothing_of_the_export(tiny_bundle: Path, comma
     loaded = loaded_by(program)
     assert "onnxruntime" in loaded
     assert loaded & {"torch", "model", "export", "transformers", "onnx", "onnxscript", "safetensors"} == set()
+
+
+def test_a_command_loads_nothing_of_the_others() -> None:
+    loaded = loaded_by("from heed.main import app\ntry:\n    app(['call', '--help'])\nexcept SystemExit:\n    pass")
+    assert "client" in loaded
+    assert loaded & {"onnxruntime", "tokenizers", "matplotlib", "torch"} == set()
 
 
 def test_a_client_loads_nothing_of_the_server() -> None:
