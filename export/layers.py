@@ -20,7 +20,7 @@ def name_layers(path: Path, rough: bool = False) -> None:
     """Rewrites the graph `path` in place; its weights stay where they are.
 
     Args:
-        rough: 16 bits of each value are enough, as beside layers in int8. It means the same to other runtimes.
+        rough: integers of 16 bits are enough, as beside layers in int8. It means the same to other runtimes.
     """
     linear = "Linear16" if rough else "Linear"
     model = onnx.load(path, load_external_data=False)

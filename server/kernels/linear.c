@@ -6,7 +6,7 @@
  *     Int8Linear  x, weight int8 [K, M], scale [M], sum [M], bias [M]
  *
  * By digits where the CPU has tiles of int8 (digits.h); where its vector unit is all it has, by panels of float32
- * (panels.h) and of bytes (bytes.h). */
+ * (panels.h), of words (words.h) and of bytes (bytes.h). */
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -18,6 +18,7 @@
 #include "digits.h"
 #include "operators.h"
 #include "panels.h"
+#include "words.h"
 
 #ifdef HEED_X86
 
@@ -28,11 +29,12 @@ enum {
     PART_ROWS = 16,        /* that one thread writes in steps at a time */
 };
 
-/* Weights as digits, as panels or as bytes, whichever this CPU takes for the layer, and none as the others. One copy
+/* Weights as digits, panels, words or bytes, whichever this CPU takes for the layer, and none as the others. One copy
  * for all sessions of the process that have the same ones. */
 typedef struct Weights {
     Digits digits;
     Panels panels;
+    Words words;
     Bytes bytes;
     long channels, values;
     long users;
@@ -58,6 +60,11 @@ static bool equal_panels(const Panels *one, const Panels *other) {
     return !memcmp(one->weights, other->weights, panels_size(one));
 }
 
+static bool equal_words(const Words *one, const Words *other) {
+    return !memcmp(one->scales, other->scales, one->channels * sizeof *one->scales) &&
+           !memcmp(one->weights, other->weights, words_size(one));
+}
+
 static bool equal_bytes(const Bytes *one, const Bytes *other) {
     return !memcmp(one->scales, other->scales, one->channels * sizeof *one->scales) &&
            !memcmp(one->sums, other->sums, one->channels * sizeof *one->sums) &&
@@ -68,11 +75,17 @@ static bool equal(const Weights *one, const Weights *other) {
     if (one->channels != other->channels || one->values != other->values) return false;
     if (one->digits.tiles) return equal_digits(&one->digits, &other->digits);
     if (one->panels.weights) return other->panels.weights && equal_panels(&one->panels, &other->panels);
+    if (one->words.weights) return other->words.weights && equal_words(&one->words, &other->words);
     return other->bytes.weights && equal_bytes(&one->bytes, &other->bytes);
 }
 
 static void free_weights(Weights *weights) {
-    if (weights) digits_free(&weights->digits), panels_free(&weights->panels), bytes_free(&weights->bytes);
+    if (weights) {
+        digits_free(&weights->digits);
+        panels_free(&weights->panels);
+        words_free(&weights->words);
+        bytes_free(&weights->bytes);
+    }
     free(weights);
 }
 
@@ -119,6 +132,12 @@ static bool as_panels(Weights *weights, const float *w, bool transposed) {
     return true;
 }
 
+static bool as_words(Weights *weights, const float *w, bool transposed) {
+    if (!words_allocate(&weights->words, weights->channels, weights->values)) return false;
+    words_of(&weights->words, w, transposed);
+    return true;
+}
+
 static bool as_bytes(Weights *weights, const void *w, const float *scales, const float *sums) {
     if (!bytes_allocate(&weights->bytes, weights->channels, weights->values)) return false;
     bytes_of(&weights->bytes, w, scales, sums);
@@ -140,6 +159,7 @@ static OrtStatus *make_weights(const OrtApi *api, const OrtKernelInfo *info, boo
     if (weights) weights->channels = w.sizes[transposed], weights->values = w.sizes[!transposed];
     bool done = weights && (digits_supported() ? as_digits(weights, w.data, scales, transposed, digits)
                             : digits == 1      ? as_bytes(weights, w.data, scales, sums)
+                            : digits == 2      ? as_words(weights, w.data, transposed)
                                                : as_panels(weights, w.data, transposed));
     if (!done) {
         free_weights(weights);
@@ -199,8 +219,9 @@ typedef struct {
     const OrtApi *api;
     const OrtContext *context;
     const Weights *weights;
-    Digits digits; /* of the chunk */
-    Steps steps;   /* of all rows */
+    Digits digits;   /* of the chunk */
+    Steps steps;     /* of all rows */
+    Rounded rounded; /* the same, for words */
     const float *x, *bias;
     float *y;
     long rows;
@@ -222,6 +243,20 @@ static void multiply_panels(void *run_, size_t part) {
     const Panels *weights = &run->weights->panels;
     long count = panels_count(weights), first = part * PART_PANELS, last = first + PART_PANELS;
     panels_multiply(weights, run->x, run->rows, first, last < count ? last : count, run->bias, run->y);
+}
+
+/* With words. */
+static void multiply_words(void *run_, size_t part) {
+    Run *run = run_;
+    const Words *weights = &run->weights->words;
+    long count = words_panels(weights), first = part * PART_PANELS, last = first + PART_PANELS;
+    words_multiply(weights, &run->rounded, first, last < count ? last : count, run->bias, run->y);
+}
+
+static void round_rows(void *run_, size_t part) {
+    Run *run = run_;
+    long first = part * PART_ROWS, last = first + PART_ROWS;
+    rounded_of(&run->rounded, run->x, first, last < run->rows ? last : run->rows);
 }
 
 /* And with bytes. */
@@ -270,6 +305,16 @@ static OrtStatus *run_panels(Run *run) {
     return in_parallel(run, multiply_panels, panels_count(&run->weights->panels), PART_PANELS);
 }
 
+static OrtStatus *run_words(Run *run) {
+    OrtStatus *failed = NULL;
+    if (!rounded_allocate(&run->rounded, run->rows, run->weights->values))
+        failed = failure(run->api, "heed: no memory for words");
+    if (!failed) failed = in_parallel(run, round_rows, run->rows, PART_ROWS);
+    if (!failed) failed = in_parallel(run, multiply_words, words_panels(&run->weights->words), PART_PANELS);
+    rounded_free(&run->rounded);
+    return failed;
+}
+
 static OrtStatus *run_bytes(Run *run) {
     OrtStatus *failed = NULL;
     if (!steps_allocate(&run->steps, run->rows, run->weights->values))
@@ -299,7 +344,8 @@ static OrtStatus *compute(void *kernel_, OrtContext *context) {
     failed = output_of(api, context, x.sizes, x.rank, &run.y);
     if (failed || run.rows == 0) return failed;
     if (run.weights->digits.tiles) return run_digits(&run);
-    return run.weights->panels.weights ? run_panels(&run) : run_bytes(&run);
+    if (run.weights->panels.weights) return run_panels(&run);
+    return run.weights->words.weights ? run_words(&run) : run_bytes(&run);
 }
 
 const OrtOperator LINEAR = OPERATOR(linear_name, linear_inputs, input_type, create, compute, destroy);

@@ -30,15 +30,18 @@ only_by_digits = pytest.mark.skipif(way() != DIGITS, reason="this CPU has no til
 
 SIZES = (1, 3, 16, 17, 64, 65, 130)
 STEP = 2.0**-23  # of a row's largest value
+ROUNDED = 0.5 / 2896  # the same, of words (words.h)
 
 
 class Layer:
     """One linear layer as a graph of its own: as onnxruntime has it, and named."""
 
-    def __init__(self, folder: Path, weight_MK: np.ndarray, bias_M: np.ndarray | None = None) -> None:
+    def __init__(
+        self, folder: Path, weight_MK: np.ndarray, bias_M: np.ndarray | None = None, rough: bool = False
+    ) -> None:
         self.plain = write_layers(folder / "plain.onnx", [(weight_MK, bias_M)])
         self.named = write_layers(folder / "named.onnx", [(weight_MK, bias_M)])
-        name_layers(self.named)
+        name_layers(self.named, rough)
 
     @staticmethod
     def run(graph: Path, x: np.ndarray, with_library: bool = False, threads: int = 1) -> np.ndarray:
@@ -150,6 +153,34 @@ def test_a_tokens_bits_depend_on_nothing_beside_it(tmp_path: Path, tokens: int) 
     for token in order[:10]:
         assert np.array_equal(session.run(None, {"x": x[[token]]})[0], together[[token]])
     assert np.array_equal(layer.run(layer.named, x, with_library=True, threads=3), together)
+
+
+@only_with_library
+@pytest.mark.parametrize(("values", "channels"), [(1, 1), (3, 16), (64, 17), (255, 33), (257, 40), (1537, 100)])
+def test_beside_int8_a_rows_values_are_rounded_and_no_sum_is(tmp_path: Path, values: int, channels: int) -> None:
+    random = np.random.default_rng(values)
+    weight, bias = numbers(random, channels, values), numbers(random, channels)
+    layer = Layer(tmp_path, weight, bias, rough=True)
+    x = numbers(random, 40, values) * np.float32(2.0) ** random.integers(-20, 20, (40, 1)).astype(np.float32)
+    x[7] = 0
+    together = layer.run(layer.named, x, with_library=True)
+    assert most_off(together, x, weight, bias) <= ROUNDED + STEP
+    assert np.array_equal(together[7], bias)
+    for token in range(0, 40, 3):
+        assert np.array_equal(layer.run(layer.named, x[[token]], with_library=True)[0], together[token])
+    assert np.array_equal(layer.run(layer.named, x, with_library=True, threads=3), together)
+    x[1, 0], x[2, -1] = np.nan, np.inf
+    spoilt = layer.run(layer.named, x, with_library=True)
+    assert not np.isfinite(spoilt[1:3]).any()
+    assert np.array_equal(np.delete(spoilt, [1, 2], 0), np.delete(together, [1, 2], 0))
+
+
+@only_with_library
+def test_the_largest_sums_of_words_fit(tmp_path: Path) -> None:
+    """All at its largest, all of one sign: 32 bits hold no more."""
+    weight, x = np.full((16, 1024), -3, np.float32), np.full((2, 1024), 5, np.float32)
+    layer = Layer(tmp_path, weight, np.zeros(16, np.float32), rough=True)
+    assert np.allclose(layer.run(layer.named, x, with_library=True), -3 * 5 * 1024, rtol=1e-6)
 
 
 @only_with_library
