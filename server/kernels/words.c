@@ -16,8 +16,9 @@ enum {
     TWO = 2,
     LINE = PANEL * TWO, /* words: two values' weights in a panel */
     TILE_ROWS = 6,
-    MOST = 2896,       /* 2,896 * 2,896 * 256 < 2^31 */
-    DEPTH = 256 / TWO, /* pairs of values whose products 32 bits hold */
+    MOST = 32767,       /* of a value, */
+    MOST_WEIGHT = 2047, /* of a weight: */
+    DEPTH = 32 / TWO,   /* pairs of values whose products 32 bits hold; 32,767 * 2,047 * 32 < 2^31 */
 };
 static const float LEAST = 1e-30f; /* a row of zeros has a step, too */
 
@@ -45,10 +46,10 @@ void words_of(Words *words, const float *w, bool transposed) {
         long apart = transposed ? channels : 1;
         float largest = LEAST;
         for (long k = 0; k < values; k++) largest = fmaxf(largest, fabsf(first[k * apart]));
-        words->scales[m] = largest / MOST;
+        words->scales[m] = largest / MOST_WEIGHT;
         short *panel = words->weights + m / PANEL * twos(values) * LINE;
         for (long k = 0; k < values; k++)
-            panel[(k / TWO * PANEL + m % PANEL) * TWO + k % TWO] = (short)lrintf(first[k * apart] * (MOST / largest));
+            panel[(k / TWO * PANEL + m % PANEL) * TWO + k % TWO] = (short)lrintf(first[k * apart] * (MOST_WEIGHT / largest));
     }
 }
 

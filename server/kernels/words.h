@@ -1,9 +1,10 @@
 /* Linear layers where 16 bits of each value are enough (Linear16), for CPUs with AVX2: as integers of 16 bits, of which
  * the unit multiplies twice as many at a time as of float32.
  *
- * A token's values are rounded to 2,896 steps up to its largest one, either way, and so are a channel's weights: as many
- * as 256 products of them add up without leaving 32 bits. Those sums are exact; they are added up in float32, in the
- * order of the values. So a token's bits depend on its own values alone.
+ * A token's values are rounded to 32,767 steps up to its largest one, either way, and a channel's weights to 2,047: a
+ * token may have a value that is far larger than its others, trained weights do not. As many as 32 products of them add
+ * up without leaving 32 bits. Those sums are exact; they are added up in float32, in the order of the values. So a
+ * token's bits depend on its own values alone.
  *
  * Letters: T rows (tokens), K values in each row, M channels. */
 
