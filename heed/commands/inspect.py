@@ -260,6 +260,7 @@ def _what(found: Inspected, name: str) -> str:
     for graph in found.manifest.graphs:
         if graph.file == name:
             rows = "" if graph.longest is None else f", rows of up to {graph.longest} columns"
+            rows += ", CUDA's own operators for rows without holes" * graph.fused
             return f"[dim]{graph.precision}: {escape(', '.join(graph.outputs))}{rows}[/]"
     return ""
 
