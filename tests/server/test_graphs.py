@@ -87,7 +87,7 @@ def test_where_columns_count_a_span_reaches_to_the_last_real_column(folder: Path
 
 def test_a_graph_of_other_outputs_is_refused(folder: Path) -> None:
     other = [graph.model_copy(update={"outputs": OUTPUTS[:1]}) for graph in GRAPHS]
-    with pytest.raises(BundleError, match=r"short\.onnx computes .*, the manifest says \['last_hidden_state'\]"):
+    with pytest.raises(BundleError, match=r"long\.onnx computes .*, the manifest says \['last_hidden_state'\]"):
         Graphs(folder, made(graphs=other), "fp32", "answers", "cpu")
 
 
