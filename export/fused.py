@@ -118,9 +118,8 @@ class _Fusion:
         self._become(node, "SkipLayerNormalization", [*added, *norm, *bias], epsilon=epsilon)
 
     def _attention(self, node: NodeProto) -> None:
-        roles = ("query", "key", "value")
-        layers = [layer for layer in map(self._layer, node.input[:3]) if layer]
-        if len(layers) < len(roles) or len({layer.input[0] for layer in layers}) > 1:
+        layers = [layer for layer in map(self._layer, node.input[:3]) if layer]  # of queries, keys and values
+        if len(layers) < 3 or len({layer.input[0] for layer in layers}) > 1:
             return
         constants = dict(zip(ATTENTION_INPUTS, node.input, strict=True))
         width = int(self._array(constants["head_shape"])[-1])
