@@ -152,6 +152,11 @@ class Manifest(_Part):
         """What a request may hold, by name."""
         return {spec.name: spec for spec in self.inputs}
 
+    @cached_property
+    def output_specs(self) -> dict[str, TensorSpec]:
+        """What an answer may hold, by name."""
+        return {spec.name: spec for spec in self.outputs}
+
     def takes(self, name: str) -> bool:
         """Whether a request may hold this input."""
         return name in self.input_specs

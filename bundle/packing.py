@@ -21,6 +21,10 @@ Arrays = dict[str, np.ndarray]
 TOKEN_INPUTS = ("input_ids", "token_type_ids", "position_ids", "features")
 LAYOUT_INPUTS = ("slots", "rows", "columns", "real", "adjacency", "globals", "globals_real", "places", "ends")
 GRAPH_INPUTS = TOKEN_INPUTS + LAYOUT_INPUTS
+# Of most rows, which share them: numpy lets other threads go first whenever it makes such an array.
+NUMBERS, TRUES = np.arange(2**13), np.ones(2**13, np.bool_)
+for shared in (NUMBERS, TRUES):
+    shared.flags.writeable = False
 LEAST_GLOBALS = 2  # places for global tokens: the bits of a matrix product of one row would depend on its length
 
 
@@ -45,11 +49,21 @@ class Sequence:
 
     def slots(self, aligned: bool) -> Ints:
         """The slot of each token inside attention, `[t]`: its column, or its number."""
-        return self.columns if aligned else np.arange(len(self))
+        return self.columns if aligned else numbers(len(self))
 
     def span(self, aligned: bool) -> int:
         """How many slots it needs inside attention."""
         return int(self.columns[-1]) + 1 if aligned else len(self)
+
+
+def numbers(count: int) -> Ints:
+    """0, 1, ... `[count]`, not to be written to."""
+    return NUMBERS[:count] if count <= len(NUMBERS) else np.arange(count)
+
+
+def trues(count: int) -> Bools:
+    """True so many times, not to be written to."""
+    return TRUES[:count] if count <= len(TRUES) else np.ones(count, np.bool_)
 
 
 def first_column(rule: PositionRule, real: Bools) -> int:
@@ -62,23 +76,31 @@ def position_ids(rule: PositionRule, tokens: Arrays, real: Bools) -> Ints:
     if rule.kind == "counted":
         counts = (tokens["input_ids"] != rule.padding_id).astype(np.int64)
         return np.asarray(counts.cumsum() * counts + rule.padding_id, np.int64)
-    return np.arange(len(real), dtype=np.int64) - first_column(rule, real)
+    first = first_column(rule, real)
+    return numbers(len(real)) - first if first else numbers(len(real))
 
 
 def sequence(
-    rule: PositionRule, tokens: Arrays, real: Bools, adjacency: Bools | None = None, is_global: Bools | None = None
+    rule: PositionRule,
+    tokens: Arrays,
+    real: Bools | None = None,
+    adjacency: Bools | None = None,
+    is_global: Bools | None = None,
 ) -> Sequence:
     """One full row without its padding.
 
     Args:
         tokens: the row's inputs by name, `[L]` or `[L, F]`, but for position_ids.
-        real: `[L]`, True for at least one token.
+        real: `[L]`, True for at least one token. None: all are known to be real.
         adjacency: `[L, L]`, for models over graphs.
         is_global: `[L]`, for models with global tokens.
     """
+    known = real is None
+    if real is None:
+        real = trues(len(next(iter(tokens.values()))))
     row = tokens | {"position_ids": position_ids(rule, tokens, real)}
-    if real.all():
-        return Sequence(row, real, np.arange(len(real)), 0, True, adjacency, is_global)
+    if known or real.all():
+        return Sequence(row, real, numbers(len(real)), 0, True, adjacency, is_global)
     start = first_column(rule, real)
     takes_part = real.copy()
     takes_part[start] = True

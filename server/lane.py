@@ -90,6 +90,10 @@ class Lane:
         """Of one thread, for what is at work and all that goes before what now comes at this level."""
         return (self.queue.tokens_before(level) + self.taken_tokens) * self.pace.seconds_per_token
 
+    def spare_later(self, entry: Entry) -> None:
+        """It is in no hurry."""
+        self.spare[entry] = None
+
     def turn(self, now: float) -> tuple[float, float] | None:
         """Level and arrival of what goes next here, if anything waits. What is in no hurry is less urgent than all."""
         for entry in self.queue.first(1, now):

@@ -36,12 +36,12 @@ class Limits:
                     "(--max-text-characters), even if it is to be truncated; send less of it"
                 )
 
-    def check(self, inputs: Arrays) -> None:
-        """Raises InvalidArgument."""
-        for name, array in inputs.items():
-            self.check_rows(array.shape[0] if array.ndim else 1)
-            if name in TEXTS:
-                self.check_texts(f"input {name}", array.flat)
+    def check(self, main: str, inputs: Arrays) -> None:
+        """Raises InvalidArgument. All inputs have as many rows as `main` has, or are about to be refused."""
+        self.check_rows(len(inputs[main]))
+        for name in TEXTS:
+            if name in inputs:
+                self.check_texts(f"input {name}", inputs[name].flat)
 
 
 def _characters(text: str | bytes) -> int:

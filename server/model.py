@@ -16,7 +16,7 @@ from bundle.manifest import TOKENIZER
 from bundle.packing import Arrays, Sequence, unpack, unpack_attentions
 from server.graphs import Answer, Graphs
 from server.machine import usable_cpus
-from server.requests import Request, check_request
+from server.requests import Form, Request, check_request, read_request
 from server.runtime import CUDA, Runtime, device_for
 from server.settings import Device
 from server.text import Side, TextEncoder
@@ -86,6 +86,10 @@ class Model:
         """See `check_request`."""
         return check_request(self.manifest, self.text, inputs, outputs, truncate)
 
+    def read(self, form: Form, inputs: Arrays, truncate: Side | None = None) -> Request:
+        """See `read_request`."""
+        return read_request(self.manifest, self.text, form, inputs, truncate)
+
     def open_wide(self, threads: int) -> None:
         """From now on a run that has the machine to itself takes so many threads. It is for the CPU.
 
@@ -135,7 +139,7 @@ class Model:
     def answer(self, inputs: Arrays, outputs: Iterable[str] = ()) -> Arrays:
         """Prepare, run as one group, assemble."""
         request = self.prepare(inputs, outputs)
-        run = self.run_attentions if request.kind == "attentions" else self.run
+        run = self.run_attentions if request.form.kind == "attentions" else self.run
         return self.assemble(request, run(request.sequences))
 
     def check_contract(self, everything: bool) -> Iterator[Finding]:

@@ -1,8 +1,6 @@
 """The models a server has, what state each is in, and which of them answers whom."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -103,9 +101,8 @@ class Registry:
             return NotFound(f"version {version!r} of model {name!r} is not served here, only {known}")
         return NotFound(f"model {name!r} is not served here, only {', '.join(self.names) or 'none'}")
 
-    @contextmanager
-    def use(self, name: str, version: str = "") -> Iterator[Serving]:
-        """What answers as this model. It stays until the end of the `with`, whatever takes its place.
+    def use(self, name: str, version: str = "") -> Serving:
+        """What answers as this model, for a `with`: it stays until its end, whatever takes its place.
 
         Raises:
             NotFound, FailedPrecondition: see `find`.
@@ -115,5 +112,4 @@ class Registry:
         if one.state is not State.READY or one.serving is None:
             reason: Reason = "loading" if one.state is State.LOADING else "draining"
             raise Unavailable(f"model {one.name!r} is {one.state.value}; try again, or another server", reason)
-        with one.serving.in_use() as serving:
-            yield serving
+        return one.serving

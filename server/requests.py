@@ -1,7 +1,12 @@
-"""Checks what a caller sends against the bundle's signature. `rows.py` makes rows of it."""
+"""Checks what a caller sends against the bundle's signature. `rows.py` makes rows of it.
 
-from collections.abc import Iterable
+First its form (names, types, shapes), which many requests have in common, and then its values.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -25,28 +30,50 @@ TEXT_OUTPUTS = ("tokens", "offsets")
 ON_REQUEST = {"attentions", "unnormalized_embedding"}  # outputs that only callers get who name them
 
 
+class Shaped(Protocol):
+    """An array, or one whose values have not been read yet."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
 @dataclass(frozen=True)
-class Request:
-    """A request that is known to be right: its rows, and what the caller wants to see of the answers."""
+class Form:
+    """What a request is about, and what the caller wants to see of the answers; known to be right."""
 
-    sequences: list[Sequence]
-    length: int  # L of the answers
+    main: str  # one of `BESIDE`
     outputs: list[str]
-    texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
 
-    @property
-    def tokens(self) -> int:
-        return sum(len(sequence) for sequence in self.sequences)
-
-    @property
+    @cached_property
     def computed(self) -> frozenset[str]:
         """What of the graph's outputs the answer is made of; empty: nothing, or all."""
         return frozenset("logits" if name == "labels" else name for name in self.outputs if name not in TEXT_OUTPUTS)
 
-    @property
+    @cached_property
     def kind(self) -> GraphKind:
         """The kind of graph that it takes."""
         return "attentions" if "attentions" in self.outputs else "answers"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that is known to be right, and its rows."""
+
+    form: Form
+    sequences: list[Sequence]
+    length: int  # L of the answers
+    texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
+
+    @cached_property
+    def tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
+    @property
+    def outputs(self) -> list[str]:
+        return self.form.outputs
 
 
 def spec_of(manifest: Manifest, name: str) -> TensorSpec:
@@ -56,7 +83,7 @@ def spec_of(manifest: Manifest, name: str) -> TensorSpec:
     raise InvalidArgument(f"input {name} is unknown; {manifest.name} takes {', '.join(manifest.input_specs)}")
 
 
-def _check_names(manifest: Manifest, inputs: Arrays) -> str:
+def _check_names(manifest: Manifest, inputs: Iterable[str]) -> str:
     """What the request is about: one of `BESIDE`."""
     for name in inputs:
         spec_of(manifest, name)
@@ -65,7 +92,7 @@ def _check_names(manifest: Manifest, inputs: Arrays) -> str:
     if not given:
         first, *others = choices
         raise InvalidArgument(f"input {first} is missing" + f" (or send {' or '.join(others)})" * bool(others))
-    if "text" in given and (others := sorted(inputs.keys() - {"text", "text_pair"})):
+    if "text" in given and (others := sorted(set(inputs) - {"text", "text_pair"})):
         raise InvalidArgument(f"input text came together with {', '.join(others)}; send either text or tensors")
     if len(given) > 1:
         raise InvalidArgument(f"inputs {' and '.join(given)} came together; send one of them")
@@ -73,7 +100,7 @@ def _check_names(manifest: Manifest, inputs: Arrays) -> str:
     return given[0]
 
 
-def _check_beside(manifest: Manifest, inputs: Arrays, main: str) -> None:
+def _check_beside(manifest: Manifest, inputs: Iterable[str], main: str) -> None:
     for name in inputs:
         if name != main and name not in BESIDE[main]:
             homes = [home for home, beside in BESIDE.items() if name in beside and manifest.takes(home)]
@@ -83,10 +110,10 @@ def _check_beside(manifest: Manifest, inputs: Arrays, main: str) -> None:
             raise InvalidArgument(f"input {spec.name} is missing; {manifest.name} needs it beside {main}")
 
 
-def _check_tensor(spec: TensorSpec, array: np.ndarray) -> None:
+def _check_tensor(spec: TensorSpec, array: Shaped) -> None:
     if array.dtype != DATATYPES[spec.datatype]:
         raise InvalidArgument(f"input {spec.name} must be {spec.datatype}, got {array.dtype}")
-    fits = array.ndim == len(spec.shape)
+    fits = len(array.shape) == len(spec.shape)
     if not fits or any(size not in (-1, came) for size, came in zip(spec.shape, array.shape, strict=True)):
         raise InvalidArgument(
             f"input {spec.name} must have shape {shape_text(spec.shape)} ({len(spec.shape)} dimensions), "
@@ -94,9 +121,28 @@ def _check_tensor(spec: TensorSpec, array: np.ndarray) -> None:
         )
     if 0 in array.shape:
         raise InvalidArgument(f"input {spec.name} is empty: its shape is {shape_text(array.shape)}")
-    if spec.datatype == "FP32" and not np.isfinite(array).all():
+
+
+def _check_sizes(manifest: Manifest, inputs: Mapping[str, Shaped], main: str) -> None:
+    """What comes beside the tokens must be as long as they are."""
+    batch, length = inputs[main].shape[:2]
+    if length > manifest.limits.length:
+        raise InvalidArgument(
+            f"input {main} has {length} columns, {manifest.name} takes at most {manifest.limits.length}"
+        )
+    for name, array in inputs.items():
+        expected = (batch, length, length) if name == "adjacency" else (batch, length)
+        if name != main and array.shape != expected:
+            raise InvalidArgument(
+                f"input {name} has shape {shape_text(array.shape)}, {main} has {shape_text(inputs[main].shape)}; "
+                f"they differ, {shape_text(expected)} is expected"
+            )
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
         index = np.argwhere(~np.isfinite(array))[0]
-        raise InvalidArgument(f"input {spec.name}{index.tolist()} is {array[tuple(index)]}, expected a finite number")
+        raise InvalidArgument(f"input {name}{index.tolist()} is {array[tuple(index)]}, expected a finite number")
 
 
 def _by_default(manifest: Manifest, main: str) -> list[str]:
@@ -134,18 +180,11 @@ def _rows(manifest: Manifest, encoder: TextEncoder | None, inputs: Arrays, main:
     return from_tensors(manifest, inputs, main)
 
 
-def check_request(
-    manifest: Manifest,
-    encoder: TextEncoder | None,
-    inputs: Arrays,
-    outputs: Iterable[str] = (),
-    truncate: Side | None = None,
-) -> Request:
+def check_form(manifest: Manifest, inputs: Mapping[str, Shaped], outputs: Iterable[str] = ()) -> Form:
     """
     Args:
-        inputs: what came, by name. Texts are an object array of bytes or strings.
+        inputs: what came, by name.
         outputs: the names the caller wants; the cheap ones when empty.
-        truncate: the end at which to cut texts that are too long, instead of refusing them.
 
     Raises:
         InvalidArgument: anything is wrong; the message names the tensor, what was expected and what came.
@@ -154,5 +193,35 @@ def check_request(
     for name, array in inputs.items():
         _check_tensor(manifest.input_specs[name], array)
     wanted = check_outputs(manifest, outputs, main)
-    rows = _rows(manifest, encoder, inputs, main, truncate)
-    return Request(rows.sequences, rows.length, wanted, rows.texts)
+    if main in ("input_ids", "features"):
+        _check_sizes(manifest, inputs, main)
+    return Form(main, wanted)
+
+
+def read_request(
+    manifest: Manifest, encoder: TextEncoder | None, form: Form, inputs: Arrays, truncate: Side | None = None
+) -> Request:
+    """
+    Args:
+        inputs: of this form. Texts are an object array of bytes or strings.
+        truncate: the end at which to cut texts that are too long, instead of refusing them.
+
+    Raises:
+        InvalidArgument: a value is wrong; the message says where it is, and what was expected.
+    """
+    for name, array in inputs.items():
+        if array.dtype == np.float32:
+            _check_finite(name, array)
+    rows = _rows(manifest, encoder, inputs, form.main, truncate)
+    return Request(form, rows.sequences, rows.length, rows.texts)
+
+
+def check_request(
+    manifest: Manifest,
+    encoder: TextEncoder | None,
+    inputs: Arrays,
+    outputs: Iterable[str] = (),
+    truncate: Side | None = None,
+) -> Request:
+    """Both of the above."""
+    return read_request(manifest, encoder, check_form(manifest, inputs, outputs), inputs, truncate)

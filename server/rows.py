@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bundle import Manifest
-from bundle.packing import Arrays, Bools, Ints, Sequence, cut_into_patches, first_column, sequence
+from bundle.packing import Arrays, Bools, Ints, Sequence, cut_into_patches, first_column, numbers, sequence
 from server.errors import InvalidArgument
 from server.text import Side, TextEncoder, Tokens
 
@@ -46,27 +46,11 @@ def _check_binary(name: str, mask: Ints) -> None:
     raise InvalidArgument(f"input {name}[{row}, {column}] is {mask[row, column]}, expected 0 or 1")
 
 
-def _check_sizes(manifest: Manifest, inputs: Arrays, main: str) -> None:
-    """What comes beside the tokens must be as long as they are."""
-    batch, length = inputs[main].shape[:2]
-    if length > manifest.limits.length:
-        raise InvalidArgument(
-            f"input {main} has {length} columns, {manifest.name} takes at most {manifest.limits.length}"
-        )
-    for name, array in inputs.items():
-        expected = (batch, length, length) if name == "adjacency" else (batch, length)
-        if name != main and array.shape != expected:
-            raise InvalidArgument(
-                f"input {name} has shape {shape_text(array.shape)}, {main} has {shape_text(inputs[main].shape)}; "
-                f"they differ, {shape_text(expected)} is expected"
-            )
-
-
-def _real(inputs: Arrays, main: str) -> Bools:
-    """`[B, L]`, True for real tokens."""
-    if "attention_mask" not in inputs:
-        return np.ones(inputs[main].shape[:2], np.bool_)
-    mask = inputs["attention_mask"]
+def _real(inputs: Arrays) -> Bools | None:
+    """`[B, L]`, True for real tokens; None if all are."""
+    mask = inputs.get("attention_mask")
+    if mask is None or (mask == 1).all():  # as most are
+        return None
     _check_binary("attention_mask", mask)
     empty = ~mask.any(axis=1)
     if empty.any():
@@ -83,65 +67,62 @@ def _tokens(manifest: Manifest, inputs: Arrays) -> Arrays:
     _check_range("input_ids", ids, limits.vocabulary, "the vocabulary")
     if not limits.token_types:
         return {"input_ids": ids}
-    types = inputs.get("token_type_ids", np.zeros_like(ids))
+    if "token_type_ids" not in inputs:
+        return {"input_ids": ids, "token_type_ids": np.zeros_like(ids)}
+    types = inputs["token_type_ids"]
     _check_range("token_type_ids", types, limits.token_types, "the token types")
     return {"input_ids": ids, "token_type_ids": types}
 
 
 def row_of(
-    manifest: Manifest, tokens: Arrays, real: Bools, adjacency: Bools | None = None, is_global: Bools | None = None
+    manifest: Manifest,
+    tokens: Arrays,
+    real: Bools | None = None,
+    adjacency: Bools | None = None,
+    is_global: Bools | None = None,
 ) -> Sequence:
     """One row, with what the model needs beside its tokens: all edges, and the model's own global tokens, unless they
-    are given."""
-    length = len(real)
+    are given. `real` is None if all are."""
     if manifest.takes("adjacency") and adjacency is None:
+        length = _length(tokens)
         adjacency = np.ones((length, length), np.bool_)
     if manifest.takes("global_attention_mask") and is_global is None:
-        columns = np.arange(length) - first_column(manifest.position_rule, real)
+        first = 0 if real is None else first_column(manifest.position_rule, real)
+        columns = numbers(_length(tokens)) - first
         is_global = (columns >= 0) & (columns < manifest.first_tokens_global)
     return sequence(manifest.position_rule, tokens, real, adjacency, is_global)
 
 
+def _length(tokens: Arrays) -> int:
+    return len(next(iter(tokens.values())))
+
+
 def from_tensors(manifest: Manifest, inputs: Arrays, main: str) -> Rows:
     """`main` is input_ids or features."""
-    _check_sizes(manifest, inputs, main)
-    real_BL = _real(inputs, main)
+    real_BL = _real(inputs)
     tokens = _tokens(manifest, inputs)
-    beside: Arrays = {}
+    beside: Arrays = {} if real_BL is None else {"real": real_BL}
     if "adjacency" in inputs:
         beside["adjacency"] = inputs["adjacency"]
     if "global_attention_mask" in inputs:
         _check_binary("global_attention_mask", inputs["global_attention_mask"])
         beside["is_global"] = inputs["global_attention_mask"].astype(np.bool_)
+    batch, length = inputs[main].shape[:2]
     sequences = [
         row_of(
             manifest,
             {name: array[row] for name, array in tokens.items()},
-            real_L,
             **{name: array[row] for name, array in beside.items()},
         )
-        for row, real_L in enumerate(real_BL)
+        for row in range(batch)
     ]
-    return Rows(sequences, real_BL.shape[1])
+    return Rows(sequences, length)
 
 
 def from_images(manifest: Manifest, inputs: Arrays) -> Rows:
     assert manifest.image
     features_BLF = cut_into_patches(inputs["pixel_values"], manifest.image.patch)
-    real = np.ones(features_BLF.shape[1], np.bool_)
-    return Rows(
-        [
-            row_of(
-                manifest,
-                {
-                    "features": row,
-                },
-                real,
-            )
-            for row in features_BLF
-        ],
-        len(real),
-    )
+    return Rows([row_of(manifest, {"features": row_LF}) for row_LF in features_BLF], features_BLF.shape[1])
 
 
 def _decoded(inputs: Arrays, name: str) -> list[str]:
@@ -170,5 +151,5 @@ def from_texts(manifest: Manifest, encoder: TextEncoder, inputs: Arrays, truncat
         arrays: Arrays = {"input_ids": tokens.input_ids}
         if manifest.limits.token_types:
             arrays["token_type_ids"] = tokens.token_type_ids
-        rows.append(row_of(manifest, arrays, np.ones(len(tokens), np.bool_)))
+        rows.append(row_of(manifest, arrays))
     return Rows(rows, max(map(len, encoded)), encoded)

@@ -74,9 +74,7 @@ class Scheduler:
         self._admit(sequences, deadline, priority)
         loop, level = asyncio.get_running_loop(), level_of(priority)
         entries = [Entry(sequence, outputs, deadline, loop.create_future(), level) for sequence in sequences]
-        with self._workers.lock:
-            for entry in entries:
-                self._lane.queue.add(entry)
+        self._workers.put(self._lane.queue.add, entries)
         answers = await self._answers(entries)
         started = [entry.started for entry in entries]
         return Answered(
@@ -93,26 +91,26 @@ class Scheduler:
         """
         self._check_open()
         entry = Entry(sequence, frozenset(), math.inf, asyncio.get_running_loop().create_future())
-        with self._workers.lock:
-            self._lane.spare[entry] = None
+        self._workers.put(self._lane.spare_later, [entry])
         (answer,) = await self._answers([entry])
         return answer
 
     async def _answers(self, entries: list[Entry]) -> list[Answer]:
-        self._workers.wake(len(entries))
         self._requests += 1
         try:
             # A request of one row, as most are, does without what gathering costs.
             if len(entries) == 1:
                 return [await entries[0].reply]
             return await asyncio.gather(*(entry.reply for entry in entries))
-        finally:  # the caller has gone, or one row failed: the other rows are not computed for nobody
+        except BaseException:  # the caller has gone, or one row failed: the other rows are not computed for nobody
             with self._workers.lock:
                 for entry in entries:
                     self._lane.queue.remove(entry)
                     self._lane.spare.pop(entry, None)
             for entry in entries:
                 entry.reply.cancel()
+            raise
+        finally:
             self._requests -= 1
             self._ended.set()
 

@@ -2,15 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bundle.packing import Arrays
 from server.attentions import Attentions
 from server.limits import TEXTS, Limits
 from server.model import Model
-from server.requests import Request
+from server.requests import Form, Request, check_form
 from server.scheduler import Answered, Scheduler
 from server.statistics import Statistics
 from server.text import Side
@@ -19,9 +18,12 @@ from server.text import Side
 INLINE_CHARACTERS = 4096
 
 
-@dataclass
+@dataclass(eq=False)
 class Serving:
-    """The model, the queue of its plain answers, the attention weights with theirs, and what was asked of all that."""
+    """The model, the queue of its plain answers, the attention weights with theirs, and what was asked of all that.
+
+    Within a `with` of it the model is not closed, even if another version has taken its place.
+    """
 
     model: Model
     scheduler: Scheduler
@@ -31,29 +33,36 @@ class Serving:
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @contextmanager
-    def in_use(self) -> Iterator["Serving"]:
-        """Until its end the model is not closed, even if another version has taken its place."""
+    def __enter__(self) -> "Serving":
         self._users += 1
         self._unused.clear()
-        try:
-            yield self
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._unused.set()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
 
     async def prepare(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: Side | None = None) -> Request:
-        """Checks a request and makes rows of it, long texts in a thread.
+        """Checks a request and makes rows of it.
 
         Raises:
-            InvalidArgument: see `check_request` and `Limits`.
+            InvalidArgument: see `check_form` and `read`.
         """
-        self.limits.check(inputs)
-        texts = [inputs[name] for name in TEXTS if name in inputs]
-        if sum(len(text) for array in texts for text in array.flat) > INLINE_CHARACTERS:
-            return await asyncio.to_thread(self.model.prepare, inputs, outputs, truncate)
-        return self.model.prepare(inputs, outputs, truncate)
+        return await self.read(check_form(self.model.manifest, inputs, outputs), inputs, truncate)
+
+    async def read(self, form: Form, inputs: Arrays, truncate: Side | None = None) -> Request:
+        """Rows of a request that has this form, of long texts in a thread.
+
+        Raises:
+            InvalidArgument: see `Limits` and `read_request`.
+        """
+        self.limits.check(form.main, inputs)
+        if form.main == "text":
+            texts = [inputs[name] for name in TEXTS if name in inputs]
+            if sum(len(text) for array in texts for text in array.flat) > INLINE_CHARACTERS:
+                return await asyncio.to_thread(self.model.read, form, inputs, truncate)
+        return self.model.read(form, inputs, truncate)
 
     async def answer(self, request: Request, deadline: float = math.inf, priority: int = 0) -> Answered:
         """Waits for the answers to a request's rows.
@@ -65,8 +74,8 @@ class Serving:
         Raises:
             HeedError: see `Scheduler.submit` and `Attentions.loaded`.
         """
-        scheduler = self.scheduler if request.kind == "answers" else (await self.attentions.loaded())[0]
-        return await scheduler.submit(request.sequences, deadline, request.computed, priority)
+        scheduler = self.scheduler if request.form.kind == "answers" else (await self.attentions.loaded())[0]
+        return await scheduler.submit(request.sequences, deadline, request.form.computed, priority)
 
     async def close(self) -> None:
         """Returns when everything that was taken is answered."""

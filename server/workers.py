@@ -9,10 +9,12 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from server.graphs import Answer
 from server.lane import Group, Lane
+from server.queue import Entry
 
 
 class Workers:
@@ -46,11 +48,21 @@ class Workers:
         with self.lock:
             return sum(lane.seconds_before(level) for lane in self._lanes) / self.threads
 
-    def wake(self, entries: int) -> None:
-        """So many have come: as many idle threads look for work."""
+    def put(self, add: Callable[[Entry], None], entries: list[Entry]) -> None:
+        """Adds what has come to its lane; as many idle threads look for work."""
         with self.lock:
-            count = min(entries, self.threads - self._awake)
-            self._awake += count
+            for entry in entries:
+                add(entry)
+            count = self._awaken(len(entries))
+        self._start(count)
+
+    def _awaken(self, wanted: int) -> int:
+        """How many threads are to start, of so many that could be of use."""
+        count = min(wanted, self.threads - self._awake)
+        self._awake += count
+        return count
+
+    def _start(self, count: int) -> None:
         for _ in range(count):
             self._pool.submit(self._work)
 
@@ -101,4 +113,5 @@ class Workers:
             group.lane.taken_tokens += sum(half.taken_tokens for half in halves) - group.taken_tokens
             if group.entries and not failed:
                 group.lane.pace.saw(group.tokens, group.seconds)
-        self.wake(len(halves))
+            count = self._awaken(len(halves))
+        self._start(count)

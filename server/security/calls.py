@@ -5,8 +5,7 @@ As interceptors of grpc.aio: each sees a call once, whatever its number of messa
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 import grpc
@@ -52,7 +51,8 @@ def refuse(refusal: Refusal, refused: Refused) -> Any:
 
 class Slots(grpc.aio.ServerInterceptor):
     """How many requests are in the server: each call with one request from its arrival until its answer has been
-    taken, and each request on a stream while it is worked on. An open stream without a request takes none."""
+    taken, and each request on a stream while it is worked on, in a `with`. An open stream without a request takes
+    none."""
 
     def __init__(self, limit: int, refused: Refused = lambda _: None) -> None:
         self._limit = limit
@@ -71,8 +71,7 @@ class Slots(grpc.aio.ServerInterceptor):
             "too_many_requests",
         )
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Counts a request on a stream.
 
         Raises:
@@ -81,10 +80,9 @@ class Slots(grpc.aio.ServerInterceptor):
         if full := self._full:
             raise full
         self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
+
+    def __exit__(self, *error: object) -> None:
+        self._taken -= 1
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)

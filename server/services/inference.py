@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import grpc
 
@@ -19,17 +20,18 @@ from server.requests import Request
 from server.scheduler import Answered
 from server.security.calls import Slots
 from server.services.absent import AbsentCalls
-from server.services.classes import check_classes, put_classes
+from server.services.classes import put_classes
 from server.services.guard import describe, guarded, retry_after_ms
+from server.services.headers import Headers
 from server.services.models import ModelCalls
-from server.services.parameters import read_classes, read_options
 from server.services.repository import RepositoryCalls
 from server.services.streams import Place, Streams
-from server.services.tensors import check_response_size, decode_inputs, encode_outputs
+from server.services.tensors import check_response_size, encode_outputs
 from server.serving import Serving
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Classes = dict[str, int]
+NO_SLOT = nullcontext()  # for a call: it has one since it came
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
@@ -66,6 +68,7 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         self._slots = slots
         self._max_message = max_message
         self._streams = Streams()
+        self._headers: WeakKeyDictionary[Serving, Headers] = WeakKeyDictionary()
 
     @guarded
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
@@ -117,7 +120,7 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         """
         with (
             self._observers.record(call, request.id) as record,
-            self._slots.one() if place else nullcontext(),
+            self._slots if place else NO_SLOT,
             self._registry.use(request.model_name, request.model_version) as serving,
         ):
             record.of(serving.model, serving.statistics.ended)
@@ -133,24 +136,27 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         place: Place | None,
     ) -> None:
         response.id = request.id
-        manifest = serving.model.manifest
-        options, classes = read_options(request), read_classes(request)
+        header, inputs = self._headers_of(serving).read(request)
+        options, form = header.options, header.form
         seconds = options.seconds if remaining is None else min(options.seconds, remaining)
         deadline = time.monotonic() + seconds
-        if all(output.name != "attentions" for output in request.outputs):  # they have a queue of their own
+        if form.kind == "answers":  # the others have a queue of their own
             serving.scheduler.check_time(deadline, options.priority)
-        check_classes(manifest, classes)
-        outputs = [output.name for output in request.outputs]
-        inputs = decode_inputs(manifest, request, serving.limits.max_batch)
-        prepared = await serving.prepare(inputs, outputs, options.truncate)
+        prepared = await serving.read(form, inputs, options.truncate)
         room = self._max_message - len(request.id.encode())  # the id is sent back
-        size = check_response_size(manifest, prepared, room)
+        size = check_response_size(serving.model.manifest, prepared, room)
         if place:
             await place.admit(size)
         record.prepared(prepared)
         answered = await serving.answer(prepared, deadline, options.priority)
         record.answered(answered)
-        if prepared.kind == "answers":
-            _fill(response, serving.model, prepared, answered, classes)
+        if form.kind == "answers":
+            _fill(response, serving.model, prepared, answered, header.classes)
         else:  # they are large: putting them together here would make all others wait
-            await asyncio.to_thread(_fill, response, serving.model, prepared, answered, classes)
+            await asyncio.to_thread(_fill, response, serving.model, prepared, answered, header.classes)
+
+    def _headers_of(self, serving: Serving) -> Headers:
+        headers = self._headers.get(serving)
+        if headers is None:
+            headers = self._headers[serving] = Headers(serving.model.manifest, serving.limits.max_batch)
+        return headers

@@ -5,7 +5,8 @@ Letters: B batch, L length.
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,20 @@ KINDS = {"f": "FP32", "i": "INT64", "U": "BYTES"}  # of numpy's dtypes, in an an
 MAX_RANK = 8  # of a tensor; no model has one of more
 OVERHEAD = 4096  # bytes of a message for names, shapes and parameters
 _LENGTH = struct.Struct("<I")
+
+
+class Described(NamedTuple):
+    """One input, before its values are read."""
+
+    spec: TensorSpec
+    datatype: str  # that it comes in
+    shape: tuple[int, ...]
+    size: int  # the number of its values
+
+    @property
+    def dtype(self) -> np.dtype:
+        """In which the model takes it."""
+        return WIRE[self.spec.datatype][0]
 
 
 def _decode_bytes(name: str, raw: bytes, count: int) -> list[bytes]:
@@ -87,7 +102,8 @@ def _from_raw(name: str, datatype: str, raw: bytes, count: int) -> np.ndarray:
     return np.frombuffer(raw, dtype)
 
 
-def _from_contents(name: str, datatype: str, contents: InferTensorContents, shape: list[int]) -> np.ndarray:
+def _from_contents(name: str, described: Described, contents: InferTensorContents) -> np.ndarray:
+    datatype = described.datatype
     dtype, field = WIRE[datatype]
     if not field:
         raise InvalidArgument(f"input {name} is {datatype}, which has no field in contents; send raw_input_contents")
@@ -95,7 +111,7 @@ def _from_contents(name: str, datatype: str, contents: InferTensorContents, shap
         if descriptor.name != field:
             raise InvalidArgument(f"input {name} has its values in {descriptor.name}, expected {field}")
     values = getattr(contents, field)
-    _check_count(name, shape, len(values))
+    _check_count(name, described, len(values))
     if datatype == "BYTES":
         return _objects(values)
     try:
@@ -128,51 +144,65 @@ def _check_shape(manifest: Manifest, spec: TensorSpec, shape: Sequence[int], max
         )
 
 
-def _check_count(name: str, shape: list[int], came: int) -> None:
-    if math.prod(shape) != came:
-        raise InvalidArgument(f"input {name} has shape {shape}, which is {math.prod(shape)} values, but {came} came")
-
-
-def _values(spec: TensorSpec, tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> np.ndarray:
-    shape = list(tensor.shape)
-    if raw is None:
-        values = _from_contents(tensor.name, tensor.datatype, tensor.contents, shape)
-    else:
-        values = _from_raw(tensor.name, tensor.datatype, raw, math.prod(shape))
-        _check_count(tensor.name, shape, values.size)
-    try:
-        return _widened(spec, tensor.datatype, values).reshape(shape)
-    except ValueError:  # what numpy cannot hold
-        raise InvalidArgument(f"input {spec.name} has too many dimensions, or too large ones: {shape}") from None
-
-
-def decode_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> Arrays:
-    """The request's tensors by name.
+def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> dict[str, Described]:
+    """The request's tensors by name, in the order of their values.
 
     Raises:
-        InvalidArgument: one is unknown, named twice, of the wrong datatype, or its values do not fill its shape.
+        InvalidArgument: one is unknown, named twice, of the wrong datatype, or larger than any that the model takes.
     """
-    raws = request.raw_input_contents
-    if raws and any(tensor.HasField("contents") for tensor in request.inputs):
-        raise InvalidArgument("raw_input_contents came together with contents; a request has either")
-    if raws and len(raws) != len(request.inputs):
-        raise InvalidArgument(f"{len(request.inputs)} inputs came with {len(raws)} raw_input_contents")
-    arrays: Arrays = {}
-    for index, tensor in enumerate(request.inputs):
+    described: dict[str, Described] = {}
+    for tensor in request.inputs:
         spec = spec_of(manifest, tensor.name)
-        if tensor.name in arrays:
+        if tensor.name in described:
             raise InvalidArgument(f"input {tensor.name} came twice")
         _check_datatype(spec, tensor.datatype)
         _check_shape(manifest, spec, tensor.shape, max_batch)
-        arrays[tensor.name] = _values(spec, tensor, raws[index] if raws else None)
+        described[tensor.name] = Described(spec, tensor.datatype, tuple(tensor.shape), math.prod(tensor.shape))
+    return described
+
+
+def _check_count(name: str, described: Described, came: int) -> None:
+    if came != described.size:
+        raise InvalidArgument(
+            f"input {name} has shape {list(described.shape)}, which is {described.size} values, but {came} came"
+        )
+
+
+def _shaped(described: Described, values: np.ndarray) -> np.ndarray:
+    return _widened(described.spec, described.datatype, values).reshape(described.shape)
+
+
+def read_raw(inputs: Mapping[str, Described], raws: Sequence[bytes]) -> Arrays:
+    """The values of tensors that came as bytes.
+
+    Raises:
+        InvalidArgument: they do not fill their shapes, or are not as many.
+    """
+    if len(raws) != len(inputs):
+        raise InvalidArgument(f"{len(inputs)} inputs came with {len(raws)} raw_input_contents")
+    arrays: Arrays = {}
+    for (name, described), raw in zip(inputs.items(), raws, strict=True):
+        values = _from_raw(name, described.datatype, raw, described.size)
+        _check_count(name, described, values.size)
+        arrays[name] = _shaped(described, values)
     return arrays
+
+
+def read_contents(inputs: Mapping[str, Described], request: ModelInferRequest) -> Arrays:
+    """The values of tensors that came in fields of theirs. Raises InvalidArgument: they do not fill their shapes, or
+    are in another field."""
+    return {
+        name: _shaped(described, _from_contents(name, described, tensor.contents))
+        for (name, described), tensor in zip(inputs.items(), request.inputs, strict=True)
+    }
 
 
 def response_bytes(manifest: Manifest, request: Request) -> int:
     """How large the numbers in an answer will be; texts are not counted."""
     total = 0
-    for spec in manifest.outputs:
-        if spec.name in request.outputs and spec.datatype != "BYTES":
+    for name in request.outputs:
+        spec = manifest.output_specs[name]
+        if spec.datatype != "BYTES":
             dtype, _ = WIRE[spec.datatype]
             sizes = [request.length if size == -1 else size for size in spec.shape[1:]]
             total += len(request.sequences) * math.prod(sizes) * dtype.itemsize

@@ -18,8 +18,9 @@ from heed.endpoint import Endpoint
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 from server.model import Model
-from server.services.tensors import decode_inputs, encode_outputs
+from server.services.tensors import encode_outputs
 from tests.heed.support import heed
+from tests.server.support import decoded_inputs
 from tests.support import Running, export_bundle, free_port, run_server, save_bert, start_server, stop
 
 
@@ -182,7 +183,7 @@ class StandIn(GRPCInferenceServiceServicer):
             self.busy -= 1
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full")
         response = pb.ModelInferResponse()
-        inputs = decode_inputs(self.model.manifest, request)
+        inputs = decoded_inputs(self.model.manifest, request)
         encode_outputs(response, self.model.answer(inputs, [output.name for output in request.outputs]))
         response.parameters["digest"].string_param = self.digests[min(self.answered, len(self.digests) - 1)]
         response.parameters["precision"].string_param = self.precision

@@ -7,9 +7,10 @@ import numpy as np
 
 from bundle import Manifest
 from bundle.manifest import Graph, Limits, PositionRule, Provenance, TensorSpec
-from bundle.packing import Sequence, sequence
+from bundle.packing import Arrays, Sequence, sequence
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from server.services.tensors import describe_inputs, read_contents, read_raw
 
 COLUMN = PositionRule(kind="column")
 
@@ -48,6 +49,13 @@ def refusal(stub: GRPCInferenceServiceStub, request: pb.ModelInferRequest) -> tu
     except grpc.RpcError as error:
         return error.code(), error.details() or ""
     raise AssertionError("the request was answered")
+
+
+def decoded_inputs(manifest: Manifest, request: pb.ModelInferRequest) -> Arrays:
+    """The values of a request's inputs, whatever the model makes of them together."""
+    inputs = describe_inputs(manifest, request)
+    raws = list(request.raw_input_contents)
+    return read_raw(inputs, raws) if raws else read_contents(inputs, request)
 
 
 # Every input and output that a model may have.

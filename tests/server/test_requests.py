@@ -290,8 +290,8 @@ def test_attentions_are_never_given_unasked(encoder: TextEncoder) -> None:
     assert outputs(TEXTS, ids([1])) == ["last_hidden_state"]
     assert outputs(TEXTS, texts("a"), encoder=encoder) == ["last_hidden_state"]
     asked = check_request(TEXTS, None, ids([1]), ["attentions"])
-    assert (asked.outputs, asked.kind) == (["attentions"], "attentions")
-    assert check_request(TEXTS, None, ids([1])).kind == "answers"
+    assert (asked.outputs, asked.form.kind) == (["attentions"], "attentions")
+    assert check_request(TEXTS, None, ids([1])).form.kind == "answers"
 
 
 def test_words_are_given_unasked_where_they_are_what_is_labelled(encoder: TextEncoder) -> None:

@@ -10,8 +10,8 @@ from client.wire import read_answer
 from protos import open_inference_pb2 as pb
 from server.errors import InvalidArgument
 from server.requests import check_request
-from server.services.tensors import OVERHEAD, check_response_size, decode_inputs, encode_outputs, response_bytes
-from tests.server.support import manifest_of
+from server.services.tensors import OVERHEAD, check_response_size, encode_outputs, response_bytes
+from tests.server.support import decoded_inputs, manifest_of
 
 MODEL = manifest_of(
     "features", "adjacency", outputs=["last_hidden_state", "logits", "labels", "attentions"], aligned=True
@@ -22,7 +22,7 @@ INPUTS = {"features": np.zeros((2, 5, 2), np.float32), "adjacency": np.ones((2, 
 def test_any_byte_but_0_is_true() -> None:
     request = pb.ModelInferRequest(raw_input_contents=[bytes([0, 1, 2, 255])])
     request.inputs.add(name="adjacency", datatype="BOOL", shape=[1, 2, 2])
-    decoded = decode_inputs(MODEL, request)["adjacency"]
+    decoded = decoded_inputs(MODEL, request)["adjacency"]
     assert decoded.dtype == np.bool_
     assert decoded.view(np.uint8).tolist() == [[[0, 1], [1, 1]]]
 
@@ -65,26 +65,26 @@ def test_what_the_model_holds_exactly_is_taken_and_nothing_else(name: str, datat
     model = manifest_of("input_ids", "features", "adjacency")
     if datatype not in TAKEN[name]:
         with pytest.raises(InvalidArgument, match=rf"input {name} must be {TAKEN[name][0]}.*, got {datatype}"):
-            decode_inputs(model, raw)
+            decoded_inputs(model, raw)
         return
-    decoded = decode_inputs(model, raw)[name]
+    decoded = decoded_inputs(model, raw)[name]
     assert decoded.dtype == {"input_ids": np.int64, "features": np.float32, "adjacency": np.bool_}[name]
     assert [each.item() for each in decoded.flat] == [each.item() for each in values]
     field = FIELDS.get(datatype, "uint_contents" if datatype[0] == "U" else "int_contents")
     if datatype in ("FP16", "BF16"):
         typed.inputs[0].contents.fp32_contents.extend(values.astype(float))
         with pytest.raises(InvalidArgument, match=f"{datatype}, which has no field in contents; send raw"):
-            decode_inputs(model, typed)
+            decoded_inputs(model, typed)
         return
     getattr(typed.inputs[0].contents, field).extend(values.tolist())
-    assert decode_inputs(model, typed)[name].tobytes() == decoded.tobytes()
+    assert decoded_inputs(model, typed)[name].tobytes() == decoded.tobytes()
 
 
 def test_a_typed_value_that_its_datatype_does_not_hold_is_refused() -> None:
     request = one_input("input_ids", "UINT8", [1, 2])
     request.inputs[0].contents.uint_contents.extend([1, 256])
     with pytest.raises(InvalidArgument, match="input input_ids has values in uint_contents that are no UINT8"):
-        decode_inputs(manifest_of("input_ids"), request)
+        decoded_inputs(manifest_of("input_ids"), request)
 
 
 def test_what_is_encoded_is_what_the_client_reads() -> None:

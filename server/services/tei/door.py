@@ -191,7 +191,7 @@ class Door:
         async def answer(item: tuple[int, Message], place: Place) -> Answer:
             index, request = item
             try:
-                with self._slots.one():
+                with self._slots:
                     return await self._answer(call, handler, request, math.inf, self._of_streams, place)
             except Exception as error:
                 raise ItemError(index, error) from error
