@@ -31,7 +31,7 @@ class Header:
     form: Form
 
     def read(self, request: ModelInferRequest, raws: list[bytes]) -> Arrays:
-        """The values of the inputs.
+        """The values of the inputs, from the request or from its raw ones (see `Headers.take`).
 
         Raises:
             InvalidArgument: they do not fill their shapes, or are not where they should be.
@@ -51,16 +51,15 @@ class Headers:
         self._manifest, self._max_batch = manifest, max_batch
         self._known = lru_cache(REMEMBERED)(lambda raw: self._check(ModelInferRequest.FromString(raw)))
 
-    def read(self, request: ModelInferRequest) -> tuple[Header, Arrays]:
-        """A request's header and the values of its inputs, which it has no longer afterwards.
+    def take(self, request: ModelInferRequest) -> tuple[Header, list[bytes]]:
+        """A request's header, and its raw values, which the request has no longer afterwards.
 
         Raises:
             InvalidArgument: something is wrong with it.
         """
         raws = list(request.raw_input_contents)
         del request.raw_input_contents[:]
-        header = self._header(request) if raws else self._check(request)
-        return header, header.read(request, raws)
+        return self._header(request) if raws else self._check(request), raws
 
     def _header(self, request: ModelInferRequest) -> Header:
         id, request.id = request.id, ""  # every request has its own

@@ -136,13 +136,13 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         place: Place | None,
     ) -> None:
         response.id = request.id
-        header, inputs = self._headers_of(serving).read(request)
+        header, raws = self._headers_of(serving).take(request)
         options, form = header.options, header.form
         seconds = options.seconds if remaining is None else min(options.seconds, remaining)
         deadline = time.monotonic() + seconds
         if form.kind == "answers":  # the others have a queue of their own
             serving.scheduler.check_time(deadline, options.priority)
-        prepared = await serving.read(form, inputs, options.truncate)
+        prepared = await serving.read(form, header.read(request, raws), options.truncate)
         room = self._max_message - len(request.id.encode())  # the id is sent back
         size = check_response_size(serving.model.manifest, prepared, room)
         if place:

@@ -325,8 +325,8 @@ def check(tiny_bundle: Path) -> Callable[[pb.ModelInferRequest], Request]:
     headers = Headers(manifest)
 
     def decode_and_check(request: pb.ModelInferRequest) -> Request:
-        header, inputs = headers.read(request)
-        return read_request(manifest, encoder, header.form, inputs, header.options.truncate)
+        header, raws = headers.take(request)
+        return read_request(manifest, encoder, header.form, header.read(request, raws), header.options.truncate)
 
     return decode_and_check
 

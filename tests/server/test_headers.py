@@ -5,11 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from bundle.packing import Arrays
 from client.wire import infer_request
 from protos import open_inference_pb2 as pb
 from server.errors import InvalidArgument
 from server.services import headers as module
-from server.services.headers import Headers
+from server.services.headers import Header, Headers
 from tests.server.support import ids_request, manifest_of
 
 MODEL = manifest_of("input_ids", "attention_mask", outputs=["last_hidden_state", "logits"])
@@ -24,10 +25,15 @@ def asked(*ids: int, outputs: tuple[str, ...] = ("logits",), id: str = "", **par
     return request
 
 
+def read(headers: Headers, request: pb.ModelInferRequest) -> tuple[Header, Arrays]:
+    header, raws = headers.take(request)
+    return header, header.read(request, raws)
+
+
 def test_requests_that_differ_in_values_and_ids_alone_share_a_header() -> None:
     headers = Headers(MODEL)
-    first, first_inputs = headers.read(asked(5, 6, 7, id="a"))
-    second, second_inputs = headers.read(asked(7, 8, 9, id="b"))
+    first, first_inputs = read(headers, asked(5, 6, 7, id="a"))
+    second, second_inputs = read(headers, asked(7, 8, 9, id="b"))
     assert first is second
     assert first_inputs["input_ids"].tolist() == [[5, 6, 7]]
     assert second_inputs["input_ids"].tolist() == [[7, 8, 9]]
@@ -46,9 +52,9 @@ def test_requests_that_differ_in_values_and_ids_alone_share_a_header() -> None:
 )
 def test_a_request_that_says_something_else_has_a_header_of_its_own(other: Callable[[], pb.ModelInferRequest]) -> None:
     headers = Headers(MODEL)
-    first, _ = headers.read(asked(5, 6, 7))
-    second, _ = headers.read(other())
-    fresh, _ = Headers(MODEL).read(other())
+    first, _ = read(headers, asked(5, 6, 7))
+    second, _ = read(headers, other())
+    fresh, _ = read(Headers(MODEL), other())
     assert second == fresh != first
 
 
@@ -56,42 +62,42 @@ def test_a_request_keeps_its_id() -> None:
     headers = Headers(MODEL)
     for id in ("a", "b"):
         request = asked(5, id=id)
-        headers.read(request)
+        read(headers, request)
         assert request.id == id
 
 
 def test_values_are_checked_under_a_header_that_is_known() -> None:
     headers = Headers(MODEL)
-    headers.read(asked(5, 6, 7))
+    read(headers, asked(5, 6, 7))
     short = asked(5, 6, 7)
     short.raw_input_contents[1] = short.raw_input_contents[1][:-8]
     with pytest.raises(InvalidArgument, match=r"attention_mask has shape \[1, 3\], which is 3 values, but 2 came"):
-        headers.read(short)
+        read(headers, short)
     fewer = asked(5, 6, 7)
     del fewer.raw_input_contents[1]
     with pytest.raises(InvalidArgument, match="2 inputs came with 1 raw_input_contents"):
-        headers.read(fewer)
+        read(headers, fewer)
     both = asked(5, 6, 7)
     both.inputs[0].contents.int64_contents.extend([5, 6, 7])
     with pytest.raises(InvalidArgument, match="came together with contents"):
-        headers.read(both)
+        read(headers, both)
 
 
 def test_what_is_wrong_is_said_to_everyone_who_asks_for_it() -> None:
     headers = Headers(MODEL)
     for _ in range(2):
         with pytest.raises(InvalidArgument, match="output labels is unknown"):
-            headers.read(asked(5, outputs=("labels",)))
+            read(headers, asked(5, outputs=("labels",)))
 
 
 def test_only_so_many_are_remembered_and_none_that_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 2)
     headers = Headers(MODEL)
-    first, _ = headers.read(asked(5))
+    first, _ = read(headers, asked(5))
     for length in (2, 3):
-        headers.read(asked(*range(length)))
-    assert headers.read(asked(5))[0] is not first
-    large = [headers.read(asked(5, outputs=("logits",), id="", timeout=10**6)) for _ in range(2)]
+        read(headers, asked(*range(length)))
+    assert read(headers, asked(5))[0] is not first
+    large = [read(headers, asked(5, outputs=("logits",), id="", timeout=10**6)) for _ in range(2)]
     assert large[0][0] is large[1][0]
     monkeypatch.setattr(module, "LONGEST", 10)
-    assert headers.read(asked(5))[0] is not headers.read(asked(5))[0]
+    assert read(headers, asked(5))[0] is not read(headers, asked(5))[0]
