@@ -13,7 +13,7 @@ enum {
     HALVES = PANEL / LANES,
     TILE_ROWS = 6,    /* with a panel's two halves, twelve sums: what 16 registers hold beside their factors */
     MOST_DEPTH = 256, /* values at a time: of a panel they fit into the first cache, of a chunk into the second */
-    CHUNK_ROWS = 252, /* rows at a time */
+    CHUNK_ROWS = 126, /* rows at a time */
     STEPS = 8,        /* values between two requests for weights */
     LINE = 64,        /* bytes that memory gives at a time: a value's weights in one panel */
 };
