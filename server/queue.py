@@ -87,7 +87,7 @@ class Queue:
 
     def tokens_before(self, level: int) -> int:
         """Of all that goes before what now comes at this level."""
-        return sum(tokens for at, tokens in self._tokens.items() if at <= level)
+        return sum([tokens for at, tokens in self._tokens.items() if at <= level])
 
     def first(self, count: int, now: float) -> list[Entry]:
         """Those that go next, in their order; entries that nobody wants any more are let go."""

@@ -74,10 +74,9 @@ class Registry:
             FailedPrecondition: there is, but it cannot be served; or no name came, and there are several models.
         """
         name = name or self._only()
-        fitting = [one for one in self._served if one.name == name and version in ("", str(one.version))]
         for state in (State.READY, State.LOADING):
-            for one in fitting:
-                if one.state is state:
+            for one in self._served:
+                if one.state is state and one.name == name and version in ("", str(one.version)):
                     return one
         raise self._nothing(name, version)
 

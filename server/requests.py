@@ -67,7 +67,7 @@ class Request:
     length: int  # L of the answers
     texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
 
-    @cached_property
+    @property
     def tokens(self) -> int:
         return sum(map(len, self.sequences))
 

@@ -46,7 +46,7 @@ class Workers:
     def seconds_before(self, level: int) -> float:
         """Until all that goes before what now comes at this level is done, for all models together."""
         with self.lock:
-            return sum(lane.seconds_before(level) for lane in self._lanes) / self.threads
+            return sum([lane.seconds_before(level) for lane in self._lanes]) / self.threads
 
     def put(self, add: Callable[[Entry], None], entries: list[Entry]) -> None:
         """Adds what has come to its lane; as many idle threads look for work."""
