@@ -12,7 +12,7 @@ from tests.support import Running, add_pooling, export_bundle, run_server, save_
 
 # A console made while this is set has that width for ever; pytest-xdist sets it.
 os.environ.pop("COLUMNS", None)
-# torch.export makes millions of objects, few of them garbage: looking for that takes a tenth of its time.
+# torch.export makes millions of objects, few of them garbage: looking for those took a twelfth of its time.
 gc.set_threshold(20_000)
 
 
