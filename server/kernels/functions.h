@@ -53,8 +53,8 @@ INLINE __m256 polynomial(__m256 x, const int count, const float *factors) {
 
 /* e^x for x <= 0, and 0 where that is below float32's normal range. NaN stays NaN.
  *
- * e^x = 2^(n + r), n whole, and 2^r is a polynomial. Adding `rounds` leaves n in the lowest bits, from where it goes to the
- * exponent's; log2 e is taken in two parts, so that r has all of its bits. */
+ * e^x = 2^(n + r), n whole, and 2^r is a polynomial. Adding `rounds` leaves n in the lowest bits, from where it goes to
+ * the exponent's; log2 e is taken in two parts, so that r has all of its bits. */
 INLINE __m256 exp_of(__m256 x) {
     static const float FACTORS[] = {1.53458226e-4f, 1.33999356e-3f, 9.61848907e-3f, 5.55032864e-2f,
                                     0.240226462f,   0.693147182f,   1};
