@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from bundle.packing import Sequence
@@ -103,9 +104,9 @@ class Lane:
         return None
 
     def take(self, now: float, fair_tokens: int) -> "Group":
-        """What goes next, with what suits it. Something waits."""
+        """What goes next, with what suits it; nothing if all that waited has been left by its callers since `turn`."""
         waiting = self.queue.first(self.strategy.window, now)
-        group = Group(self, self.strategy.take(waiting, fair_tokens) if waiting else [next(iter(self.spare))])
+        group = Group(self, self.strategy.take(waiting, fair_tokens) if waiting else [*islice(self.spare, 1)])
         for entry in group.entries:
             self.queue.remove(entry)
             self.spare.pop(entry, None)

@@ -5,6 +5,7 @@ its next group. So a thread that is done goes on at once, whatever the event loo
 polls: idle threads wait in their pool until something comes.
 """
 
+import logging
 import math
 import threading
 import time
@@ -15,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from server.graphs import Answer
 from server.lane import Group, Lane
 from server.queue import Entry
+
+log = logging.getLogger("heed.workers")
 
 
 class Workers:
@@ -68,10 +71,15 @@ class Workers:
 
     def _work(self) -> None:
         """On a thread: one group after the other, until nothing waits."""
-        while group := self._next():
-            outcome = group.compute(self._is_alone())
-            self._end(group, outcome)
-            group.tell(outcome)
+        try:
+            while group := self._next():
+                outcome = group.compute(self._is_alone())
+                self._end(group, outcome)
+                group.tell(outcome)
+        except Exception:  # a defect of ours: it shall be seen, and what comes next shall find a thread
+            log.exception("a thread that computes groups failed")
+            with self.lock:
+                self._awake -= 1
 
     def _next(self) -> Group | None:
         with self.lock:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
@@ -12,7 +13,7 @@ from bundle.packing import Sequence
 from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
 from server.graphs import Answer
 from server.grouping import Alone, Neighbours, Strategy
-from server.lane import MEMORY, Pace
+from server.lane import MEMORY, Group, Lane, Pace
 from server.queue import Entry
 from server.scheduler import Answered
 from tests.server.scheduling import BAD, PATIENCE, BadRow, Doubling, blocked, cancel, doubles, scheduling, waiting
@@ -116,6 +117,53 @@ async def test_requests_cancelled_just_as_a_worker_comes_free_are_not_computed(e
         results = await asyncio.gather(*gone, return_exceptions=True)
         assert [type(result) for result in results] == [asyncio.CancelledError] * 2
     assert run.computed == [[3]]
+
+
+async def test_a_request_cancelled_while_a_thread_forms_its_group_costs_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A caller who leaves takes no lock: the thread has seen that something waits, and then nothing does."""
+    run = Doubling()
+    async with scheduling(run) as scheduler:
+        workers = scheduler._workers
+        seen, gone, share = threading.Event(), threading.Event(), workers._fair_tokens
+
+        def share_later(lane: Lane) -> int:
+            seen.set()
+            assert gone.wait(PATIENCE)
+            return share(lane)
+
+        monkeypatch.setattr(workers, "_fair_tokens", share_later)
+        task = asyncio.create_task(scheduler.submit([row(1)]))
+        while not seen.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        gone.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(5):
+            assert doubles(await scheduler.submit([row(2)])) == [[4]]
+    assert run.computed == [[2]]
+
+
+async def test_a_thread_that_fails_for_a_reason_of_ours_is_seen_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scheduling(Doubling()) as scheduler:
+        failing = iter([ZeroDivisionError("a defect")])
+        take = scheduler._workers._take
+
+        def take_or_fail(now: float) -> Group | None:
+            for error in failing:
+                raise error
+            return take(now)
+
+        monkeypatch.setattr(scheduler._workers, "_take", take_or_fail)
+        first = asyncio.create_task(scheduler.submit([row(1)]))
+        while "a defect" not in caplog.text:
+            await asyncio.sleep(0.001)
+        assert doubles(await scheduler.submit([row(2)])) == [[4]]
+        assert doubles(await first) == [[2]]
 
 
 async def test_a_request_cancelled_while_it_is_computed_hurts_nobody() -> None:
