@@ -184,17 +184,20 @@ class Repository:
             self._registry.add(Served(place.renamed(read_manifest(place.folder))))
 
     async def _refresh_model(self, name: str, places: list[Place], settled: bool) -> list[Exception]:
-        """Serves the newest versions that can be served, and then no others."""
+        """Serves the newest versions that can be served, and then no others: none goes while its successor is still
+        being copied."""
         kept: list[Served] = []
         errors: list[Exception] = []
+        some_wait = False
         for place in places:
             if len(kept) == self._settings.versions:
                 break
             served, error = await self._serve(place, settled)
             kept += [served] if served else []
             errors += [error] if error else []
+            some_wait |= not served and not error and place not in self._failed
         for served in self._registry.all(name):
-            if served not in kept:
+            if served not in kept and (not some_wait or len(kept) == self._settings.versions):
                 self._retire(served)
         there = {(place.name, place.version) for place in places}
         for key in [key for key in self._registry.failures if key[0] == name and key not in there]:
@@ -212,6 +215,7 @@ class Repository:
                 return now, None
             if settled and self._seen.get(place) != files:
                 self._seen[place] = files
+                self._failed.pop(place, None)  # its files are others now
                 return now, None
             return await self._load(place, files), None
         except Exception as error:
@@ -228,6 +232,7 @@ class Repository:
             served = Served(manifest)
             self._registry.add(served)
         served.files = files
+        log.info("version %d of %s is being proven", place.version, place.name)
         try:
             loaded = await asyncio.to_thread(load, place.folder, self._settings, manifest)
             await self._take_over(served, loaded)
@@ -260,6 +265,7 @@ class Repository:
         metrics.contract.compared(loaded.report.findings)
         serving = Serving(model, scheduler, attentions, statistics, Limits.of(self._settings))
         served.loaded, served.serving, served.state = loaded, serving, State.READY
+        log.info("version %d of %s is ready", served.version, served.name)
         for other in self._registry.all(served.name):
             if other.version == served.version and other is not served:
                 self._retire(other)
@@ -298,5 +304,6 @@ class Repository:
         await served.serving.close()
         self._metrics.remove(served.serving.model)
         self._registry.remove(served)
+        log.info("version %d of %s is unloaded", served.version, served.name)
         served.loaded = served.serving = served.recheck = None  # nothing holds the model any more
         settle_memory()

@@ -242,6 +242,37 @@ async def test_a_watch_waits_until_nobody_writes_any_more(tiny_bundle: Path, rep
         assert states(registry)["words", 2] is State.READY
 
 
+async def test_going_back_to_an_older_version_leaves_no_gap(tiny_bundle: Path, repository: Path) -> None:
+    place(tiny_bundle, repository, "tiny", 1)
+    place(tiny_bundle, repository, "tiny", 2)
+    async with serving(repository) as (served, registry):
+        shutil.rmtree(repository / "tiny" / "2")
+        assert await served.refresh(settled=True) == []  # it has not looked at version 1 before
+        assert states(registry) == {("tiny", 2): State.READY}
+        assert await served.refresh(settled=True) == []
+        assert states(registry)[("tiny", 1)] is State.READY
+        assert states(registry).get(("tiny", 2)) in (State.UNLOADING, None)
+
+
+async def test_what_happens_to_a_version_is_in_the_log(
+    tiny_bundle: Path, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "heed.repository")
+    place(tiny_bundle, repository, "tiny", 1)
+    async with serving(repository) as (served, _):
+        place(tiny_bundle, repository, "tiny", 2)
+        await served.refresh()
+    told = [message for message in caplog.messages if message.startswith("version")]
+    assert told == [
+        "version 1 of tiny is being proven",
+        "version 1 of tiny is ready",
+        "version 2 of tiny is being proven",
+        "version 2 of tiny is ready",
+        "version 1 of tiny is unloaded",
+        "version 2 of tiny is unloaded",
+    ]
+
+
 async def test_a_folder_that_is_gone_changes_nothing_and_a_model_that_is_gone_is_unloaded(
     tiny_bundle: Path, repository: Path
 ) -> None:
