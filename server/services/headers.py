@@ -14,7 +14,7 @@ from server.errors import InvalidArgument
 from server.requests import Form, check_form
 from server.services.classes import check_classes
 from server.services.parameters import Options, read_classes, read_options
-from server.services.tensors import Described, describe_inputs, read_contents, read_raw
+from server.services.tensors import Described, check_counts, describe_inputs, read_contents, read_raw
 
 REMEMBERED = 1024  # headers of one model, those that came last
 LONGEST = 2**11  # bytes of a header that is remembered
@@ -57,6 +57,7 @@ class Headers:
         Raises:
             InvalidArgument: something is wrong with it.
         """
+        check_counts(request)
         raws = list(request.raw_input_contents)
         del request.raw_input_contents[:]
         return self._header(request) if raws else self._check(request), raws

@@ -40,8 +40,11 @@ class ManyCalls(InferenceServicer):
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._streams: set[_Stream] = set()
+        self._over = False
 
     async def InferMany(self, messages: AsyncIterator[pb.Requests], context: Context) -> None:
+        if self._over:
+            return
         call = Call(SERVICE, "InferMany", context)
         stream = _Stream(partial(self._answer, call), context.write)
         self._streams.add(stream)
@@ -53,7 +56,8 @@ class ManyCalls(InferenceServicer):
             self._streams.discard(stream)
 
     def end_streams(self) -> None:
-        """Streams read nothing more and end when what they have read is answered."""
+        """Streams read nothing more and end when what they have read is answered; those to come end at once."""
+        self._over = True
         for stream in self._streams:
             stream.end()
 

@@ -52,8 +52,8 @@ class Place:
     async def admit(self, size: int) -> None:
         """Waits until an answer of so many bytes may be computed. In the order of the requests: the first one's answer
         makes room for the others."""
-        if self._before:
-            await self._before
+        if self._before and not self._before.done():
+            await asyncio.shield(self._before)  # others wait for it, too
         self._size = await self._answers.enter(size)
         self.let_pass()
 
@@ -74,6 +74,7 @@ class Streams:
 
     def __init__(self) -> None:
         self._reading: set[asyncio.Task[None]] = set()  # one for each
+        self._over = False
 
     async def serve(
         self,
@@ -100,15 +101,15 @@ class Streams:
 
         async def read() -> None:
             place = None
-            try:
-                async for request in requests:
-                    taken = await room.enter(1 + size(request) // REQUEST_BYTES)
-                    place = Place(answers_room, place)
-                    answers.put_nowait((asyncio.create_task(answered(request, place)), place, taken))
-            finally:
-                answers.put_nowait(None)
+            async for request in requests:
+                taken = await room.enter(1 + size(request) // REQUEST_BYTES)
+                place = Place(answers_room, place)
+                answers.put_nowait((asyncio.create_task(answered(request, place)), place, taken))
 
+        if self._over:
+            return
         reading = asyncio.create_task(read())
+        reading.add_done_callback(lambda _: answers.put_nowait(None))
         self._reading.add(reading)
         try:
             while (one := await answers.get()) is not None:
@@ -123,7 +124,8 @@ class Streams:
             await _cancel(reading, answers)
 
     def end(self) -> None:
-        """Streams read nothing more and end when what they have read is answered."""
+        """Streams read nothing more and end when what they have read is answered; those to come end at once."""
+        self._over = True
         for reading in self._reading:
             reading.cancel()
 

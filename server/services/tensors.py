@@ -38,6 +38,7 @@ WIDENED = {
     "FP32": ("FP16", "BF16"),
 }
 KINDS = {"f": "FP32", "i": "INT64", "U": "BYTES"}  # of numpy's dtypes, in an answer
+MAX_TENSORS = 64  # of each kind in a request; no model has as many
 MAX_RANK = 8  # of a tensor; no model has one of more
 OVERHEAD = 4096  # bytes of a message for names, shapes and parameters
 _LENGTH = struct.Struct("<I")
@@ -142,6 +143,22 @@ def _check_shape(manifest: Manifest, spec: TensorSpec, shape: Sequence[int], max
             f"input {spec.name} has shape {list(shape)}, which is {math.prod(shape)} values; "
             f"{manifest.name} takes at most {max_batch} rows (--max-batch) of {math.prod(sizes)}"
         )
+
+
+def check_counts(request: ModelInferRequest) -> None:
+    """Before anything looks at each of them: a message has room for millions that are empty.
+
+    Raises:
+        InvalidArgument: there are more than any request needs.
+    """
+    counts = {
+        "inputs": len(request.inputs),
+        "outputs": len(request.outputs),
+        "raw_input_contents": len(request.raw_input_contents),
+    }
+    for name, count in counts.items():
+        if count > MAX_TENSORS:
+            raise InvalidArgument(f"{count} {name} came; a request has at most {MAX_TENSORS}")
 
 
 def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> dict[str, Described]:

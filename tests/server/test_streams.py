@@ -12,7 +12,7 @@ import pytest
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server.errors import InvalidArgument
-from server.services.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Streams
+from server.services.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room, Streams
 from tests.server.support import ids_request
 from tests.support import Running, start_server, stop, wait_until_serving
 
@@ -188,6 +188,49 @@ async def test_answers_are_computed_in_their_order_and_only_as_many_as_may_wait_
         reads.release()
     await asyncio.wait_for(serving, 10)
     assert admitted == [3, 0, 1, 2, 4, 5, 6]
+
+
+async def test_a_request_that_is_cancelled_lets_nobody_overtake_those_before_it() -> None:
+    room = Room(100)
+    first = Place(room, None)
+    second = Place(room, first)
+    third = Place(room, second)
+    fourth = Place(room, third)
+    await first.admit(90)
+    waits, gone, last = (
+        asyncio.create_task(place.admit(size)) for place, size in ((second, 50), (third, 5), (fourth, 5))
+    )
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    third.let_pass()
+    await asyncio.sleep(0.01)
+    assert not waits.done() and not last.done()
+    first.leave()
+    await asyncio.gather(waits, last)
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_stream_that_begins_while_all_are_ended_ends(before: bool) -> None:
+    streams = Streams()
+
+    async def requests() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 0
+
+    async def answer(request: int, place: Place) -> int:
+        return request
+
+    async def write(answer: int) -> None:
+        raise AssertionError("there is nothing to answer")
+
+    if before:
+        streams.end()
+    serving = asyncio.create_task(streams.serve(requests(), byte, answer, write))
+    await asyncio.sleep(0)  # it reads from the next step on
+    streams.end()
+    async with asyncio.timeout(5):
+        await serving
 
 
 async def test_long_requests_count_as_several() -> None:
