@@ -43,6 +43,8 @@ class Door:
 class AsyncClient(Common[Door]):
     """`Client` for asyncio: the same methods, awaited. A cancelled call is cancelled on the server too."""
 
+    _closed = False
+
     async def infer(
         self, inputs: Inputs, outputs: Iterable[str] = (), truncate: bool = False, timeout: float | None = None
     ) -> Answer:
@@ -126,6 +128,8 @@ class AsyncClient(Common[Door]):
         return await self._ask(ask, timeout)
 
     async def close(self) -> None:
+        """Calls under way end with CallError, CANCELLED, as those do that come later."""
+        self._closed = True
         for server in self._servers.each:
             await server.door.streams.close()
             await server.door.channel.close()
@@ -155,6 +159,8 @@ class AsyncClient(Common[Door]):
     async def _ask(self, ask: Callable[[Door, float], Awaitable[Result]], timeout: float | None) -> Result:
         turn = self._turn(timeout)
         while True:
+            if self._closed:
+                raise CallError(grpc.StatusCode.CANCELLED, "the client is closed")
             try:
                 return await ask(turn.door, turn.left)
             except CallError as error:

@@ -1,6 +1,6 @@
 """A bundle in memory: checks requests, runs groups of sequences, puts answers together. No network, no queue."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -17,6 +17,7 @@ from bundle.packing import Arrays, Sequence, unpack, unpack_attentions
 from server.graphs import Answer, Graphs
 from server.machine import usable_cpus
 from server.requests import Form, Request, check_request, read_request
+from server.rows import always
 from server.runtime import CUDA, Runtime, device_for
 from server.settings import Device
 from server.text import Side, TextEncoder
@@ -86,9 +87,11 @@ class Model:
         """See `check_request`."""
         return check_request(self.manifest, self.text, inputs, outputs, truncate)
 
-    def read(self, form: Form, inputs: Arrays, truncate: Side | None = None) -> Request:
+    def read(
+        self, form: Form, inputs: Arrays, truncate: Side | None = None, wanted: Callable[[], bool] = always
+    ) -> Request:
         """See `read_request`."""
-        return read_request(self.manifest, self.text, form, inputs, truncate)
+        return read_request(self.manifest, self.text, form, inputs, truncate, wanted)
 
     def open_wide(self, threads: int) -> None:
         """From now on a run that has the machine to itself takes so many threads. It is for the CPU.

@@ -1,7 +1,7 @@
 """What waits for one model, in the order in which it shall go.
 
 More urgent entries go first, and among equals those that came first. Whatever its urgency, an entry that has waited for
-longer than LONGEST_WAIT goes before all that have not.
+longer than LONGEST_WAIT goes before all that have not. One whose deadline passes is told so soon, wherever it stands.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from server.errors import DeadlineExceeded
 from server.graphs import Answer
 
 LONGEST_WAIT = 10.0  # seconds, after which nothing that came later goes first
+LOOK_SECONDS = 0.25  # between two looks at all deadlines: they cost time for each entry
 OVERDUE, DEFAULT_LEVEL, LAST_LEVEL = 0, 10, 100
 
 
@@ -62,6 +63,7 @@ class Queue:
     def __init__(self) -> None:
         self._levels: defaultdict[int, dict[Entry, None]] = defaultdict(dict)
         self._tokens: defaultdict[int, int] = defaultdict(int)
+        self._next_look = 0.0
 
     def add(self, entry: Entry) -> None:
         self._levels[entry.level][entry] = None
@@ -92,16 +94,19 @@ class Queue:
     def first(self, count: int, now: float) -> list[Entry]:
         """Those that go next, in their order; entries that nobody wants any more are let go."""
         self._promote(now)
+        every = now >= self._next_look
+        if every:
+            self._next_look = now + LOOK_SECONDS
         wanted: list[Entry] = []
         unwanted: list[Entry] = []
         for entry in self._in_order():
             (wanted if entry.is_wanted(now) else unwanted).append(entry)
-            if len(wanted) == count:
+            if len(wanted) == count and not every:
                 break
         for entry in unwanted:
             self.remove(entry)
             entry.expire()
-        return wanted
+        return wanted[:count]
 
     def _in_order(self) -> Iterator[Entry]:
         return chain.from_iterable(self._levels[level] for level in sorted(self._levels))

@@ -3,7 +3,7 @@
 First its form (names, types, shapes), which many requests have in common, and then its values.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -14,7 +14,7 @@ from bundle import Manifest
 from bundle.manifest import GraphKind, TensorSpec
 from bundle.packing import Arrays, Sequence
 from server.errors import InvalidArgument
-from server.rows import Rows, from_images, from_tensors, from_texts, shape_text
+from server.rows import Rows, always, from_images, from_tensors, from_texts, shape_text
 from server.text import Side, TextEncoder, Tokens
 
 DATATYPES = {"BOOL": np.bool_, "INT64": np.int64, "FP32": np.float32, "BYTES": np.object_}
@@ -171,10 +171,17 @@ def check_outputs(manifest: Manifest, wanted: Iterable[str], main: str) -> list[
     return names or _by_default(manifest, main)
 
 
-def _rows(manifest: Manifest, encoder: TextEncoder | None, inputs: Arrays, main: str, truncate: Side | None) -> Rows:
+def _rows(
+    manifest: Manifest,
+    encoder: TextEncoder | None,
+    inputs: Arrays,
+    main: str,
+    truncate: Side | None,
+    wanted: Callable[[], bool],
+) -> Rows:
     if main == "text":
         assert encoder  # as the manifest takes text
-        return from_texts(manifest, encoder, inputs, truncate)
+        return from_texts(manifest, encoder, inputs, truncate, wanted)
     if main == "pixel_values":
         return from_images(manifest, inputs)
     return from_tensors(manifest, inputs, main)
@@ -199,20 +206,27 @@ def check_form(manifest: Manifest, inputs: Mapping[str, Shaped], outputs: Iterab
 
 
 def read_request(
-    manifest: Manifest, encoder: TextEncoder | None, form: Form, inputs: Arrays, truncate: Side | None = None
+    manifest: Manifest,
+    encoder: TextEncoder | None,
+    form: Form,
+    inputs: Arrays,
+    truncate: Side | None = None,
+    wanted: Callable[[], bool] = always,
 ) -> Request:
     """
     Args:
         inputs: of this form. Texts are an object array of bytes or strings.
         truncate: the end at which to cut texts that are too long, instead of refusing them.
+        wanted: see `from_texts`.
 
     Raises:
+        DeadlineExceeded: nobody wants it any more.
         InvalidArgument: a value is wrong; the message says where it is, and what was expected.
     """
     for name, array in inputs.items():
         if array.dtype == np.float32:
             _check_finite(name, array)
-    rows = _rows(manifest, encoder, inputs, form.main, truncate)
+    rows = _rows(manifest, encoder, inputs, form.main, truncate, wanted)
     return Request(form, rows.sequences, rows.length, rows.texts)
 
 

@@ -3,14 +3,14 @@
 Letters: B batch, L length, F features, t tokens of one row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from bundle import Manifest
 from bundle.packing import Arrays, Bools, Ints, Sequence, cut_into_patches, first_column, numbers, sequence
-from server.errors import InvalidArgument
+from server.errors import DeadlineExceeded, InvalidArgument
 from server.text import Side, TextEncoder, Tokens
 
 
@@ -135,17 +135,31 @@ def _decoded(inputs: Arrays, name: str) -> list[str]:
     return texts
 
 
-def from_texts(manifest: Manifest, encoder: TextEncoder, inputs: Arrays, truncate: Side | None) -> Rows:
+def always() -> bool:
+    return True
+
+
+def from_texts(
+    manifest: Manifest, encoder: TextEncoder, inputs: Arrays, truncate: Side | None, wanted: Callable[[], bool] = always
+) -> Rows:
+    """`wanted` is asked before each text: to tokenize many takes long.
+
+    Raises:
+        DeadlineExceeded: nobody wants them any more.
+        InvalidArgument: one is not right.
+    """
     texts = _decoded(inputs, "text")
     pairs: list[str] | list[None] = [None] * len(texts)
     if "text_pair" in inputs:
         pairs = _decoded(inputs, "text_pair")
         if len(pairs) != len(texts):
             raise InvalidArgument(f"input text_pair has {len(pairs)} texts, text has {len(texts)}; they differ")
-    encoded = [
-        encoder.encode(text, pair, truncate, f"input text[{index}]" + " with its pair" * (pair is not None))
-        for index, (text, pair) in enumerate(zip(texts, pairs, strict=True))
-    ]
+    encoded: list[Tokens] = []
+    for index, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
+        if not wanted():
+            raise DeadlineExceeded("nobody waits for the answer any more")
+        where = f"input text[{index}]" + " with its pair" * (pair is not None)
+        encoded.append(encoder.encode(text, pair, truncate, where))
     rows = []
     for tokens in encoded:
         arrays: Arrays = {"input_ids": tokens.input_ids}

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from threading import Event
 
 from bundle.packing import Arrays
 from server.attentions import Attentions
@@ -14,8 +15,17 @@ from server.scheduler import Answered, Scheduler
 from server.statistics import Statistics
 from server.text import Side
 
-# Shorter texts are tokenized at once: handing them to a thread would take longer than the work.
+# Smaller requests are read at once: handing them to a thread would take longer than the work.
 INLINE_CHARACTERS = 4096
+TEXT_CHARACTERS = 32  # that a text counts as, however short it is
+INLINE_VALUES = 2**16  # of the tensor that a request is about
+
+
+def _is_large(form: Form, inputs: Arrays) -> bool:
+    if form.main != "text":
+        return inputs[form.main].size > INLINE_VALUES
+    texts = [inputs[name] for name in TEXTS if name in inputs]
+    return sum(TEXT_CHARACTERS + len(text) for array in texts for text in array.flat) > INLINE_CHARACTERS
 
 
 @dataclass(eq=False)
@@ -52,17 +62,19 @@ class Serving:
         return await self.read(check_form(self.model.manifest, inputs, outputs), inputs, truncate)
 
     async def read(self, form: Form, inputs: Arrays, truncate: Side | None = None) -> Request:
-        """Rows of a request that has this form, of long texts in a thread.
+        """Rows of a request that has this form, of a large one in a thread, which ends soon if the caller goes.
 
         Raises:
             InvalidArgument: see `Limits` and `read_request`.
         """
         self.limits.check(form.main, inputs)
-        if form.main == "text":
-            texts = [inputs[name] for name in TEXTS if name in inputs]
-            if sum(len(text) for array in texts for text in array.flat) > INLINE_CHARACTERS:
-                return await asyncio.to_thread(self.model.read, form, inputs, truncate)
-        return self.model.read(form, inputs, truncate)
+        if not _is_large(form, inputs):
+            return self.model.read(form, inputs, truncate)
+        over = Event()
+        try:
+            return await asyncio.to_thread(self.model.read, form, inputs, truncate, lambda: not over.is_set())
+        finally:
+            over.set()
 
     async def answer(self, request: Request, deadline: float = math.inf, priority: int = 0) -> Answered:
         """Waits for the answers to a request's rows.

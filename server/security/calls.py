@@ -5,7 +5,8 @@ As interceptors of grpc.aio: each sees a call once, whatever its number of messa
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import grpc
@@ -83,6 +84,15 @@ class Slots(grpc.aio.ServerInterceptor):
 
     def __exit__(self, *error: object) -> None:
         self._taken -= 1
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """While a request on a stream waits for its own caller to take answers: no other caller shall wait for him."""
+        self._taken -= 1
+        try:
+            yield
+        finally:
+            self._taken += 1
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)

@@ -29,6 +29,8 @@ from server.services.streams import Place, Streams
 from server.services.tensors import check_response_size, encode_outputs
 from server.serving import Serving
 
+INLINE_BYTES = 2**20  # of an answer that is put together at once: a thread costs more than that
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Classes = dict[str, int]
 NO_SLOT = nullcontext()  # for a call: it has one since it came
@@ -146,13 +148,14 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         room = self._max_message - len(request.id.encode())  # the id is sent back
         size = check_response_size(serving.model.manifest, prepared, room)
         if place:
-            await place.admit(size)
+            with self._slots.given_back():
+                await place.admit(size)
         record.prepared(prepared)
         answered = await serving.answer(prepared, deadline, options.priority)
         record.answered(answered)
-        if form.kind == "answers":
+        if size <= INLINE_BYTES:
             _fill(response, serving.model, prepared, answered, header.classes)
-        else:  # they are large: putting them together here would make all others wait
+        else:  # putting them together here would make all others wait
             await asyncio.to_thread(_fill, response, serving.model, prepared, answered, header.classes)
 
     def _headers_of(self, serving: Serving) -> Headers:

@@ -140,6 +140,19 @@ async def test_what_is_left_is_cancelled() -> None:
     assert "AsyncClient._infer" not in left
 
 
+async def test_what_is_under_way_when_a_client_is_closed_ends_with_its_own_error() -> None:
+    with running(Echo(longest=5)) as address:
+        client = AsyncClient(address, "echo")
+        asked = [asyncio.create_task(client.embed(["1"])) for _ in range(5)]
+        await asyncio.sleep(0.3)
+        await client.close()
+        ended = await asyncio.gather(*asked, client.embed(["1"]), return_exceptions=True)
+    errors = [one for one in ended if isinstance(one, CallError)]  # one may have been answered
+    assert len(errors) >= 2
+    assert {error.code for error in errors} == {StatusCode.CANCELLED}
+    assert all(isinstance(one, np.ndarray | CallError) for one in ended)
+
+
 def test_requests_of_any_kind_are_answered_in_order() -> None:
     requests = [{"text": MANY[:count]} for count in (3, 1, 2)]
     with running(Echo(longest=0.05)) as address, Client(address, "echo") as client:

@@ -112,7 +112,11 @@ def set_timeout_to_text(request: pb.ModelInferRequest) -> None:
 
 def many(tag: bytes) -> Callable[[pb.ModelInferRequest], None]:
     """A hundred thousand empty values of one field."""
-    return lambda request: request.MergeFromString(100_000 * (tag + b"\0"))
+
+    def edit(request: pb.ModelInferRequest) -> None:
+        request.MergeFromString(100_000 * (tag + b"\0"))
+
+    return edit
 
 
 def of_request(**parameters: Any) -> Callable[[pb.ModelInferRequest], None]:

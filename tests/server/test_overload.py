@@ -23,13 +23,14 @@ from server.graphs import Answer
 from server.grouping import Alone
 from server.metrics import Metrics
 from server.model import Model
-from server.record import Observers, Record
+from server.record import Call, Observers, Record
 from server.registry import Registry, Served, State
 from server.repository import Repository
 from server.scheduler import SAFE, Scheduler, _retry_after
 from server.security.calls import Slots
 from server.services.guard import NEVER, PUSHBACK, SPREAD, retry_after_ms
 from server.services.inference import InferenceService
+from server.services.streams import Place, Room
 from server.serving import Serving
 from server.settings import Settings
 from server.statistics import Statistics
@@ -65,6 +66,7 @@ class Door:
         self._workers = Workers(1)
         self.scheduler = Scheduler(self._run, Alone(), self._workers, max_tokens=4)
         self.stub: Any = None
+        self.slots = Slots(1000, lambda _: None)
 
     def _run(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         self.computed.append(int(group[0].tokens["input_ids"][0]))
@@ -92,9 +94,8 @@ class Door:
         registry.add(Served(self._model.manifest, state=State.READY, serving=serving))
         server = grpc.aio.server()
         repository = Repository(Settings(bundle=self._model.folder), registry, Metrics())
-        slots = Slots(1000, lambda _: None)
-        service = InferenceService(registry, repository, 2**20, Observers(self._ended), slots)
-        add_GRPCInferenceServiceServicer_to_server(service, server)
+        self.service = InferenceService(registry, repository, 2**20, Observers(self._ended), self.slots)
+        add_GRPCInferenceServiceServicer_to_server(self.service, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         options = [("grpc.service_config", json.dumps(RETRYING))]
@@ -122,6 +123,25 @@ async def door(tiny_bundle: Path) -> AsyncIterator[Door]:
 
 def pushback_of(error: grpc.aio.AioRpcError) -> int:
     return int(str(dict(error.trailing_metadata())[PUSHBACK]))
+
+
+async def test_who_does_not_take_his_answers_takes_no_slot_from_others(door: Door) -> None:
+    room = Room(1)
+    before = Place(room, None)
+    await before.admit(1)
+    call: Any = Call("", "", None)  # type: ignore[arg-type]
+    waits = asyncio.create_task(door.service.answer_one_of_many(call, ids_request([[5]]), Place(room, before)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waits.done()
+    assert door.slots._taken == 0
+    before.leave()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert door.slots._taken == 1
+    door.gate.set()
+    assert not (await waits).error_message
+    assert door.slots._taken == 0
 
 
 async def test_a_full_queue_says_when_there_will_be_room(door: Door) -> None:

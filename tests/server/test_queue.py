@@ -85,6 +85,15 @@ def test_first_gives_as_many_as_are_asked_for_in_their_order(loop: asyncio.Abstr
     assert queue.tokens_before(OVERDUE) == 3
 
 
+def test_a_deadline_is_noticed_soon_wherever_it_stands(loop: asyncio.AbstractEventLoop) -> None:
+    queue = Queue()
+    for priority, deadline in ((1, math.inf), (1, math.inf), (50, 2.0)):
+        queue.add(Entry(row(1), frozenset(), deadline, loop.create_future(), level_of(priority), arrived=0.0))
+    for now in (0.0, 1.0, 2.0):
+        assert len(queue.first(1, now)) == 1
+    assert queue.rows == 2
+
+
 def test_those_whose_caller_has_gone_are_let_go(loop: asyncio.AbstractEventLoop) -> None:
     queue = Queue()
     gone, stays = (Entry(row(1, 2), frozenset(), math.inf, loop.create_future()) for _ in range(2))

@@ -3,7 +3,9 @@
 Letters: B batch, L length, F features.
 """
 
+import asyncio
 from pathlib import Path
+from threading import Event, Semaphore
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ from bundle import Manifest
 from bundle.manifest import Image, PositionRule
 from bundle.packing import Arrays, pack
 from server.errors import InvalidArgument
-from server.requests import Request, check_request
-from server.text import Side, TextEncoder
+from server.model import Model
+from server.requests import Form, Request, check_request
+from server.serving import Serving, _is_large
+from server.text import Side, TextEncoder, Tokens
 from tests.server.support import manifest_of
 from tests.support import VOCABULARY, save_tokenizer
 
@@ -34,6 +38,46 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
     return TextEncoder(folder / "tokenizer.json", 12)
+
+
+async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tiny_bundle, "cpu")
+    assert model.text
+    begun, gone, encode = Semaphore(0), Event(), model.text.encode
+
+    def encode_later(*arguments: Any) -> Tokens:
+        begun.release()
+        assert gone.wait(60)
+        return encode(*arguments)
+
+    monkeypatch.setattr(model.text, "encode", encode_later)
+    inputs: Arrays = {"text": np.array([b"a fox"] * 1000, object)}
+    none: Any = None
+    reading = asyncio.create_task(Serving(model, none, none, none).prepare(inputs))
+    assert await asyncio.to_thread(begun.acquire, timeout=60)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    gone.set()
+    assert not await asyncio.to_thread(begun.acquire, timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "large"),
+    [
+        ({"text": [b"a fox"]}, False),
+        ({"text": [b"a" * 5000]}, True),
+        ({"text": [b"a"] * 1000}, True),  # each costs something, however short it is
+        ({"text": [b"a"] * 70, "text_pair": [b"a"] * 70}, True),
+        ({"input_ids": np.ones((1, 512), np.int64)}, False),
+        ({"input_ids": np.ones((1000, 512), np.int64)}, True),
+    ],
+)
+def test_what_is_large_is_read_beside_the_event_loop(inputs: dict[str, Any], large: bool) -> None:
+    arrays = {name: np.array(values, object if "text" in name else np.int64) for name, values in inputs.items()}
+    assert _is_large(Form(next(iter(arrays)), []), arrays) is large
 
 
 def features(*shape: int) -> Arrays:

@@ -205,7 +205,8 @@ async def test_a_request_that_is_cancelled_lets_nobody_overtake_those_before_it(
     await asyncio.gather(gone, return_exceptions=True)
     third.let_pass()
     await asyncio.sleep(0.01)
-    assert not waits.done() and not last.done()
+    assert not waits.done()
+    assert not last.done()
     first.leave()
     await asyncio.gather(waits, last)
 

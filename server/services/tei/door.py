@@ -97,6 +97,7 @@ class Asked:
     deadline: float  # on time.monotonic's clock, as all times
     room: SharedRoom
     max_message: int
+    slots: Slots
     place: Place | None  # of a request on a stream
 
     @property
@@ -122,7 +123,8 @@ class Asked:
         self.record.prepared(request)
         size = check_response_size(self.manifest, request, self.max_message)
         if self.place:
-            await self.place.admit(size)
+            with self.slots.given_back():
+                await self.place.admit(size)
         async with self.room.taken(request.tokens):
             queued = time.monotonic() - tokenized
             answered = await serving.answer(request, self.deadline)
@@ -211,4 +213,4 @@ class Door:
     ) -> Answer:
         with self._observers.record(call) as record, self._registry.use("") as serving:
             record.of(serving.model, serving.statistics.ended)
-            return await handler(Asked(serving, record, deadline, room, self._max_message, place), request)
+            return await handler(Asked(serving, record, deadline, room, self._max_message, self._slots, place), request)
