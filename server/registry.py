@@ -98,7 +98,8 @@ class Registry:
         if name in self.names:
             known = ", ".join(str(one.version) for one in self.all(name) if one.state is not State.UNLOADING)
             return NotFound(f"version {version!r} of model {name!r} is not served here, only {known}")
-        return NotFound(f"model {name!r} is not served here, only {', '.join(self.names) or 'none'}")
+        others = f"only {', '.join(self.names)}" if self.names else "and no other is"
+        return NotFound(f"model {name!r} is not served here, {others}")
 
     def use(self, name: str, version: str = "") -> Serving:
         """What answers as this model, for a `with`: it stays until its end, whatever takes its place.

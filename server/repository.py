@@ -74,6 +74,7 @@ class Repository:
             raise errors[0] if len(errors) == 1 else StartError("; ".join(map(str, errors)))
         if not places and not (self._settings.watch_seconds or self._settings.repository_control):
             raise self._nothing_there()
+        self._check_default({place.name for place in places})
         if self._settings.watch_seconds:
             self._watching = asyncio.create_task(self._watch(self._settings.watch_seconds))
 
@@ -156,6 +157,16 @@ class Repository:
             f"{folder} has no {MANIFEST}; `heed export SOURCE {folder}` makes a bundle. "
             "A repository has folders NAME/VERSION/ with one each"
         )
+
+    def _check_default(self, names: set[str]) -> None:
+        """Whoever names no model shall have one, unless it may come later."""
+        default = self._settings.default_model
+        if default in ("", *names):
+            return
+        message = f"--default-model {default}: there is no such model, only {', '.join(sorted(names)) or 'none'}"
+        if not (self._settings.watch_seconds or self._settings.repository_control):
+            raise StartError(message)
+        log.warning("%s; calls that name no model are refused until it comes", message)
 
     def _check_control(self) -> None:
         if not self._settings.repository_control:

@@ -242,6 +242,17 @@ async def test_a_watch_waits_until_nobody_writes_any_more(tiny_bundle: Path, rep
         assert states(registry)["words", 2] is State.READY
 
 
+async def test_a_default_model_that_is_not_there_is_an_error_unless_it_may_come(
+    tiny_bundle: Path, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place(tiny_bundle, repository, "tiny", 1)
+    with pytest.raises(StartError, match="--default-model smell: there is no such model, only tiny"):
+        async with serving(repository, default_model="smell"):
+            pass
+    async with serving(repository, default_model="smell", watch_seconds=60):
+        assert "only tiny; calls that name no model are refused until it comes" in caplog.text
+
+
 async def test_going_back_to_an_older_version_leaves_no_gap(tiny_bundle: Path, repository: Path) -> None:
     place(tiny_bundle, repository, "tiny", 1)
     place(tiny_bundle, repository, "tiny", 2)
