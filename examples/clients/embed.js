@@ -81,6 +81,7 @@ function embed(client, model, texts, seconds = 30) {
 }
 
 async function main([target, model, ...texts]) {
+  if (!texts.length) throw new Error("usage: node embed.js TARGET MODEL TEXT...");
   const client = new inference.GRPCInferenceService(target, credentials(), OPTIONS);
   try {
     for (const vector of await embed(client, model, texts)) console.log(JSON.stringify([...vector]));
