@@ -19,7 +19,7 @@ import numpy as np
 from bench.workloads import SEED, Request
 from client import AsyncClient, CallError
 from client.streams import Streams
-from client.wire import infer_request
+from client.wire import call_error, infer_request
 from protos import open_inference_pb2 as pb
 
 # Sends the request of a number and waits for its answer. Raises CallError or grpc.RpcError if there is none.
@@ -67,6 +67,7 @@ class Load:
     latencies: list[float] = field(default_factory=list)  # of what was answered, in seconds
     refusals: list[float] = field(default_factory=list)  # latencies of what was not
     errors: Counter[str] = field(default_factory=Counter)  # by status code
+    reasons: dict[str, str] = field(default_factory=dict)  # the first error's message, by status code
 
     @property
     def rate(self) -> float:
@@ -132,8 +133,9 @@ class Driver:
         try:
             await self._ask(number)
         except (CallError, grpc.aio.AioRpcError) as error:
-            code = error.code if isinstance(error, CallError) else error.code()
-            load.errors[code.name] += 1
+            error = error if isinstance(error, CallError) else call_error(error)
+            load.errors[error.code.name] += 1
+            load.reasons.setdefault(error.code.name, error.details)
             load.refusals.append(time.perf_counter() - meant)
         else:
             load.latencies.append(time.perf_counter() - meant)

@@ -97,7 +97,10 @@ def _encode_bytes(elements: Iterable[str | bytes]) -> bytes:
     for element in elements:
         raw = element.encode() if isinstance(element, str) else element
         if not isinstance(raw, bytes):
-            raise TypeError(f"a text is expected, got {type(raw).__name__}: {raw!r:.60}")
+            raise TypeError(
+                f"a text is expected, got {type(raw).__name__}: {raw!r:.60}; numbers are given as a numpy array of "
+                "integers or floats"
+            )
         parts += [struct.pack("<I", len(raw)), raw]
     return b"".join(parts)
 

@@ -1,5 +1,6 @@
 """The whole way in one go: export the real all-MiniLM-L6-v2, serve it, call it, compare with PyTorch."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ console = Console(highlight=False)
 
 
 def heading(number: int, text: str, command: str) -> None:
-    console.print(f"\n[bold]{number}. {text}[/]   [dim]{command}[/]")
+    console.print(f"\n[bold]{number}. {text}[/]   [dim]{command}[/]", soft_wrap=True)
 
 
 def reference(texts: list[str]) -> np.ndarray:
@@ -56,7 +57,7 @@ def show(answers: np.ndarray, references: np.ndarray) -> float:
 
 
 def main() -> None:
-    heading(1, "Export the checkpoint, and prove the bundle", f"heed export SOURCE {BUNDLE}")
+    heading(1, "Export the checkpoint, and prove the bundle", f"heed export {os.path.relpath(SOURCE)} {BUNDLE}")
     subprocess.run(heed("export", str(SOURCE), str(BUNDLE), "--force"), check=True)
     address = f"127.0.0.1:{free_port()}"
     heading(2, "Serve it", f"heed serve {BUNDLE}")

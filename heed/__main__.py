@@ -1,3 +1,4 @@
+import os
 import signal
 import sys
 
@@ -10,6 +11,7 @@ def main() -> None:
     """The entry point. As process 1 of a container nothing stops at SIGTERM by default, so that comes before the
     imports that take a second; and what is half-written is cleaned up."""
     signal.signal(signal.SIGTERM, _leave)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines on stderr; what matters of them heed says itself
     try:
         from heed.main import app
     except KeyboardInterrupt:

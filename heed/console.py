@@ -1,7 +1,9 @@
 """How commands speak: results on stdout, everything else on stderr."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import NoReturn
 
@@ -17,6 +19,17 @@ def fail(message: object) -> NoReturn:
     """Says what went wrong and leaves with exit code 2."""
     err.print(f"[bold red]error:[/] {escape(str(message))}", soft_wrap=True)
     raise typer.Exit(2)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is one, a pipe included. Unlike pathlib this takes names of any length: some are no names."""
+    return os.path.exists(path) and not os.path.isdir(path)
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Ends the command if an option names a file that is not there."""
+    if path is not None and not is_file(path):
+        fail(f"{option} {path}: there is no such file")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from bundle.contract import CPU, Case, Finding, check, has_budget
 from bundle.packing import Arrays
 from client import Answer, CallError, Client
 from client.batches import stacked
-from heed.reaching import Reach
+from heed.reaching import Reach, explained
 
 PAUSE = 0.25  # seconds between attempts
 # Worth another attempt: the server is starting, gone for a moment, or busy.
@@ -118,7 +118,7 @@ class Endpoint:
                 if reason is None or error.code is not StatusCode.DEADLINE_EXCEEDED:  # which says nothing of why
                     reason = error
                 if error.code not in LATER or time.monotonic() + PAUSE > until:
-                    raise CannotAsk(f"{self.address} gave no answer: {reason}") from None
+                    raise CannotAsk(f"{self.address} gave no answer: {explained(reason)}") from None
             time.sleep(PAUSE)
 
     def _call(self, inputs: Arrays, outputs: list[str], seconds: float) -> Answer:

@@ -5,19 +5,30 @@
 """
 
 from importlib import import_module
-from typing import Any, cast
+from importlib.metadata import version
+from inspect import getdoc
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from heed.console import fail, out
+
 COMMANDS = ("export", "inspect", "verify", "diff", "serve", "call", "attend", "bench")
+EXAMPLE = "[dim]"  # begins the lines of a help text that are commands
 HELP = """Serve PyTorch self-attention encoders over gRPC, with answers proven equal to the PyTorch reference.
 
 [bold]export[/] a checkpoint to a bundle, [bold]inspect[/] what it is, [bold]verify[/] it against the reference's own
 answers, see with [bold]diff[/] how far another bundle's are from them, [bold]serve[/] it, [bold]call[/] it,
 [bold]bench[/] it, and see with [bold]attend[/] how its tokens look at each other.
 """
+
+
+def flowing(text: str) -> str:
+    """A help text with each paragraph in one line, for the terminal to break."""
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(each if each.startswith(EXAMPLE) else each.replace("\n", " ") for each in paragraphs)
 
 
 class Commands(TyperGroup):
@@ -32,20 +43,41 @@ class Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         alone = typer.Typer(rich_markup_mode="rich", pretty_exceptions_show_locals=False, add_completion=False)
-        alone.command(cmd_name)(getattr(import_module(f"heed.commands.{cmd_name}"), cmd_name))
+        command = getattr(import_module(f"heed.commands.{cmd_name}"), cmd_name)
+        alone.command(cmd_name, help=flowing(getdoc(command) or ""))(command)
         return get_command(alone)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if error.name != "onnxruntime":  # the one that is neither required nor told of by who imports it
+                raise
+            fail(
+                "onnxruntime is not installed; it comes with an extra: pip install 'heed[cpu]', or 'heed[gpu]' for CUDA"
+            )
 
 
 app = typer.Typer(
     name="heed",
     cls=Commands,
-    help=HELP,
+    help=flowing(HELP),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        out.print(f"heed {version('heed')}")
+        raise typer.Exit
+
+
 @app.callback()
-def heed() -> None:
+def heed(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """What all commands have in common: nothing."""

@@ -128,5 +128,8 @@ def open_port(server: grpc.aio.Server, settings: Settings) -> str:
     except RuntimeError:
         port = 0
     if port == 0:
-        raise StartError(f"cannot listen on {wanted}: the port is in use or the address is not this machine's")
+        raise StartError(
+            f"cannot listen on {wanted}: the port is in use (--port chooses another) or the address is not this "
+            "machine's (--host)"
+        )
     return f"{settings.host}:{port}"

@@ -126,4 +126,6 @@ def main(prometheus: str, out: str, minutes: float = 5) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
     main(sys.argv[1], sys.argv[2], *map(float, sys.argv[3:]))

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from client.wire import Answer, texts_and_pairs
 from heed.console import err, fail, out
-from heed.reaching import Reach, reaching
+from heed.reaching import Reach, explained, reaching
 from heed.tokens import readable_tokens
 
 CELL, WIDEST_CELL = 5, 12  # characters: a blank and 0.00, or as much of a token as there is room for
@@ -53,6 +53,7 @@ def attend(
     picture: Annotated[
         Path | None, typer.Option("--out", help="Draw every chosen head into this file: .png, .svg, .pdf and others.")
     ] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a text that is too long.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every chosen weight, for programs.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait, retries included.")] = 30.0,
 ) -> None:
@@ -69,9 +70,9 @@ def attend(
             check_can_draw(picture)
         with reach.client(Client, address, model, timeout) as client:
             inputs = texts_and_pairs([text], None if pair is None else [pair])
-            answer = client.infer(inputs, ["attentions", "tokens", "offsets"])
+            answer = client.infer(inputs, ["attentions", "tokens", "offsets"], truncate)
     except (CallError, CannotDraw) as error:
-        fail(error)
+        fail(explained(error))
     weights = _chosen(answer, texts, layer, head)
     if as_json:
         print(json.dumps(_as_json(model, answer, weights)))

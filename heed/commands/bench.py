@@ -1,15 +1,17 @@
 import asyncio
 import json
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from heed.console import err, fail, out
-from heed.reaching import Reach, reaching
+from heed.reaching import Reach, explained, reaching
 
 if TYPE_CHECKING:
     from bench.load import Load
@@ -63,13 +65,21 @@ def bench(
         plan = _Plan(workload, seconds, callers, load, output or [])
         try:
             loads = asyncio.run(_drive(reach, address, model, plan, timeout, done))
-        except (CallError, ValueError) as error:
-            fail(error)
+        except (CallError, ValueError, _Unanswered) as error:
+            fail(explained(error))
     if as_json:
-        print(json.dumps([_figures(each) for each in loads]))
+        print(json.dumps([figures(each) for each in loads]))
     else:
         out.print(f"[bold]{model}[/], {workload}: {WORKLOADS[workload].help}")
         out.print(_table(loads))
+    for code, reason in ChainMap(*(each.reasons for each in loads)).items():
+        err.print(f"[yellow]the first {code}[/]: {escape(explained(reason))}", soft_wrap=True)
+    if silent := [each.name for each in loads if each.errors and not each.latencies]:
+        fail(f"nothing was answered under {', '.join(silent)}")
+
+
+class _Unanswered(RuntimeError):
+    """No caller of a closed loop got an answer; the message says what they got."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +104,9 @@ async def _drive(
         info = await client.info()
         outputs = plan.outputs or _smallest(list(info.outputs))
         driver = Driver(ask_by_client(client, requests(WORKLOADS[plan.workload], info, REQUESTS), outputs))
-        await driver.closed(CAPACITY, min(1.0, plan.seconds))
+        _answered(await driver.closed(CAPACITY, min(1.0, plan.seconds)))
         for callers in sorted({*plan.callers, *([CAPACITY] if plan.loads else [])}):
-            loads.append(await driver.closed(callers, plan.seconds))
+            loads.append(_answered(await driver.closed(callers, plan.seconds)))
             done(loads[-1])
         capacity = next((each.rate for each in loads if each.name == f"{CAPACITY} callers"), 0.0)
         for percent in plan.loads:
@@ -104,6 +114,14 @@ async def _drive(
             loads.append(await driver.open(capacity * percent / 100, plan.seconds, name))
             done(loads[-1])
     return loads
+
+
+def _answered(load: "Load") -> "Load":
+    """The load, if there is an answer to measure."""
+    if not load.latencies:
+        errors = (f"{number} {code}: {load.reasons[code]}" for code, number in load.errors.items())
+        raise _Unanswered(f"nothing was answered: {'; '.join(errors)}")
+    return load
 
 
 def _smallest(outputs: list[str]) -> list[str]:
@@ -114,8 +132,9 @@ def _smallest(outputs: list[str]) -> list[str]:
     return ["last_hidden_state"]
 
 
-def _figures(load: "Load") -> dict[str, object]:
-    percentiles = {f"p{share}_ms": load.percentile(share) * 1e3 for share in (50, 95, 99)}
+def figures(load: "Load") -> dict[str, object]:
+    """JSON has no NaN: where nothing was answered there is no latency."""
+    percentiles = {f"p{share}_ms": load.percentile(share) * 1e3 if load.latencies else None for share in (50, 95, 99)}
     return {"load": load.name, "answers_per_second": load.rate} | percentiles | {"errors": dict(load.errors)}
 
 

@@ -8,7 +8,7 @@ from client.answers import CLASSIFY, EMBED, RANK, TAG
 from client.wire import texts_and_pairs
 from heed.answers import Asked, shown
 from heed.console import err, fail, out
-from heed.reaching import Reach, reaching
+from heed.reaching import Reach, explained, reaching
 
 # What to ask for, by the model's task; the rest is asked for its hidden states.
 OUTPUTS = {
@@ -48,7 +48,7 @@ def call(
             inputs = texts_and_pairs(texts, pairs or None)
             answer = client.infer(inputs, OUTPUTS.get(info.task, ["last_hidden_state"]), truncate)
     except CallError as error:
-        fail(error)
+        fail(explained(error))
     if as_json:
         outputs = {name: array.tolist() for name, array in answer.outputs.items()}
         print(json.dumps({"model": model, "digest": answer.digest, "provider": answer.provider} | outputs))

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from heed.console import err, fail, out
+from heed.console import check_file, err, fail, out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,7 @@ def diff(
 
     The error of a vector is its largest difference, as a share of the largest value in the old answer's row, or of 1
     if that is larger. Your own texts tell more than the contracts' inputs, which are there to hurt.
+
     Exit code 0: compared. 1: an error is above --fail-above. 2: the two cannot be compared.
 
     [dim]heed diff build/old build/new --texts queries.txt --fail-above 0.01[/]
@@ -50,6 +51,7 @@ def diff(
     from server.errors import HeedError
     from server.machine import usable_cpus
 
+    check_file("--texts", texts)
     try:
         models = _model(old, old_precision), _model(new, new_precision)
         asked = _asked(*models, texts)

@@ -74,6 +74,12 @@ def export(
     from bundle import BundleError
 
     precisions = _precisions(precision)
+    own = ":" in source and not Path(source).exists()
+    if not own and not Path(source).is_dir():
+        fail(
+            f"{source} is not a folder, and heed downloads nothing; fetch the checkpoint first (hf download NAME "
+            "--local-dir FOLDER), then export FOLDER"
+        )
     with stages("starting PyTorch") as step:
         try:
             from export.bundle import ExportError
@@ -83,7 +89,6 @@ def export(
             fail(f"{error.name} is not installed; exporting needs two extras: pip install 'heed[cpu,export]'")
 
         try:
-            own = ":" in source and not Path(source).exists()
             model = own_model(source) if own else Path(source)
             report = export_bundle(model, bundle, name, force, step, sign, precisions)
         except (CheckpointError, ExportError, BundleError, OSError) as error:

@@ -56,6 +56,7 @@ def inspect(
     """Say what a bundle is: what goes in, what comes out, how exact, how large, and where it comes from.
 
     How exact is measured here, with the cases that a server checks when it starts; heed verify has them all.
+
     Exit code 0: it is as it was made. 1: files are altered, or an answer is not the reference's. 2: it is no bundle.
     """
     from bundle import BundleError
@@ -105,13 +106,13 @@ def _damage(folder: Path) -> str:
 
 
 def _exactness(folder: Path, manifest: "Manifest", precision: str, why_not: str) -> Exactness:
-    from bundle import BundleError
-    from server.errors import HeedError
-    from server.loading import proven
-
     at_export = manifest.is_proven(precision)
     if why_not:
         return Exactness(at_export, why_not=why_not)
+    from bundle import BundleError  # here: what computes nothing needs no onnxruntime
+    from server.errors import HeedError
+    from server.loading import proven
+
     try:
         model, report = proven(folder, precision=precision)
     except (BundleError, HeedError) as error:

@@ -30,16 +30,16 @@ def _flag(name: str) -> str:
 def _parameter(name: str, spec: FieldInfo) -> inspect.Parameter:
     """A setting as the command line knows it. What is not given is None: a file may say it."""
     option: Any
+    text = escape(spec.description or "")
     if spec.is_required():
-        option = typer.Argument(
-            metavar=name.upper(), help=spec.description, envvar=f"HEED_{name.upper()}", show_default=False
-        )
+        option = typer.Argument(metavar=name.upper(), help=text, envvar=f"HEED_{name.upper()}", show_default=False)
     else:
         group = spec.json_schema_extra["group"] if isinstance(spec.json_schema_extra, dict) else None
+        default = "" if spec.default in (None, "") else f" [dim]\\[default: {spec.default}][/]"
         option = typer.Option(
-            help=spec.description,
+            help=text + default,  # typer would put it into parentheses
             envvar=f"HEED_{name.upper()}",
-            show_default=False if spec.default in (None, "") else str(spec.default),
+            show_default=False,
             rich_help_panel=str(group),
         )
     kind: Any = spec.annotation

@@ -65,7 +65,7 @@ class Waiting:
         await asyncio.sleep(self.seconds)
         self.at_once -= 1
         if fails:
-            raise CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+            raise CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"full at {self.calls}")
 
 
 async def test_a_closed_loop_has_so_many_requests_on_their_way_and_no_more() -> None:
@@ -99,3 +99,4 @@ async def test_refusals_are_counted_and_have_no_latency() -> None:
     load = await Driver(client).closed(1, 0.1)
     assert load.errors["RESOURCE_EXHAUSTED"] == len(load.refusals) == client.calls // 2
     assert len(load.latencies) == client.calls - client.calls // 2
+    assert load.reasons == {"RESOURCE_EXHAUSTED": "full at 2"}

@@ -233,6 +233,14 @@ def test_what_is_no_text_is_named(texts: Any) -> None:
         client.embed(texts)
 
 
+def test_numbers_in_a_list_are_told_to_come_in_an_array() -> None:
+    with (
+        Client("localhost:1", "m") as client,
+        pytest.raises(TypeError, match="got int: 1; numbers are given as a numpy array"),
+    ):
+        client.infer({"input_ids": [[1, 2, 3]]})  # type: ignore[list-item]
+
+
 def test_an_integer_that_does_not_fit_is_refused_before_it_is_sent(client: Client) -> None:
     ids = np.array([[1, 2**63]], np.uint64)
     with pytest.raises(ValueError, match="input input_ids holds 9223372036854775808, more than INT64 can"):

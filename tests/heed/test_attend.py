@@ -117,7 +117,18 @@ def fake() -> Iterator[Fake]:
 def test_the_help_names_the_options_and_says_that_counting_starts_at_1() -> None:
     done = attend("--help")
     assert done.code == 0
-    for option in ("HOST:PORT", "MODEL", "TEXT", "--pair", "--layer", "--head", "--out", "--json", "--timeout"):
+    for option in (
+        "HOST:PORT",
+        "MODEL",
+        "TEXT",
+        "--pair",
+        "--truncate",
+        "--layer",
+        "--head",
+        "--out",
+        "--json",
+        "--timeout",
+    ):
         assert option.lower() in done.out.lower()
     assert done.out.count("counted from 1") == 2
 
@@ -128,6 +139,12 @@ def test_it_asks_for_one_text_by_name(fake: Fake) -> None:
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in request.inputs] == [("text", "BYTES", [1])]
     assert list(request.raw_input_contents) == [raw_bytes(["早上 好"])]
     assert [tensor.name for tensor in request.outputs] == ["attentions", "tokens", "offsets"]
+
+
+def test_it_has_a_text_cut_on_request(fake: Fake) -> None:
+    attend(fake.address, "fake", "a b")
+    attend(fake.address, "fake", "a b", "--truncate")
+    assert [request.parameters["truncate"].bool_param for request in fake.model.requests] == [False, True]
 
 
 def test_a_pair_is_two_inputs(fake: Fake) -> None:

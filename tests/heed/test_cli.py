@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from shutil import copyfile, copytree
 from typing import Any
@@ -24,6 +25,8 @@ from bundle.digests import REPORT, bundle_digest, check_digests, write_digests
 from bundle.manifest import Graph
 from bundle.signature import check_signature, read_private_key, sign
 from client import Client
+from tests.client.echo import Echo, running
+from tests.client.test_security import Authority, secured
 from tests.heed.support import heed
 from tests.support import Running, free_port, make_keys
 
@@ -69,6 +72,58 @@ def test_the_help_names_the_commands() -> None:
     assert done.code == 0
     for command in COMMANDS:
         assert re.search(rf"│ {command} ", done.out), done.out
+
+
+def test_help_breaks_lines_only_where_they_are_full() -> None:
+    lines = [line.strip() for line in heed("export", "--help").out.splitlines()]
+    assert any(line.startswith("The bundle is written aside") and "what exists under OUT" in line for line in lines)
+    examples = heed("diff", "--help").out.splitlines()
+    assert [line.split()[:2] for line in examples if line.startswith(" heed diff build")] == [["heed", "diff"]] * 2
+
+
+def test_the_version_is_told() -> None:
+    done = heed("--version")
+    assert (done.code, done.out) == (0, f"heed {version('heed')}\n")
+
+
+# What a command runs in, in a process of its own.
+WITHOUT_ONNXRUNTIME = "import sys; sys.modules['onnxruntime'] = None; from heed.__main__ import main; main()"
+
+
+def without_onnxruntime(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_ONNXRUNTIME, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", ["serve", "verify", "inspect"])
+def test_without_onnxruntime_it_is_told_how_to_install_it(command: str, tiny_bundle: Path) -> None:
+    done = without_onnxruntime(command, tiny_bundle)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: onnxruntime is not installed; ")
+    assert "pip install 'heed[cpu]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_onnxruntime_a_bundle_can_be_inspected_quickly(tiny_bundle: Path) -> None:
+    assert without_onnxruntime("inspect", tiny_bundle, "--quick").returncode == 0
+
+
+@pytest.mark.parametrize(("verbosity", "is_quiet"), [(None, True), ("INFO", False)])
+def test_grpc_itself_is_quiet_unless_it_is_asked(tmp_path: Path, verbosity: str | None, is_quiet: bool) -> None:
+    authority = Authority(tmp_path)
+    with running(Echo(), credentials=secured(authority, "127.0.0.1")) as address:
+        arguments = ["call", address, "tiny", "-t", "a", "--timeout", "2", "--tls"]
+        env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+        done = subprocess.run(
+            [sys.executable, "-m", "heed", *arguments],
+            env=env | ({"GRPC_VERBOSITY": verbosity} if verbosity else {}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert ("ssl_transport_security" not in done.stderr) is is_quiet
+    assert (len(done.stderr.splitlines()) == 1) is is_quiet
 
 
 def test_it_runs_as_a_module() -> None:
@@ -200,7 +255,9 @@ def test_a_bad_source_is_told_and_leaves_nothing(tiny: Path, tmp_path: Path, edi
 def test_a_missing_source_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     done = heed("export", tmp_path / "nothing", tmp_path / "out")
     assert done.code == 2
-    assert f"error: {tmp_path}/nothing is not a folder" in done.said
+    assert f"error: {tmp_path}/nothing is not a folder, and heed downloads nothing" in done.said
+    assert "hf download NAME --local-dir FOLDER" in done.said
+    assert "PyTorch" not in done.said  # before it is started
     assert inside(tmp_path) == []
 
 
@@ -482,6 +539,7 @@ def test_call_truncates_on_request(tiny_server: Running) -> None:
     refused = heed("call", tiny_server.address, "tiny", "-t", text)
     assert refused.code == 2
     assert "error: INVALID_ARGUMENT: input text[0] has 52 tokens" in refused.said
+    assert "give --truncate to have it cut" in refused.said
     assert heed("call", tiny_server.address, "tiny", "-t", text, "--truncate").code == 0
 
 

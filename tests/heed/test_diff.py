@@ -170,6 +170,12 @@ def test_a_model_without_texts_is_told(tiny_bundle: Path, tiny_roberta_bundle: P
     assert f"{tiny_roberta_bundle} takes no texts, only input_ids" in done.said
 
 
+def test_a_file_that_is_not_there_is_told_with_its_option(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = heed("diff", tiny_bundle, tiny_bundle, "--texts", tmp_path / "none")
+    assert done.code == 2
+    assert done.said == f"error: --texts {tmp_path}/none: there is no such file"
+
+
 def test_a_file_without_texts_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n  \n")
     done = heed("diff", tiny_bundle, tiny_bundle, "--texts", tmp_path / "empty")

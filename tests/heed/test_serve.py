@@ -52,7 +52,14 @@ def test_a_port_in_use_is_told(tiny_bundle: Path) -> None:
         port = taken.getsockname()[1]
         done = heed("serve", tiny_bundle, "--check", "--port", port, "--metrics-port", -1)
     assert done.code == 2
-    assert f"cannot listen on 127.0.0.1:{port}: the port is in use" in done.said
+    assert f"cannot listen on 127.0.0.1:{port}: the port is in use (--port chooses another)" in done.said
+
+
+def test_the_help_shows_brackets_and_defaults_as_they_are_meant() -> None:
+    done = heed("serve", "--help")
+    assert "heed[otel] has what that needs" in " ".join(re.sub("[│]", " ", done.out).split())
+    assert "[default: 8001]" in done.out
+    assert "[default: (" not in done.out
 
 
 @pytest.mark.parametrize(
