@@ -11,7 +11,7 @@ import numpy as np
 
 from bundle import BundleError, Manifest, read_manifest
 from bundle.contract import Case, Finding, attention_cases, check, check_complete, plain_cases, read_contract
-from bundle.digests import DIGESTS, bundle_digest
+from bundle.digests import DIGESTS, bundle_digest, check_digests
 from bundle.manifest import TOKENIZER
 from bundle.packing import Arrays, Sequence, unpack, unpack_attentions
 from server.graphs import Answer, Graphs
@@ -71,6 +71,14 @@ class Model:
         """
         device: Device = "cuda" if self.runtime.provider == CUDA else "cpu"
         return Graphs(self.folder, self.manifest, self.precision, "attentions", device, kernels=self._kernels)
+
+    def check_files(self) -> None:
+        """Raises BundleError if the folder does not hold any more what was loaded from it."""
+        if not self.digest:  # it had no digests
+            return
+        check_digests(self.folder)
+        if bundle_digest(self.folder) != self.digest:
+            raise BundleError(f"{self.folder} holds another bundle than the one that was loaded from it")
 
     def _text_encoder(self) -> TextEncoder | None:
         if not self.manifest.takes_text:

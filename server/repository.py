@@ -186,8 +186,10 @@ class Repository:
             await asyncio.sleep(seconds)
             try:
                 await self.refresh(settled=True)
-            except (BundleError, StartError) as error:
+            except (BundleError, StartError, OSError) as error:
                 log.warning("%s; everything stays as it is", error)
+            except Exception:  # a defect of ours: it shall be seen, and the watch goes on
+                log.exception("the repository could not be looked at; everything stays as it is")
 
     def _announce(self, place: Place) -> None:
         """Callers who come while it is loading are told so. What is wrong with it will be told when it is loaded."""

@@ -5,6 +5,7 @@ Letters: t tokens of one text, or of a pair.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -86,7 +87,7 @@ class TextEncoder:
         self._tokenizer.no_truncation()
         self.max_length = max_length
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """One more than the largest token id it can give."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1

@@ -60,11 +60,18 @@ static int type(const OrtOperator *operator, size_t index) {
 }
 static void destroy(void *kernel) { free(kernel); }
 
+static long numbers_from(const Tensor *tensor, size_t axis) {
+    long numbers = 1;
+    for (; axis < tensor->rank; axis++) numbers *= tensor->sizes[axis];
+    return numbers;
+}
+
 static OrtStatus *create(const OrtOperator *operator, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
     (void)operator;
     Tensor scale;
     OrtStatus *failed = constant_of(api, info, 7, &scale);
     if (failed) return failed;
+    if (numbers_from(&scale, 0) != 1) return failure(api, "heed: the scale of attention must be one number");
     Kernel *made = malloc(sizeof *made);
     if (!made) return failure(api, "heed: no memory");
     *made = (Kernel){api, *(float *)scale.data};
@@ -265,12 +272,15 @@ static bool sort_tokens(Run *run) {
     return true;
 }
 
-/* How many numbers a token has, all heads together: [T, N*H], or [T, N, H]. */
-static long each_has(const Tensor *tensor) {
-    long numbers = 1;
-    for (size_t axis = 1; axis < tensor->rank; axis++) numbers *= tensor->sizes[axis];
-    return numbers;
+/* Seen without a sign, a negative number is larger than any size. */
+static bool all_below(const int64_t *numbers, long count, long size) {
+    uint64_t most = 0;
+    for (long i = 0; i < count; i++) most = (uint64_t)numbers[i] > most ? (uint64_t)numbers[i] : most;
+    return !count || most < (uint64_t)size;
 }
+
+/* How many numbers a token has, all heads together: [T, N*H], or [T, N, H]. */
+static long each_has(const Tensor *tensor) { return numbers_from(tensor, 1); }
 
 static OrtStatus *take_inputs(const OrtApi *api, const OrtContext *context, Run *run) {
     Tensor all[7];
@@ -287,13 +297,18 @@ static OrtStatus *take_inputs(const OrtApi *api, const OrtContext *context, Run 
     run->places = places->data, run->mask = mask->data, run->any = any->data, run->back = back->data;
     run->tokens = query->sizes[0], run->rows = places->sizes[0], run->heads = places->sizes[1];
     run->slots = places->sizes[2], run->mask_rows = mask->sizes[2], run->any_rows = any->sizes[2];
+    if (run->heads < 1 || run->slots < 1) return failure(api, "heed: attention needs a head and a slot at least");
     run->width = each_has(query) / run->heads, run->value_width = each_has(value) / run->heads;
     bool fits = key->sizes[0] == run->tokens && value->sizes[0] == run->tokens && back->sizes[0] == run->tokens &&
                 back->sizes[1] == run->heads && each_has(key) == each_has(query) && mask->sizes[0] == run->rows &&
                 mask->sizes[1] == 1 && mask->sizes[3] == run->slots && any->sizes[0] == run->rows &&
+                any->sizes[1] == 1 && any->sizes[3] == 1 &&
                 (run->mask_rows == 1 || run->mask_rows == run->slots) &&
                 (run->any_rows == 1 || run->any_rows == run->slots);
-    return fits ? NULL : failure(api, "heed: the inputs of attention do not fit together");
+    if (!fits) return failure(api, "heed: the inputs of attention do not fit together");
+    bool inside = all_below(run->places, run->rows * run->heads * run->slots, run->tokens * run->heads) &&
+                  all_below(run->back, run->tokens * run->heads, run->rows * run->heads * run->slots);
+    return inside ? NULL : failure(api, "heed: attention is told of places that there are not");
 }
 
 static OrtStatus *compute(void *kernel_, OrtContext *context) {

@@ -63,8 +63,8 @@ INLINE __m256 exp_of(__m256 x) {
     __m256 r = _mm256_fmadd_ps(x, rest, _mm256_fmsub_ps(x, log, _mm256_sub_ps(n, rounds)));
     __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
     __m256i power = _mm256_add_epi32(_mm256_castps_si256(polynomial(r, 7, FACTORS)), exponent);
-    __m256 tiny = _mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_LT_OQ);
-    return _mm256_andnot_ps(tiny, _mm256_castsi256_ps(power));
+    __m256 tiny = _mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_LT_OQ), none = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    return _mm256_blendv_ps(_mm256_andnot_ps(tiny, _mm256_castsi256_ps(power)), x, none);
 }
 
 /* x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel, 2016).

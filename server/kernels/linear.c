@@ -150,8 +150,8 @@ static OrtStatus *make_weights(const OrtApi *api, const OrtKernelInfo *info, boo
     Tensor w;
     float *scales = NULL, *sums = NULL;
     OrtStatus *failed = constant_of(api, info, 1, &w);
-    if (!failed && (w.rank != 2 || w.sizes[!transposed] > MOST_VALUES))
-        failed = failure(api, "heed: weights must be a matrix, of at most 40,000 values to a channel");
+    if (!failed && (w.rank != 2 || w.sizes[0] < 1 || w.sizes[1] < 1 || w.sizes[!transposed] > MOST_VALUES))
+        failed = failure(api, "heed: weights must be a matrix, of 1 to 40,000 values to a channel");
     if (!failed && digits == 1) failed = constants_of(api, info, 2, w.sizes[transposed], &scales);
     if (!failed && digits == 1) failed = constants_of(api, info, 3, w.sizes[transposed], &sums);
     if (failed) return failed;

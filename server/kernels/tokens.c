@@ -142,7 +142,7 @@ static OrtStatus *compute_norm(void *kernel_, OrtContext *context) {
     OrtStatus *failed = input_of(kernel->api, context, 0, &x);
     if (!failed) failed = input_of(kernel->api, context, 1, &y);
     if (failed) return failed;
-    bool same = x.rank == y.rank && x.rank > 0 && x.sizes[x.rank - 1] == kernel->width;
+    bool same = x.rank == y.rank && x.rank > 0 && kernel->width > 0 && x.sizes[x.rank - 1] == kernel->width;
     for (size_t axis = 0; same && axis < x.rank; axis++) same = x.sizes[axis] == y.sizes[axis];
     if (!same) return failure(kernel->api, "heed: two tensors of one shape are expected, as wide as the norm");
     for (size_t axis = 0; axis + 1 < x.rank; axis++) run.count *= x.sizes[axis];

@@ -44,9 +44,10 @@ void words_of(Words *words, const float *w, bool transposed) {
     for (long m = 0; m < channels; m++) {
         const float *first = w + (transposed ? m : m * values);
         long apart = transposed ? channels : 1;
-        float largest = LEAST;
-        for (long k = 0; k < values; k++) largest = fmaxf(largest, fabsf(first[k * apart]));
-        words->scales[m] = largest / MOST_WEIGHT;
+        float largest = LEAST, none = 0; /* what is no number spoils its channel: times zero it is none still */
+        for (long k = 0; k < values; k++)
+            largest = fmaxf(largest, fabsf(first[k * apart])), none += first[k * apart] * 0;
+        words->scales[m] = largest / MOST_WEIGHT + none;
         short *panel = words->weights + m / PANEL * twos(values) * LINE;
         for (long k = 0; k < values; k++)
             panel[(k / TWO * PANEL + m % PANEL) * TWO + k % TWO] = (short)lrintf(first[k * apart] * (MOST_WEIGHT / largest));

@@ -1,9 +1,11 @@
 """The attention weights' own loading and queue, with a model that says when it is done."""
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Many
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 
 from bundle import BundleError
 from bundle.contract import Finding
+from bundle.digests import write_digests
 from bundle.packing import Sequence
 from server.attentions import Attentions
 from server.errors import FailedPrecondition
 from server.graphs import Answer
+from server.model import Model
 from server.statistics import Statistics
 from tests.server.support import manifest_of, row
 
@@ -35,6 +39,9 @@ class Slow:
         if gate_open:
             self.gate.set()
 
+    def check_files(self) -> None:
+        """They are those that were loaded."""
+
     def check_attentions(self) -> Iterator[Finding]:
         self.loads += 1
         self.entered.set()
@@ -50,6 +57,22 @@ class Slow:
 
 def attentions_of(model: Any, max_tokens: int = 1000) -> Attentions:
     return Attentions(model, max_tokens, Statistics())
+
+
+async def test_files_that_were_altered_since_the_model_was_loaded_are_refused(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
+    attentions = attentions_of(Model(folder, "cpu"))
+    graph = folder / "attentions.fp32.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    with pytest.raises(FailedPrecondition, match=r"attentions.fp32.onnx is altered|attentions.fp32.onnx"):
+        await attentions.loaded()
+    write_digests(folder)  # and so that they fit each other
+    attentions = attentions_of(Model(tiny_bundle, "cpu"))
+    attentions._model.folder = folder
+    with pytest.raises(FailedPrecondition, match="holds another bundle than the one that was loaded from it"):
+        await attentions.loaded()
 
 
 async def test_nothing_is_loaded_until_somebody_asks() -> None:

@@ -176,6 +176,17 @@ def test_beside_int8_a_rows_values_are_rounded_and_no_sum_is(tmp_path: Path, val
 
 
 @only_with_library
+@pytest.mark.parametrize("rough", [False, True])
+def test_a_weight_that_is_no_number_spoils_its_channel_only(tmp_path: Path, rough: bool) -> None:
+    weight = np.ones((20, 16), np.float32)
+    weight[3, 5] = np.nan
+    layer = Layer(tmp_path, weight, np.zeros(20, np.float32), rough=rough)
+    answers = layer.run(layer.named, np.ones((2, 16), np.float32), with_library=True)
+    assert np.isnan(answers[:, 3]).all()
+    assert np.allclose(np.delete(answers, 3, 1), 16, rtol=1e-3)
+
+
+@only_with_library
 def test_the_largest_sums_of_words_fit(tmp_path: Path) -> None:
     """All at its largest, all of one sign: 32 bits hold no more."""
     weight, x = np.full((16, 1024), -3, np.float32), np.full((2, 1024), 5, np.float32)

@@ -183,6 +183,63 @@ def test_gelu_is_exact_to_a_floats_last_bits(tmp_path: Path) -> None:
     assert np.isnan(session.run(None, {"x": np.array([np.nan, 1], np.float32)})[0]).tolist() == [True, False]
 
 
+def attention(path: Path) -> onnxruntime.InferenceSession:
+    """The operator alone: one head, one row of two tokens."""
+    names = ["query", "key", "value", "places", "mask", "any", "back", "scale", "a", "b", "c"]
+    node = helper.make_node("Attention", names, ["y"], domain="heed")
+    kinds = {name: TensorProto.INT64 if name in ("places", "back") else TensorProto.FLOAT for name in names[:7]}
+    values = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    one = np.array([1], np.int64)
+    constants = {"scale": np.float32(1), "a": one, "b": one, "c": one}
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "part", values, [answer], tensors)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("heed", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    options = session_options()
+    options.register_custom_ops_library(str(library()))
+    return onnxruntime.InferenceSession(path, options, providers=[CPU])
+
+
+def of_two_tokens(**others: np.ndarray) -> Arrays:
+    states = np.arange(16, dtype=np.float32).reshape(2, 8)
+    return {
+        "query": states,
+        "key": states,
+        "value": states,
+        "places": np.array([[[0, 1]]]),
+        "mask": np.zeros((1, 1, 1, 2), np.float32),
+        "any": np.ones((1, 1, 1, 1), np.float32),
+        "back": np.array([[0], [1]]),
+    } | others
+
+
+@only_with_library
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"places": np.array([[[0, 2]]])}, "places that there are not"),
+        ({"places": np.array([[[0, -1]]])}, "places that there are not"),
+        ({"back": np.array([[0], [10**7]])}, "places that there are not"),
+        ({"back": np.zeros((2, 0), np.int64), "places": np.zeros((1, 0, 2), np.int64)}, "a head and a slot at least"),
+    ],
+)
+def test_attention_looks_nowhere_else(tmp_path: Path, others: dict[str, np.ndarray], message: str) -> None:
+    session = attention(tmp_path / "attention.onnx")
+    assert session.run(None, of_two_tokens())[0].shape == (2, 8)
+    with pytest.raises(Exception, match=message):
+        session.run(None, of_two_tokens(**others))
+
+
+@only_with_library
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFFFFFFF])
+def test_what_is_no_number_is_seen_whatever_its_bits(tmp_path: Path, bits: int) -> None:
+    key = np.ones((2, 8), np.float32)
+    key.view(np.uint32)[1, 3] = bits
+    (answer,) = attention(tmp_path / "attention.onnx").run(None, of_two_tokens(key=key))
+    assert np.isnan(answer).all()
+
+
 @only_with_library
 @pytest.mark.parametrize("width", [1, 7, 8, 30, 384])
 def test_the_norm_of_a_sum(tmp_path: Path, width: int) -> None:

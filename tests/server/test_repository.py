@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from server.errors import FailedPrecondition, NotFound, StartError
+from server.loading import memory_needed
 from server.machine import settle_memory
 from server.metrics import Metrics
-from server.places import find_places
+from server.places import Place, find_places
 from server.registry import Registry, State
 from server.repository import Repository
 from server.settings import Settings
@@ -263,6 +264,49 @@ async def test_going_back_to_an_older_version_leaves_no_gap(tiny_bundle: Path, r
         assert await served.refresh(settled=True) == []
         assert states(registry)[("tiny", 1)] is State.READY
         assert states(registry).get(("tiny", 2)) in (State.UNLOADING, None)
+
+
+async def test_a_watch_outlives_whatever_it_meets(
+    tiny_bundle: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place(tiny_bundle, repository, "tiny", 1)
+    async with serving(repository, watch_seconds=0.01) as (_, registry):
+        errors: list[Exception] = [OSError("stale"), ZeroDivisionError("a defect")]
+
+        def fail_first(folder: Path) -> list[Place]:
+            if errors:
+                raise errors.pop(0)
+            return find_places(folder)
+
+        monkeypatch.setattr("server.repository.find_places", fail_first)
+        while errors:
+            await asyncio.sleep(0.01)
+        place(tiny_bundle, repository, "tiny", 2)
+        async with asyncio.timeout(60):
+            while ("tiny", 2) not in states(registry):
+                await asyncio.sleep(0.01)
+    assert "stale; everything stays as it is" in caplog.text
+    assert "a defect" in caplog.text
+
+
+def test_a_file_of_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
+    file, other = tmp_path / "weights", tmp_path.parent / f"{tmp_path.name}.other"
+    for path in (file, other):
+        path.write_bytes(b"1234")
+        os.utime(path, (1, 1))
+    before = Place("tiny", 1, tmp_path).files()
+    assert Place("tiny", 1, tmp_path).files() == before
+    os.rename(other, file)
+    assert Place("tiny", 1, tmp_path).files() != before
+
+
+def test_memory_counts_the_weights_that_graphs_name(tmp_path: Path) -> None:
+    (tmp_path / "model.fp32.onnx").write_bytes(b"weights.fp32.data")
+    (tmp_path / "model.int8.onnx").write_bytes(b"weights.fp32.data weights.int8.data")
+    (tmp_path / "weights.fp32.data").write_bytes(bytes(1000))
+    (tmp_path / "weights.int8.data").write_bytes(bytes(100))
+    assert memory_needed(tmp_path, "fp32") == 1.5 * 1017 // 1
+    assert memory_needed(tmp_path, "int8") == 1.5 * 1135 // 1
 
 
 async def test_what_happens_to_a_version_is_in_the_log(

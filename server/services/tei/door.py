@@ -15,6 +15,7 @@ from google.protobuf.message import Message as ProtobufMessage
 from bundle import Manifest
 from protos import tei_pb2 as pb
 from server.errors import InvalidArgument, Unavailable
+from server.limits import Limits
 from server.record import Call, Observers, Record
 from server.registry import Registry
 from server.security.calls import Slots
@@ -152,6 +153,7 @@ class Door:
 
     def __init__(self, registry: Registry, settings: Settings, observers: Observers, slots: Slots) -> None:
         self.streams = Streams()
+        self.limits = Limits.of(settings)
         self._registry = registry
         self._observers = observers
         self._slots = slots

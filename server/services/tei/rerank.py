@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from server.services.tei.scores import best_first, scores
 class _Scored:
     """One text of a stream."""
 
-    request: pb.RerankStreamRequest
+    request: pb.RerankStreamRequest  # its text only if that is to be returned
     logit: float
     metadata: pb.Metadata
 
@@ -44,6 +44,9 @@ class RerankService(RerankServicer):
         scored: list[_Scored] = []
 
         async def keep(one: _Scored) -> None:
+            self._door.limits.check_rows(len(scored) + 1)
+            if scored and not scored[0].request.return_text:
+                one = replace(one, request=pb.RerankStreamRequest())
             scored.append(one)
 
         await self._door.answer_all(Call(SERVICE, "RerankStream", context), _score, requests, keep)
