@@ -126,7 +126,7 @@ def ranker_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranker(ranker_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
-    yield from serve(ranker_source, tmp_path_factory.mktemp("served"), "ranker")
+    yield from serve(ranker_source, tmp_path_factory.mktemp("served"), "ranker", "--max-batch", "8")
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +384,15 @@ def test_a_bad_item_ends_its_stream_after_the_answers_before_it(vectors: grpc.Ch
     texts = [pb.RerankStreamRequest(query="a", text=text) for text in ["b", "c", LONG]]
     with pytest.raises(grpc.RpcError, match=r"item 2: input text\[0\] with its pair has \d+ tokens, at most 40"):
         wire.RerankStub(ranker).RerankStream(iter(texts), timeout=60)
+
+
+def test_a_stream_of_texts_to_rank_is_as_long_as_a_call_may_be(ranker: grpc.Channel) -> None:
+    texts = [pb.RerankStreamRequest(query="a", text="b")] * 9
+    stub = wire.RerankStub(ranker)
+    assert [rank.index for rank in stub.RerankStream(iter(texts[:8]), timeout=60).ranks] == list(range(8))
+    with pytest.raises(grpc.RpcError, match=r"9 rows, at most 8 are taken \(--max-batch\)") as refused:
+        stub.RerankStream(iter(texts), timeout=60)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 # What each model is and cannot do
