@@ -7,16 +7,18 @@ demand, and the tests.
 
 import math
 import weakref
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os import SEEK_END
 from pathlib import Path
-from typing import Literal, Self, overload
+from typing import BinaryIO, Literal, Self, overload
 
 import numpy as np
 
 from bundle.errors import BundleError
-from bundle.manifest import Manifest
+from bundle.manifest import Datatype, Manifest, TensorSpec
 from bundle.packing import Arrays
 
 CONTRACT = "contract.npz"
@@ -224,23 +226,58 @@ def attention_cases(cases: Iterable[Case]) -> list[Case]:
 
 
 UNPROVEN = ("tokens", "offsets")  # the tokenizer's own words, which no graph computes
+# What numpy calls them: references are float64 where callers get FP32, and texts are objects once they are read.
+KINDS: dict[Datatype, str] = {"BOOL": "b", "INT64": "i", "FP32": "f", "BYTES": "UO"}
 
 
 def check_complete(manifest: Manifest, cases: list[Case]) -> None:
-    """Raises BundleError if the manifest declares what the cases do not try: an output, a length, an id."""
+    """Raises BundleError if the manifest declares what the cases do not try: an output, a length, an id; or if a case
+    has what the manifest does not declare.
+    """
     plain = {spec.name for spec in manifest.outputs} - {"attentions", *UNPROVEN}
     for case in cases:
         if unproven := sorted(plain - case.outputs.keys()):
             raise BundleError(f"{CONTRACT}: case {case.name} has no {unproven[0]}")
+        _check_arrays(manifest.inputs, case.inputs, case)
+        compared = case if manifest.gives_attentions else _without_attentions(case)
+        _check_arrays(manifest.outputs, compared.outputs, case)
+        _check_labels(case)
     if manifest.gives_attentions and not any("attentions" in case.outputs for case in cases):
         raise BundleError(f"{CONTRACT}: no case has attentions")
     longest = max(_columns(manifest, case) for case in cases)
     if longest != manifest.limits.length:
         raise BundleError(f"{CONTRACT} tries {longest} tokens at most, the manifest allows {manifest.limits.length}")
     ids = [case.inputs["input_ids"] for case in cases if "input_ids" in case.inputs]
-    largest = max((int(array.max()) for array in ids), default=-1)
+    largest = max((int(array.max(initial=-1)) for array in ids), default=-1)
     if manifest.limits.vocabulary and largest != manifest.limits.vocabulary - 1:
         raise BundleError(f"{CONTRACT} tries ids up to {largest}, the manifest allows {manifest.limits.vocabulary - 1}")
+
+
+def _check_arrays(specs: Iterable[TensorSpec], arrays: Arrays, case: Case) -> None:
+    """Raises BundleError if an array is not as the manifest says: comparing it would fail in any way."""
+    declared = {spec.name: spec for spec in specs}
+    for name, array in arrays.items():
+        if name not in declared:
+            raise BundleError(f"{CONTRACT}: case {case.name} has {name}, which the manifest does not declare")
+        spec = declared[name]
+        fits = array.ndim == len(spec.shape) and all(
+            size in (-1, found) for size, found in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype.kind not in KINDS[spec.datatype]:
+            raise BundleError(
+                f"{CONTRACT}: {name} of case {case.name} is {array.dtype} {list(array.shape)}, the manifest says "
+                f"{spec.datatype} {spec.shape}; export the bundle again"
+            )
+
+
+def _check_labels(case: Case) -> None:
+    """Raises BundleError if there are not as many labels as logits decide."""
+    labels, logits = case.outputs.get("labels"), case.outputs.get("logits")
+    if labels is not None and (logits is None or labels.shape != logits.shape[:-1]):
+        found = "no logits" if logits is None else f"logits {list(logits.shape)}"
+        raise BundleError(
+            f"{CONTRACT}: case {case.name} has labels {list(labels.shape)} and {found}; export the bundle again"
+        )
 
 
 def _columns(manifest: Manifest, case: Case) -> int:
@@ -286,6 +323,19 @@ def write_contract(folder: Path, cases: list[Case]) -> None:
     np.savez(folder / CONTRACT, allow_pickle=False, **arrays)
 
 
+def _check_sizes(file: BinaryIO) -> None:
+    """Raises ValueError if the arrays are larger than the file: a small one could fill the memory."""
+    size = file.seek(0, SEEK_END)
+    with zipfile.ZipFile(file) as archive:  # which leaves the file open
+        members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:  # numpy.savez compresses nothing
+            raise ValueError(f"{member.filename} is compressed, it must be stored as it is; export the bundle again")
+    if (sizes := sum(member.file_size for member in members)) > size:  # several may be the same bytes
+        raise ValueError(f"its arrays have {sizes} bytes, the file {size}; export the bundle again")
+    file.seek(0)
+
+
 class StoredCases(Sequence[Case]):
     """The cases of a contract, read each time somebody looks at one: at hand, but not in memory.
 
@@ -305,6 +355,7 @@ class StoredCases(Sequence[Case]):
         with self._readable():
             file = self._path.open("rb")
             weakref.finalize(self, file.close)  # numpy leaves a file open that is no archive
+            _check_sizes(file)
             self._arrays = np.load(file, allow_pickle=False)
             self._at_start = set(self._arrays["at_start"].tolist())
             for key in self._arrays.files:

@@ -44,10 +44,10 @@ def bundle_digest(folder: Path) -> str:
     return "sha256:" + file_digest(folder / DIGESTS)
 
 
-def _listed(folder: Path) -> dict[str, str]:
+def _listed(folder: Path, content: bytes | None) -> dict[str, str]:
     """The digests by file name."""
     try:
-        text = (folder / DIGESTS).read_bytes().decode()
+        text = ((folder / DIGESTS).read_bytes() if content is None else content).decode()
     except FileNotFoundError:
         raise BundleError(f"{folder} has no {DIGESTS}") from None
     except (IsADirectoryError, UnicodeDecodeError):
@@ -58,9 +58,13 @@ def _listed(folder: Path) -> dict[str, str]:
     return listed
 
 
-def check_digests(folder: Path) -> None:
-    """Raises BundleError if a file is missing, additional or altered; the message names it."""
-    listed = _listed(folder)
+def check_digests(folder: Path, content: bytes | None = None) -> None:
+    """Raises BundleError if a file is missing, additional or altered; the message names it.
+
+    Args:
+        content: of `SHA256SUMS`, for who has read it: read again it could be another.
+    """
+    listed = _listed(folder, content)
     present = set(_files(folder))
     if missing := sorted(listed.keys() - present):
         raise BundleError(f"{folder / missing[0]} is missing, but {DIGESTS} lists it")

@@ -92,4 +92,4 @@ def check_signature(folder: Path, public_key: Path) -> None:
             f"{folder}: {SIGNATURE} is not a signature of this {DIGESTS} by the key of {public_key}; "
             "the bundle was altered after it was signed, or another key signed it"
         ) from None
-    check_digests(folder)
+    check_digests(folder, signed)

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,23 +21,39 @@ class WriteError(OSError):
 class Aside:
     """One folder on its way."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, force: bool) -> None:
         self._out = out
+        self._force = force
         self._made: list[Path] = []  # parent folders that were not there, the innermost first
-        self.folder = out.parent / f".{out.name}.partial-{os.getpid()}"
+        # Not the process's number: containers that share a volume have the same ones. And not `mkdtemp`, whose folders
+        # nobody else may read.
+        self._name = secrets.token_hex(8)
+        self._is_ours = False
+        self.folder = out.parent / f".{out.name}.partial-{self._name}"
         self.in_place = False
 
     def make(self) -> None:
         self._made = [parent for parent in self._out.parents if not parent.exists()]
         self._out.parent.mkdir(parents=True, exist_ok=True)
-        self.folder.mkdir()
+        self._is_ours = True  # first, so that a signal handler takes away all that was made
+        try:
+            self.folder.mkdir()
+        except OSError:
+            self._is_ours = False
+            raise
 
     def put_in_place(self) -> None:
-        """What was there before is what lies aside then."""
+        """What was there before is what lies aside then.
+
+        Raises:
+            FileExistsError: something is there by now, and it was not said that it may be replaced.
+        """
         self.in_place = True  # first, so that a signal handler never takes away what callers see already
         try:
             if not self._out.exists():
-                self.folder.rename(self._out)
+                self.folder.rename(self._out)  # which fails if files came to be there since the line above
+            elif not self._force:  # an export takes minutes, and another one of the same name may have been faster
+                raise FileExistsError("somebody else wrote it meanwhile; --force replaces it")
             elif not _swap(self.folder, self._out):
                 self._replace()
         except BaseException:
@@ -45,7 +62,7 @@ class Aside:
 
     def _replace(self) -> None:
         """In two steps, where the system has none that swaps."""
-        old = self._out.parent / f".{self._out.name}.old-{os.getpid()}"
+        old = self._out.parent / f".{self._out.name}.old-{self._name}"
         try:
             self._out.rename(old)
             self.folder.rename(self._out)
@@ -57,7 +74,8 @@ class Aside:
 
     def discard(self) -> None:
         """Removes what lies aside, and unless it is in place the parent folders that were made for it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._is_ours:
+            shutil.rmtree(self.folder, ignore_errors=True)
         if not self.in_place:
             for parent in self._made:
                 with suppress(OSError):  # it was not made yet, or somebody else uses it by now
@@ -90,14 +108,17 @@ def abandon() -> bool:
 
 
 @contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
+def written_aside(out: Path, force: bool = False) -> Iterator[Path]:
     """A folder beside `out` that takes its place if all goes well, and is gone if anything does not.
 
+    Args:
+        force: replace `out` if it is there at the end.
+
     Raises:
-        WriteError: for any OSError inside; nothing was written.
+        WriteError: for any OSError inside, or `out` is there and was not to be replaced; nothing was written.
     """
     global _latest  # noqa: PLW0603 - signal handlers are given nothing
-    _latest = aside = Aside(out)
+    _latest = aside = Aside(out, force)
     try:
         aside.make()
         yield aside.folder

@@ -179,13 +179,13 @@ def write_bundle(
         CheckpointError: the source cannot be loaded, or its tokenizer is not the model's.
         ExportError: `out` exists, the name cannot be one, or the graph's answers are not the reference's.
         BundleError: the key is none that signs.
-        WriteError: `out` cannot be written: the disk is full, or the place is somebody else's.
+        WriteError: `out` cannot be written: the disk is full, the place is somebody else's, or it was taken meanwhile.
     """
     out = out.resolve()
     name = name or out.name
     _check_target(out, name, force)
     signer = read_private_key(key) if key else None
-    with written_aside(out) as folder:
+    with written_aside(out, force) as folder:
         step("loading the weights")
         checkpoint = _load(source)
         step("computing the reference's answers in float64")

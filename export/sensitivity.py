@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bundle.contract import BUDGETS, CPU, Case
+from bundle.contract import BUDGETS, CPU, Budget, Case
 from export.int8 import LEAST, STEPS, linear_layers, quantized
 from export.reference import one_thread
 from model import Encoder
@@ -61,18 +61,30 @@ def _harm(encoder: Encoder, cases: list[Case], names: Collection[str]) -> float:
             tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
             answers = encoder(**tensors, attentions="attentions" in case.outputs)
             for name, answer in answers.items():
-                budget = budgets.of(name, case.outputs[name])
-                worst = max(worst, budget.used(answer.numpy(), case.outputs[name]) / budget.limit)
+                reference = case.outputs[name]
+                worst = max(worst, _share_of(budgets.of(name, reference), answer.numpy(), reference))
     return worst
 
 
+def _share_of(budget: Budget, answer: np.ndarray, reference: np.ndarray) -> float:
+    """How much of a budget is used; infinity if there is no number, which `max` would pass over as if it were 0."""
+    if not (np.isfinite(answer).all() and np.isfinite(reference).all()):
+        return np.inf
+    return budget.used(answer, reference) / budget.limit
+
+
 def _tried(cases: list[Case], most_tokens: int) -> list[Case]:
-    """The cases of a start that are tensors and no larger: every kind of mask and of token is among them."""
-    return [
-        case
-        for case in cases
-        if case.at_start and "text" not in case.inputs and case.outputs["last_hidden_state"][..., 0].size <= most_tokens
-    ]
+    """The cases of a start that are tensors and no larger: every kind of mask and of token is among them.
+
+    If all are larger, as a single large image is, the smallest: without any case every layer would seem harmless.
+    """
+    tensors = sorted((case for case in cases if case.at_start and "text" not in case.inputs), key=_tokens)
+    return [case for case in tensors if _tokens(case) <= most_tokens] or tensors[:1]
+
+
+def _tokens(case: Case) -> int:
+    """Padding included."""
+    return case.outputs["last_hidden_state"][..., 0].size
 
 
 def _harmless(encoder: Encoder, cases: list[Case], order: list[str]) -> list[str]:

@@ -1,6 +1,8 @@
 """What counts as equal, by numbers written down by hand."""
 
+import zipfile
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from bundle.contract import (
 )
 from bundle.manifest import Image
 from bundle.packing import Arrays
-from tests.server.support import manifest_of
+from tests.server.support import SPECS, manifest_of
 
 CPU = "CPUExecutionProvider"
 REFERENCE = np.array([[0.5, -0.25, 0.0]])
@@ -254,9 +256,15 @@ def test_labels_are_compared_where_a_cosine_decides(logits: list[list[float]], d
     assert (finding.budget, finding.measure) == (1e-2, "cosine")
 
 
+def made(output: str) -> np.ndarray:
+    """Of the right size: zeros, or empty texts."""
+    spec = SPECS[output]
+    return np.zeros([abs(size) for size in spec.shape], "U1" if spec.datatype == "BYTES" else np.float64)
+
+
 def cases_of(*requests: tuple[Arrays, list[str]]) -> list[Case]:
     return [
-        Case(str(number), inputs, {name: np.zeros(1) for name in outputs}, at_start=True)
+        Case(str(number), inputs, {name: made(name) for name in outputs}, at_start=True)
         for number, (inputs, outputs) in enumerate(requests)
     ]
 
@@ -302,6 +310,41 @@ def test_every_plain_output_is_in_every_case_and_attentions_in_one() -> None:
         check_complete(manifest, cases_of(plain, plain))
     with pytest.raises(BundleError, match="case 1 has no labels"):
         check_complete(manifest, cases_of(all_, (LONGEST_IDS, ["logits"])))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "message"),
+    [
+        ({"input_ids": np.zeros(3, np.int64)}, {}, r"input_ids of case a is int64 \[3\], .* INT64 \[-1, -1\]"),
+        ({"input_ids": np.array([["99"]])}, {}, r"input_ids of case a is <U2 \[1, 1\], .* INT64"),
+        ({"features": np.zeros(3)}, {}, "case a has features, which the manifest does not declare"),
+        ({}, {"logits": np.array([[["x"] * 3]])}, r"logits of case a is <U1 \[1, 1, 3\], .* FP32"),
+        ({}, {"logits": np.array(1.0)}, r"logits of case a is float64 \[\], .* FP32 \[-1, -1, 3\]"),
+        ({}, {"logits": np.zeros((1, 1, 2))}, r"logits of case a is float64 \[1, 1, 2\]"),
+        ({}, {"labels": np.array([["a", "b"]])}, r"case a has labels \[1, 2\] and logits \[1, 1, 3\]"),
+        ({}, {"labels": np.zeros((1, 1))}, r"labels of case a is float64 \[1, 1\], .* BYTES"),
+    ],
+)
+def test_arrays_that_are_not_as_the_manifest_says_are_refused(inputs: Arrays, outputs: Arrays, message: str) -> None:
+    manifest = manifest_of("input_ids", outputs=["logits", "labels"])
+    case = Case("a", inputs or LONGEST_IDS, {"logits": made("logits"), "labels": made("labels")} | outputs, True)
+    with pytest.raises(BundleError, match=message):
+        check_complete(manifest, [case])
+
+
+def test_a_row_without_tokens_is_left_to_the_comparison() -> None:
+    empty = {"input_ids": np.zeros((1, 0), np.int64)}
+    check_complete(manifest_of("input_ids"), cases_of((LONGEST_IDS, STATES), (empty, STATES)))
+
+
+def test_attentions_that_the_manifest_does_not_offer_do_no_harm() -> None:
+    check_complete(manifest_of("input_ids"), cases_of((LONGEST_IDS, [*STATES, "attentions"])))
+
+
+def test_labels_without_the_logits_that_decide_them_are_refused() -> None:
+    """The manifest declares neither, so nothing says that the logits are missing."""
+    with pytest.raises(BundleError, match="case 0 has labels, which the manifest does not declare"):
+        check_complete(manifest_of("input_ids"), cases_of((LONGEST_IDS, [*STATES, "labels"])))
 
 
 def test_a_report_holds_only_if_every_finding_does() -> None:
@@ -385,6 +428,26 @@ def test_stored_cases_are_those_of_the_file_that_was_opened(tmp_path: Path) -> N
 
 def test_a_folder_without_a_contract_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=f"has no {CONTRACT}"):
+        read_contract(tmp_path)
+
+
+def test_a_contract_that_is_larger_in_memory_than_on_disk_is_refused(tmp_path: Path) -> None:
+    """A file of some kilobytes could fill the memory of a server."""
+    np.savez_compressed(tmp_path / CONTRACT, at_start=np.array(["a"]), **{"a/out/y": np.zeros(10**6)})  # type: ignore[arg-type]  # numpy takes one of the names for its own flag
+    with pytest.raises(BundleError, match=r"at_start\.npy is compressed"):
+        read_contract(tmp_path)
+
+
+def test_arrays_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    write_contract(tmp_path, [case_of(np.zeros((1, 1000)))])
+    with zipfile.ZipFile(tmp_path / CONTRACT, "a") as archive:
+        (large,) = (member for member in archive.infolist() if member.filename == "a/out/y.npy")
+        for number in range(3):
+            again = copy(large)
+            again.filename = f"a/out/y{number}.npy"
+            archive.filelist.append(again)
+        archive.writestr("more", b"")  # the list of what is in it is written only if something is added
+    with pytest.raises(BundleError, match=r"its arrays have \d+ bytes, the file \d+; export"):
         read_contract(tmp_path)
 
 

@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+import bundle.signature
 from bundle import BundleError
 from bundle.digests import DIGESTS, SIGNATURE, check_digests, write_digests
 from bundle.signature import check_signature, read_private_key, read_public_key, sign
@@ -76,6 +77,20 @@ def test_files_are_what_the_signed_digests_list(folder: Path, keys: Keys) -> Non
     assert "b.bin is not listed" in refused(folder, keys.public)
     write_digests(folder)
     assert "altered after it was signed" in refused(folder, keys.public)
+
+
+def test_files_are_compared_with_the_very_digests_that_are_signed(
+    folder: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write the folder may write the digests anew just after the signature was found right."""
+
+    def altered_first(folder: Path, *rest: bytes) -> None:
+        (folder / "a.bin").write_bytes(b"altered")
+        write_digests(folder)
+        check_digests(folder, *rest)
+
+    monkeypatch.setattr(bundle.signature, "check_digests", altered_first)
+    assert "a.bin is altered" in refused(folder, keys.public)
 
 
 def test_a_link_is_no_signature(folder: Path, keys: Keys, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def write(out: Path, error: BaseException | None = None) -> None:
-    with written_aside(out) as folder:
+    with written_aside(out, force=True) as folder:
         (folder / "new").write_text("new")
         if error:
             raise error
@@ -88,6 +89,51 @@ def test_abandoning_takes_away_what_is_not_in_place_and_nothing_else(tmp_path: P
         folder.mkdir(parents=True)
     assert not abandon()  # too late
     assert everything_in(tmp_path) == ["deep", "deep/out"]
+
+
+# Others who write the same
+
+
+def test_what_another_process_of_this_number_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """In another container, say: on one volume there may be two of a number."""
+    (tmp_path / f".out.partial-{os.getpid()}").mkdir()
+    (tmp_path / f".out.partial-{os.getpid()}/theirs").touch()
+    theirs = everything_in(tmp_path)
+    with pytest.raises(ValueError, match="why"):
+        write(tmp_path / "out", ValueError("why"))
+    assert everything_in(tmp_path) == theirs
+    write(tmp_path / "out")
+    assert everything_in(tmp_path) == [*theirs, "out", "out/new"]
+
+
+def test_a_folder_that_was_not_made_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "taken")
+    (tmp_path / ".out.partial-taken").mkdir()
+    with pytest.raises(WriteError, match="out was not written: File exists"):
+        write(tmp_path / "out")
+    assert everything_in(tmp_path) == [".out.partial-taken"]
+
+
+def test_what_came_to_be_there_meanwhile_is_replaced_only_by_force(tmp_path: Path) -> None:
+    def export_twice(force: bool) -> None:
+        with written_aside(tmp_path / "out", force) as folder:
+            (folder / "mine").touch()
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out/theirs").touch()
+
+    with pytest.raises(WriteError, match="out was not written: somebody else wrote it meanwhile; --force replaces it"):
+        export_twice(force=False)
+    assert everything_in(tmp_path) == ["out", "out/theirs"]
+    (tmp_path / "out/theirs").unlink()
+    (tmp_path / "out").rmdir()
+    export_twice(force=True)
+    assert everything_in(tmp_path) == ["out", "out/mine"]
+
+
+def test_others_may_read_it_as_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "any").mkdir()
+    write(tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 # What the system refuses

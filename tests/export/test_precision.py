@@ -23,7 +23,7 @@ from export.reference import make_contract
 from export.sensitivity import layers_to_keep
 from heed.exporting import export_bundle, try_on_cpu
 from model import Checkpoint, Encoder, EncoderConfig
-from model.config import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig, TokensConfig
+from model.config import AttentionConfig, FeedForwardConfig, ImagesConfig, LayerConfig, NormConfig, TokensConfig
 from server.errors import DeviceError
 from server.model import Model
 from server.settings import Device
@@ -232,13 +232,16 @@ def test_an_output_that_others_read_is_given_in_float32(tmp_path: Path) -> None:
 # What int8 cannot hold
 
 
-def encoder_of(layers: int = 3) -> Encoder:
+TOKENS = TokensConfig(vocabulary=50, token_types=0)
+
+
+def encoder_of(layers: int = 3, inputs: TokensConfig | ImagesConfig = TOKENS, length: int = 16) -> Encoder:
     norm = NormConfig(epsilon=1e-5)
     config = EncoderConfig(
-        inputs=TokensConfig(vocabulary=50, token_types=0),
+        inputs=inputs,
         width=16,
         layers=(LayerConfig(AttentionConfig(heads=2), FeedForwardConfig(24), norm),) * layers,
-        max_length=16,
+        max_length=length,
         embedding_norm=norm,
     )
     torch.manual_seed(3)
@@ -266,6 +269,21 @@ def test_the_layer_behind_an_outlier_stays_float32() -> None:
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     assert layers_to_keep(encoder, make_contract(Checkpoint(encoder))) == ["blocks.1.feed_forward.down"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_a_layer_that_gives_no_number_stays_float32() -> None:
+    """Between 2e38 and -2e38 there are no 255 steps in float32: their size is infinity."""
+    encoder = encoder_of()
+    layers = linear_layers(encoder)
+    layers["blocks.1.attention.value"].bias[:2] = torch.tensor([2e38, -2e38])
+    layers["blocks.1.attention.out"].weight[:, :2] = 0
+    assert layers_to_keep(encoder, make_contract(Checkpoint(encoder))) == ["blocks.1.attention.out"]
+
+
+def test_a_model_of_large_images_only_is_tried_too() -> None:
+    encoder = encoder_of(layers=2, inputs=ImagesConfig(channels=1, height=42, image_width=42, patch=2), length=442)
+    give_outlier(encoder, 1)
+    assert layers_to_keep(encoder, make_contract(Checkpoint(encoder))) == ["blocks.1.feed_forward.down"]
 
 
 def test_a_bundle_with_a_layer_in_float32_says_so_and_holds(tmp_path: Path) -> None:
