@@ -112,13 +112,13 @@ WORKLOADS = {
 
 
 def requests(workload: Workload, info: ModelInfo, count: int) -> list[Request]:
-    """One row each, of what the model takes: texts if it can, else ids or vectors.
+    """One row each, of what the model takes: texts if it can, else ids or vectors, no longer than it takes them.
 
     Raises:
         ValueError: the model takes none of them.
     """
     random = np.random.default_rng(SEED)
-    lengths = workload.lengths(random, count).astype(int)
+    lengths = workload.lengths(random, count).clip(max=info.max_length or np.inf).astype(int)
     if "text" in info.inputs:
         return [{"text": _text(random, length)} for length in lengths]
     if "input_ids" in info.inputs:  # small ids: every vocabulary has them

@@ -66,6 +66,7 @@ class ModelInfo:
     outputs: dict[str, tuple[str, list[int]]]
     task: str = ""
     labels: list[str] = field(default_factory=list)  # in the order of the logits
+    max_length: int | None = None  # tokens of a row at most; None: the server does not say
 
 
 def several(texts: Texts) -> Texts:
@@ -176,6 +177,7 @@ def read_model_info(response: pb.ModelMetadataResponse) -> ModelInfo:
         outputs={tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in response.outputs},
         task=response.properties.get("task", ""),
         labels=json.loads(response.properties.get("labels", "[]")),
+        max_length=int(response.properties["max_length"]) if "max_length" in response.properties else None,
     )
 
 

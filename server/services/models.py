@@ -24,7 +24,7 @@ TYPES = {"BOOL": pb.TYPE_BOOL, "INT64": pb.TYPE_INT64, "FP32": pb.TYPE_FP32, "BY
 
 def _properties(manifest: Manifest) -> dict[str, str]:
     """What a model's metadata say of it beside its tensors; lists are JSON."""
-    properties: dict[str, str] = {"task": manifest.task}
+    properties: dict[str, str] = {"task": manifest.task, "max_length": str(manifest.limits.length)}
     if manifest.labels:
         properties["labels"] = json.dumps(manifest.labels, ensure_ascii=False)
     return properties

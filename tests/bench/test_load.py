@@ -36,6 +36,12 @@ def test_requests_have_the_lengths_of_their_workload(name: str, shortest: int, l
     assert abs(np.median(lengths) - median) <= 0.08 * median
 
 
+def test_requests_are_no_longer_than_the_model_takes_them() -> None:
+    takes = ModelInfo("m", ["1"], {"input_ids": ("INT64", [-1, -1])}, {}, max_length=40)
+    made = requests(WORKLOADS["mixed"], takes, 200)
+    assert max(request["input_ids"].shape[1] for request in made) == 40
+
+
 def test_texts_leave_room_for_special_tokens() -> None:
     made = requests(WORKLOADS["documents"], info(text=("BYTES", [-1])), 500)
     assert max(map(words, made)) <= 510

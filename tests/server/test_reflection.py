@@ -121,7 +121,7 @@ def test_metadata_can_be_asked(channel: grpc.Channel) -> None:
         "offsets": ("INT64", [-1, -1, 2]),
         "attentions": ("FP32", [-1, 2, 4, -1, -1]),
     }
-    assert dict(answer.properties) == {"task": "embedding"}
+    assert dict(answer.properties) == {"task": "embedding", "max_length": "40"}
 
 
 def test_inference_can_be_asked_and_gives_the_bits_of_the_generated_client(channel: grpc.Channel) -> None:
