@@ -55,8 +55,9 @@ def test_where_nothing_is_answered_the_server_says_why(tiny_server: Running) -> 
 
 @pytest.fixture(scope="module")
 def short_server(tiny_roberta_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Of a model that takes ids, and at most 40 of them."""
-    with run_server(tiny_roberta_bundle, tmp_path_factory.mktemp("short") / "log") as server:
+    """Of a model that takes ids, at most 40 of them, with room for 20."""
+    log = tmp_path_factory.mktemp("short") / "log"
+    with run_server(tiny_roberta_bundle, log, "--max-queue-tokens", "20") as server:
         yield server
 
 
@@ -67,7 +68,8 @@ def test_errors_beside_answers_are_told_with_the_first_of_their_messages(short_s
     assert all(each["answers_per_second"] > 0 for each in loads)
     assert any(each["errors"].get("INVALID_ARGUMENT") for each in loads)
     assert done.said.count("the first INVALID_ARGUMENT: ") == 1
-    assert "40" in done.said.partition("the first INVALID_ARGUMENT: ")[2]
+    assert "more than the whole queue holds (20)" in done.said.partition("the first INVALID_ARGUMENT: ")[2]
+    assert "takes at most" not in done.said  # 40 tokens: the model says so, and no request is longer
 
 
 def test_a_load_without_an_answer_has_no_latency_in_json() -> None:
