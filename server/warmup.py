@@ -23,7 +23,7 @@ WINDOW = {CPU: 32}  # entries that a group is chosen from
 GPU_WINDOW = 1024
 WORTHWHILE = 0.97  # a group must cost less than this share of its sequences one by one
 WIDE = 0.9  # a run on all cores must take less than this share of one on a single core
-ROUNDS = 2
+ROUNDS, WIDE_ROUNDS = 2, 4  # the second: a lone request takes little time, and what is found here stays
 LONG = 200  # tokens: long enough for every operator to be shared out among threads
 LENGTHS = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]  # tokens of what groups are tried with
 
@@ -114,7 +114,7 @@ def _try_wide(model: Model, threads: int, random: np.random.Generator) -> None:
         if not all(np.array_equal(narrow[name], wide[name]) for name in narrow):
             return model.close_wide()
     lone = [random_sequence(model.manifest, min(longest, TYPICAL_LENGTH), random)]
-    seconds = [(_seconds(model, lone), _seconds(model, lone, alone=True)) for _ in range(ROUNDS)]
+    seconds = [(_seconds(model, lone), _seconds(model, lone, alone=True)) for _ in range(WIDE_ROUNDS)]
     if min(wide for _, wide in seconds) > WIDE * min(narrow for narrow, _ in seconds):
         model.close_wide()
 

@@ -5,8 +5,7 @@ As interceptors of grpc.aio: each sees a call once, whatever its number of messa
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 import grpc
@@ -50,6 +49,20 @@ def refuse(refusal: Refusal, refused: Refused) -> Any:
     return grpc.stream_stream_rpc_method_handler(abort)
 
 
+class GivenBack:
+    """A slot while a request on a stream waits for its own caller to take answers, in a `with`: no other caller shall
+    wait for that."""
+
+    def __init__(self, slots: "Slots") -> None:
+        self._slots = slots
+
+    def __enter__(self) -> None:
+        self._slots.leave()
+
+    def __exit__(self, *error: object) -> None:
+        self._slots.take()
+
+
 class Slots(grpc.aio.ServerInterceptor):
     """How many requests are in the server: each call with one request from its arrival until its answer has been
     taken, and each request on a stream while it is worked on, in a `with`. An open stream without a request takes
@@ -59,6 +72,7 @@ class Slots(grpc.aio.ServerInterceptor):
         self._limit = limit
         self._refused = refused
         self._taken = 0
+        self.given_back = GivenBack(self)
 
     @property
     def _full(self) -> Exhausted | None:
@@ -80,19 +94,16 @@ class Slots(grpc.aio.ServerInterceptor):
         """
         if full := self._full:
             raise full
-        self._taken += 1
+        self.take()
 
     def __exit__(self, *error: object) -> None:
-        self._taken -= 1
+        self.leave()
 
-    @contextmanager
-    def given_back(self) -> Iterator[None]:
-        """While a request on a stream waits for its own caller to take answers: no other caller shall wait for him."""
+    def take(self) -> None:
+        self._taken += 1
+
+    def leave(self) -> None:
         self._taken -= 1
-        try:
-            yield
-        finally:
-            self._taken += 1
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
@@ -102,12 +113,9 @@ class Slots(grpc.aio.ServerInterceptor):
             return refuse(Refusal(*describe(full), reason_of(full), pushback(full)), self._refused)
         task = asyncio.current_task()
         assert task  # the call's own, from here to the end of its answer
-        self._taken += 1
-        task.add_done_callback(self._release)
+        self.take()
+        task.add_done_callback(lambda _: self.leave())
         return handler
-
-    def _release(self, task: "asyncio.Task[Any]") -> None:
-        self._taken -= 1
 
 
 Behavior = Callable[..., Any]

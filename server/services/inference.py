@@ -148,7 +148,7 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         room = self._max_message - len(request.id.encode())  # the id is sent back
         size = check_response_size(serving.model.manifest, prepared, room)
         if place:
-            with self._slots.given_back():
+            with self._slots.given_back:
                 await place.admit(size)
         record.prepared(prepared)
         answered = await serving.answer(prepared, deadline, options.priority)

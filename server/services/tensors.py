@@ -151,14 +151,10 @@ def check_counts(request: ModelInferRequest) -> None:
     Raises:
         InvalidArgument: there are more than any request needs.
     """
-    counts = {
-        "inputs": len(request.inputs),
-        "outputs": len(request.outputs),
-        "raw_input_contents": len(request.raw_input_contents),
-    }
-    for name, count in counts.items():
-        if count > MAX_TENSORS:
-            raise InvalidArgument(f"{count} {name} came; a request has at most {MAX_TENSORS}")
+    counts = len(request.inputs), len(request.outputs), len(request.raw_input_contents)
+    if max(counts) > MAX_TENSORS:
+        came = "{} inputs, {} outputs and {} raw_input_contents came".format(*counts)
+        raise InvalidArgument(f"{came}; a request has at most {MAX_TENSORS} of each")
 
 
 def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> dict[str, Described]:

@@ -237,9 +237,9 @@ BAD: list[tuple[str, Build, list[str]]] = [
      ["shared_memory_region of input input_ids is not taken", "tensors travel in the messages"]),
     ("output_in_shared_memory", edited(of_output("last_hidden_state", shared_memory_byte_size=8)),
      ["shared_memory_byte_size of output last_hidden_state is not taken"]),
-    ("a_message_of_empty_inputs", edited(many(b"\x2a")), ["100001 inputs came", "at most 64"]),
-    ("a_message_of_empty_outputs", edited(many(b"\x32")), ["100000 outputs came", "at most 64"]),
-    ("a_message_of_empty_values", edited(many(b"\x3a")), ["raw_input_contents came", "at most 64"]),
+    ("a_message_of_empty_inputs", edited(many(b"\x2a")), ["100001 inputs, 0 outputs", "at most 64 of each"]),
+    ("a_message_of_empty_outputs", edited(many(b"\x32")), ["100000 outputs", "at most 64 of each"]),
+    ("a_message_of_empty_values", edited(many(b"\x3a")), ["raw_input_contents came", "at most 64 of each"]),
     ("classes_of_vectors", edited(of_output("sentence_embedding", classification=2)),
      ["classification of output sentence_embedding is not taken", "it is for logits"]),
 ]  # fmt: skip

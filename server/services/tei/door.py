@@ -124,7 +124,7 @@ class Asked:
         self.record.prepared(request)
         size = check_response_size(self.manifest, request, self.max_message)
         if self.place:
-            with self.slots.given_back():
+            with self.slots.given_back:
                 await self.place.admit(size)
         async with self.room.taken(request.tokens):
             queued = time.monotonic() - tokenized
