@@ -11,7 +11,7 @@ from server.errors import StartError
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 VERSION = re.compile(r"[1-9][0-9]*")
 
-Files = tuple[tuple[str, int, int, int], ...]  # name, number, size and time of change of each file
+Files = tuple[tuple[str, int, int, int], ...]  # name, number, size and time of change
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class Place:
     def files(self) -> Files:
         """Changes when the bundle does."""
         stats = [(path.name, path.stat()) for path in sorted(self.folder.iterdir())]
-        # Weights of one architecture are of one size, and copies keep their time: the number and the time of the change
-        # itself tell them apart.
-        return tuple((name, stat.st_ino, stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)) for name, stat in stats)
+        # Weights of one architecture are of one size, and copies keep the time of their contents.
+        return tuple((name, stat.st_ino, stat.st_size, stat.st_ctime_ns) for name, stat in stats)
 
     def renamed(self, own: Manifest) -> Manifest:
         """The bundle's, but with the name and the version of its place: what an operator sees is what is served."""

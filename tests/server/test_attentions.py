@@ -66,7 +66,7 @@ async def test_files_that_were_altered_since_the_model_was_loaded_are_refused(
     attentions = attentions_of(Model(folder, "cpu"))
     graph = folder / "attentions.fp32.onnx"
     graph.write_bytes(graph.read_bytes() + b"\0")
-    with pytest.raises(FailedPrecondition, match=r"attentions.fp32.onnx is altered|attentions.fp32.onnx"):
+    with pytest.raises(FailedPrecondition, match=r"attentions\.fp32\.onnx is altered"):
         await attentions.loaded()
     write_digests(folder)  # and so that they fit each other
     attentions = attentions_of(Model(tiny_bundle, "cpu"))
