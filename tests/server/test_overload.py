@@ -130,17 +130,18 @@ async def test_who_does_not_take_his_answers_takes_no_slot_from_others(door: Doo
     before = Place(room, None)
     await before.admit(1)
     call: Any = Call("", "", None)  # type: ignore[arg-type]
-    waits = asyncio.create_task(door.service.answer_one_of_many(call, ids_request([[5]]), Place(room, before)))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not waits.done()
-    assert door.slots._taken == 0
-    before.leave()
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert door.slots._taken == 1
-    door.gate.set()
-    assert not (await waits).error_message
+    async with asyncio.TaskGroup() as group:
+        waits = group.create_task(door.service.answer_one_of_many(call, ids_request([[5]]), Place(room, before)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not waits.done()
+        assert door.slots._taken == 0
+        before.leave()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert door.slots._taken == 1
+        door.gate.set()
+    assert not waits.result().error_message
     assert door.slots._taken == 0
 
 

@@ -279,10 +279,10 @@ async def test_a_watch_outlives_whatever_it_meets(
             return find_places(folder)
 
         monkeypatch.setattr("server.repository.find_places", fail_first)
-        while errors:
-            await asyncio.sleep(0.01)
-        place(tiny_bundle, repository, "tiny", 2)
         async with asyncio.timeout(60):
+            while errors:
+                await asyncio.sleep(0.01)
+            place(tiny_bundle, repository, "tiny", 2)
             while ("tiny", 2) not in states(registry):
                 await asyncio.sleep(0.01)
     assert "stale; everything stays as it is" in caplog.text
