@@ -25,6 +25,8 @@ from server.runtime import CPU
 
 WINDOW = 32  # how many waiting requests a batch is chosen from
 BATCH = 8
+# As most programs do it: requests in their order, and onnxruntime's own threads.
+PLAIN = ("padded, one by one, each on all cores", f"padded, batches of {BATCH} as they come, each on all cores")
 
 Request = Arrays  # input_ids, attention_mask, token_type_ids: [L] each
 Way = Callable[[Many[Request]], None]  # one way to answer all of them
@@ -82,17 +84,22 @@ def session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=[CPU])
 
 
+def batches(requests: Many[Request]) -> Iterator[Many[Request]]:
+    """As they come."""
+    yield from (requests[first : first + BATCH] for first in range(0, len(requests), BATCH))
+
+
 def sorted_batches(requests: Many[Request]) -> Iterator[Many[Request]]:
-    """Batches of like length out of what waits."""
+    """Of like length out of what waits."""
     for start in range(0, len(requests), WINDOW):
-        window = sorted(requests[start : start + WINDOW], key=lambda request: len(request["input_ids"]))
-        yield from (window[first : first + BATCH] for first in range(0, len(window), BATCH))
+        yield from batches(sorted(requests[start : start + WINDOW], key=lambda request: len(request["input_ids"])))
 
 
 def bare_ways(
     graph: Path, padding_id: int, pool: ThreadPoolExecutor, outputs: list[str] | None = None
 ) -> dict[str, Way]:
-    """What a loop around the padded graph can do. `outputs` are those that are asked for; all if left out."""
+    """What a loop around the padded graph can do: `PLAIN`, with a thread for each core, or in batches of like length.
+    `outputs` are those that are asked for; all if left out."""
     wide, narrow = session(graph, usable_cpus()), session(graph, 1)
 
     def in_turn(groups: Iterable[Many[Request]]) -> None:
@@ -102,9 +109,12 @@ def bare_ways(
     def at_once(groups: Iterable[Many[Request]]) -> None:
         list(pool.map(lambda group: narrow.run(outputs, padded(group, padding_id)), groups))
 
+    each, some = PLAIN
     return {
-        "padded, one by one, each on all cores": lambda requests: in_turn([request] for request in requests),
+        each: lambda requests: in_turn([request] for request in requests),
+        some: lambda requests: in_turn(batches(requests)),
         "padded, one by one, each on one core": lambda requests: at_once([request] for request in requests),
-        f"padded, batches of {BATCH}, each on all cores": lambda requests: in_turn(sorted_batches(requests)),
-        f"padded, batches of {BATCH}, each on one core": lambda requests: at_once(sorted_batches(requests)),
+        f"padded, batches of {BATCH} as they come, each on one core": lambda requests: at_once(batches(requests)),
+        f"padded, batches of {BATCH} in length order, each on all cores": lambda requests: in_turn(sorted_batches(requests)),
+        f"padded, batches of {BATCH} in length order, each on one core": lambda requests: at_once(sorted_batches(requests)),
     }

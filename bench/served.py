@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.bare import Way, bare_ways, export_padded, padded, session
+from bench.bare import PLAIN, Way, bare_ways, export_padded, padded, session
 from bench.figures import Figure, Target, as_json, of_lower_quartile, of_median, table
 from bench.load import Ask, Driver, Load, ask_by_client, ask_by_message, ask_by_stream
 from bench.machine import encoder_flops, sgemm_rate
@@ -145,9 +145,9 @@ async def calling(server: Served) -> AsyncIterator[Callers]:
 
 @dataclass(frozen=True)
 class Pair:
-    """The same requests, answered by the bare loop and over gRPC, one right after the other."""
+    """The same requests, answered by the bare loop, in several ways, and over gRPC, one right after the other."""
 
-    bare_seconds: float
+    bare_seconds: dict[str, float]  # of each way
     calls_seconds: float
     streams_seconds: float
     server_seconds: float  # of CPU, for the calls
@@ -160,17 +160,18 @@ def bare_seconds(way: Way, rows: Many[Request]) -> float:
     return time.perf_counter() - started
 
 
-def best_bare(subject: Subject, rows: Many[Request]) -> str:
-    """The fastest way of the bare loop with these requests."""
+def bare_rates(subject: Subject, rows: Many[Request]) -> dict[str, float]:
+    """How fast each way of the bare loop is with these requests, where the fastest one is 1; that one first."""
     sample = rows[: max(40, len(rows) // 4)]
     for way in subject.bare.values():
         way(sample[:8])
     seconds = {name: median(bare_seconds(way, sample) for _ in range(3)) for name, way in subject.bare.items()}
-    return min(seconds, key=seconds.__getitem__)
+    best = min(seconds.values())
+    return {name: best / each for name, each in sorted(seconds.items(), key=lambda item: item[1])}
 
 
-async def pair(way: Way, work: Work, callers: Callers) -> Pair:
-    bare = bare_seconds(way, work.rows)
+async def pair(ways: dict[str, Way], work: Work, callers: Callers) -> Pair:
+    bare = {name: bare_seconds(way, work.rows) for name, way in ways.items()}
     cpu = [callers.server.tree.cpu_seconds()]
     loads = []
     for ask in (callers.calls(work.requests), callers.streams(work.requests)):
@@ -187,25 +188,34 @@ def answered(load: Load) -> Load:
     return load
 
 
+def gains(work: Work, way: str, pairs: Many[Pair]) -> list[Figure]:
+    """Both ways to ask, against one of the bare loop's."""
+    meant = Target(MEANT[work.name]) if work.name in MEANT else None
+    figure = of_lower_quartile if len(pairs) >= 8 else of_median
+    streams = (each.bare_seconds[way] / each.streams_seconds for each in pairs)
+    calls = (each.bare_seconds[way] / each.calls_seconds for each in pairs)
+    return [
+        figure(f"{work.name}: heed's client ÷ {way}", streams, meant),
+        figure(f"{work.name}: unary calls ÷ {way}", calls, meant),
+    ]
+
+
 async def closed_loops(subject: Subject, callers: Callers, work: Work, rate: float, progress: Progress) -> list[Figure]:
     """Both ways to ask against the bare loop, and what the server's CPU time was spent on."""
-    name = best_bare(subject, work.rows)
-    way, rounds = subject.bare[name], PAIRS.get(work.name, 3)
+    rates = bare_rates(subject, work.rows)
+    best, plain = next(iter(rates)), next(name for name in rates if name in PLAIN)
+    ways = {name: subject.bare[name] for name in dict.fromkeys((best, plain))}
+    rounds = PAIRS.get(work.name, 3)
     await Driver(callers.calls(work.requests)).each(CALLERS, len(work.requests) // 4)
     pairs = [
-        await pair(way, work, callers)
+        await pair(ways, work, callers)
         for _ in progress.track(range(rounds), description=f"{work.name}, {CALLERS} callers")
     ]
-    meant = Target(MEANT[work.name]) if work.name in MEANT else None
     flops = encoder_flops(subject.config, work.lengths)
     shares = (flops / each.streams_server_seconds / rate for each in pairs)
     call_shares = (flops / each.server_seconds / rate for each in pairs)
-    figure = of_lower_quartile if rounds >= 8 else of_median
     return [
-        figure(
-            f"{work.name}: heed's client ÷ {name}", (each.bare_seconds / each.streams_seconds for each in pairs), meant
-        ),
-        figure(f"{work.name}: unary calls ÷ {name}", (each.bare_seconds / each.calls_seconds for each in pairs), meant),
+        *(figure for way in ways for figure in gains(work, way, pairs)),
         of_median(
             f"{work.name}: FLOP/s of the server's CPU time ÷ sgemm, heed's client",
             shares,
@@ -216,6 +226,7 @@ async def closed_loops(subject: Subject, callers: Callers, work: Work, rate: flo
             f"{work.name}: server's CPU seconds ÷ all cores' wall-clock, unary calls",
             (each.server_seconds / each.calls_seconds / usable_cpus() for each in pairs),
         ),
+        *(Figure(f"{work.name}: {name}, best = 1", each) for name, each in rates.items() if name != best),
     ]
 
 

@@ -61,11 +61,12 @@ class Pace:
 
     def __init__(self) -> None:
         self.seconds_per_token = 0.0  # until something is known
+        self._known = 0  # tokens that it is judged by
 
     def saw(self, tokens: int, seconds: float) -> None:
         """A thread took so long for so many tokens."""
-        share = tokens / (tokens + MEMORY) if self.seconds_per_token else 1.0
-        self.seconds_per_token += share * (seconds / tokens - self.seconds_per_token)
+        self._known = min(self._known, MEMORY) + tokens
+        self.seconds_per_token += tokens / self._known * (seconds / tokens - self.seconds_per_token)
 
 
 class Lane:
@@ -128,14 +129,11 @@ class Group:
     def tokens(self) -> int:
         return sum(len(entry.sequence) for entry in self.entries)
 
-    @property
-    def seconds(self) -> float:
-        return self.entries[0].finished - self.entries[0].started
-
     def compute(self, alone: bool) -> list[Answer] | Exception:
-        """The answers to those entries that are wanted still: a half has waited again."""
+        """The answers to those entries that are wanted still: a half has waited again. What would come too late is let
+        go while others could use the time."""
         started = time.monotonic()
-        self._let_go(started)
+        self._let_go(started, started if alone else started + self.tokens * self.lane.pace.seconds_per_token)
         if not self.entries:
             return []
         try:
@@ -147,11 +145,15 @@ class Group:
             entry.started, entry.finished = started, finished
         return answers
 
-    def _let_go(self, now: float) -> None:
+    def _let_go(self, now: float, ready: float) -> None:
+        """Those whose answers nobody will want by the time that they are ready. One is tried whatever is expected:
+        nothing else would show that the expectation is wrong."""
+        wanted = [entry for entry in self.entries if entry.is_wanted(now)]
+        kept = [entry for entry in wanted if entry.is_wanted(ready)] or wanted[:1]
         for entry in self.entries:
-            if not entry.is_wanted(now):
+            if entry not in kept:
                 entry.expire()
-        self.entries = [entry for entry in self.entries if entry.is_wanted(now)]
+        self.entries = kept
 
     def _outputs(self) -> frozenset[str]:
         """What somebody asks for; all if somebody asks for all."""

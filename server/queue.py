@@ -52,8 +52,12 @@ class Entry:
             self.reply.set_exception(error)
 
     def expire(self) -> None:
-        """Tells the caller, if there is one still, that the time was up. From any thread."""
-        error = DeadlineExceeded("the deadline passed while the request waited")
+        """Tells the caller, if there is one still, that the time is up, or would be before the answer. From any
+        thread."""
+        passed = self.deadline <= time.monotonic()
+        error = DeadlineExceeded(
+            f"the deadline {'passed' if passed else 'came too near for an answer'} while the request waited"
+        )
         self.reply.get_loop().call_soon_threadsafe(self.fail, error)
 
 

@@ -72,9 +72,13 @@ class Workers:
     def _work(self) -> None:
         """On a thread: one group after the other, until nothing waits."""
         try:
+            since = time.monotonic()
             while group := self._next():
-                outcome = group.compute(self._is_alone())
-                self._end(group, outcome)
+                alone = self._is_alone()
+                outcome = group.compute(alone)
+                now = time.monotonic()
+                self._end(group, outcome, alone, now - since)
+                since = now
                 group.tell(outcome)
         except Exception:  # a defect of ours: it shall be seen, and what comes next shall find a thread
             log.exception("a thread that computes groups failed")
@@ -111,15 +115,19 @@ class Workers:
         with self.lock:
             return self._computing == 1 and not self._halves and not any(lane.queue for lane in self._lanes)
 
-    def _end(self, group: Group, outcome: list[Answer] | Exception) -> None:
-        """Before anybody is told: a caller who has the answer finds nothing of it at work."""
+    def _end(self, group: Group, outcome: list[Answer] | Exception, alone: bool, seconds: float) -> None:
+        """Before anybody is told: a caller who has the answer finds nothing of it at work.
+
+        `seconds` are the thread's since the group before, so that what lies between groups counts as well.
+        """
         failed = isinstance(outcome, Exception)
         halves = group.halves() if failed and len(group.entries) > 1 else []
         with self.lock:
             self._computing -= 1
             self._halves += halves
             group.lane.taken_tokens += sum(half.taken_tokens for half in halves) - group.taken_tokens
-            if group.entries and not failed:
-                group.lane.pace.saw(group.tokens, group.seconds)
+            # What had all cores says little of what one thread takes beside others.
+            if group.entries and not failed and not (alone and group.lane.pace.seconds_per_token):
+                group.lane.pace.saw(group.tokens, seconds)
             count = self._awaken(len(halves))
         self._start(count)

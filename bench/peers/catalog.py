@@ -46,8 +46,8 @@ BARE = Peer(
         for way in (
             "one by one, each on all cores",
             "one by one, each on one core",
-            f"batches of {BATCH}, each on all cores",
-            f"batches of {BATCH}, each on one core",
+            f"batches of {BATCH} in length order, each on all cores",
+            f"batches of {BATCH} in length order, each on one core",
         )
     },
     served=False,

@@ -561,12 +561,54 @@ async def test_an_idle_server_tries_whatever_time_is_left() -> None:
     assert doubles(answered) == [[4]]
 
 
+async def test_what_would_come_too_late_is_not_computed_while_others_could_use_the_time() -> None:
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(8)) as scheduler:
+        first = await blocked(scheduler, run)
+        soon, later = time.monotonic() + 5, time.monotonic() + 50
+        late = await waiting(scheduler, row(1, 1), deadline=soon)
+        stays = [await waiting(scheduler, row(number, 2), deadline=later) for number in (2, 3)]
+        scheduler._lane.pace.seconds_per_token = 1.0  # a group of six tokens
+        stays.append(await waiting(scheduler, row(4, 4, 4)))  # another group's, which could use the time
+        run.gate.set()
+        with pytest.raises(DeadlineExceeded, match="came too near for an answer while the request waited"):
+            await late
+        await asyncio.gather(*first, *stays)
+    assert run.groups == [[[2, 2], [3, 2]], [[4, 4, 4]]]
+
+
+async def test_one_request_is_tried_whatever_is_expected() -> None:
+    """Otherwise nothing would be computed any more, and so nothing would show that the expectation is wrong."""
+    run = Doubling(gate_open=False)
+    async with scheduling(run, Neighbours(4)) as scheduler:
+        first = await blocked(scheduler, run)
+        deadline = time.monotonic() + PATIENCE
+        tasks = [await waiting(scheduler, row(number, number), deadline=deadline) for number in range(1, 5)]
+        scheduler._lane.pace.seconds_per_token = 1000.0
+        run.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*first)
+    assert run.groups[0] == [[1, 1]]
+    assert isinstance(outcomes[1], DeadlineExceeded)
+    assert scheduler._lane.pace.seconds_per_token < 1000.0
+
+
+async def test_what_had_the_machine_to_itself_teaches_the_pace_only_if_nothing_else_has() -> None:
+    async with scheduling(Slow()) as scheduler:
+        await scheduler.submit([row(1)])
+        pace = scheduler._lane.pace.seconds_per_token
+        await scheduler.submit([row(1)])
+        assert scheduler._lane.pace.seconds_per_token == pace
+        await scheduler.submit([row(1), row(2)])
+        assert scheduler._lane.pace.seconds_per_token != pace
+
+
 def test_a_pace_follows_what_workers_do_and_forgets_what_they_did_long_ago() -> None:
     pace = Pace()
-    pace.saw(100, 1.0)
-    assert pace.seconds_per_token == 0.01
-    pace.saw(10, 10.0)  # one small group counts for little
-    assert pace.seconds_per_token < 0.02
+    pace.saw(10, 10.0)
+    assert pace.seconds_per_token == 1.0
+    pace.saw(990, 9.9 - 0.01)  # the first group was slow, and counts for its size and no more
+    assert pace.seconds_per_token == pytest.approx(0.02, rel=0.01)
     for _ in range(100):
         pace.saw(MEMORY // 10, MEMORY // 10 * 0.5)
     assert pace.seconds_per_token == pytest.approx(0.5, rel=0.01)
