@@ -115,6 +115,10 @@ def bare_ways(
         some: lambda requests: in_turn(batches(requests)),
         "padded, one by one, each on one core": lambda requests: at_once([request] for request in requests),
         f"padded, batches of {BATCH} as they come, each on one core": lambda requests: at_once(batches(requests)),
-        f"padded, batches of {BATCH} in length order, each on all cores": lambda requests: in_turn(sorted_batches(requests)),
-        f"padded, batches of {BATCH} in length order, each on one core": lambda requests: at_once(sorted_batches(requests)),
+        f"padded, batches of {BATCH} in length order, each on all cores": lambda requests: in_turn(
+            sorted_batches(requests)
+        ),
+        f"padded, batches of {BATCH} in length order, each on one core": lambda requests: at_once(
+            sorted_batches(requests)
+        ),
     }
