@@ -23,7 +23,8 @@ WINDOW = {CPU: 32}  # entries that a group is chosen from
 GPU_WINDOW = 1024
 WORTHWHILE = 0.97  # a group must cost less than this share of its sequences one by one
 WIDE = 0.9  # a run on all cores must take less than this share of one on a single core
-ROUNDS, WIDE_ROUNDS = 2, 4  # the second: a lone request takes little time, and what is found here stays
+ROUNDS = 2
+WIDE_ROUNDS = 16  # at most: others on this machine may take a core for a moment, and what is found here stays
 LONG = 200  # tokens: long enough for every operator to be shared out among threads
 LENGTHS = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]  # tokens of what groups are tried with
 
@@ -86,13 +87,13 @@ def _difference(alone: Answer, grouped: Answer) -> float:
 def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, float]:
     """Whether groups change bits, over lengths from 1 up in groups of 2 and more."""
     sequences = _samples(model, random)
-    orders = [random.permutation(len(sequences))[:size] for size in (2, 3, 8, len(sequences))]
-    groups = [[index] for index in range(len(sequences))] + [list(order) for order in orders]
-    with ThreadPoolExecutor(usable_cpus()) as pool:  # a start waits for this
+    orders = [random.permutation(len(sequences))[:size] for size in (len(sequences), 8, 3, 2)]
+    groups = [*map(list, orders), *([index] for index in range(len(sequences)))]
+    with ThreadPoolExecutor(usable_cpus()) as pool:  # a start waits for this: the largest ones begin first
         answers = list(pool.map(lambda group: model.run([sequences[index] for index in group]), groups))
-    alone = [answer for (answer,) in answers[: len(sequences)]]
+    alone = [answer for (answer,) in answers[len(orders) :]]
     equal, difference = True, 0.0
-    for order, group in zip(orders, answers[len(sequences) :], strict=True):
+    for order, group in zip(orders, answers, strict=False):
         for index, grouped in zip(order, group, strict=True):
             equal &= all(np.array_equal(alone[index][name], grouped[name]) for name in grouped)
             difference = max(difference, _difference(alone[index], grouped))
@@ -114,30 +115,39 @@ def _try_wide(model: Model, threads: int, random: np.random.Generator) -> None:
         if not all(np.array_equal(narrow[name], wide[name]) for name in narrow):
             return model.close_wide()
     lone = [random_sequence(model.manifest, min(longest, TYPICAL_LENGTH), random)]
-    seconds = [(_seconds(model, lone), _seconds(model, lone, alone=True)) for _ in range(WIDE_ROUNDS)]
-    if min(wide for _, wide in seconds) > WIDE * min(narrow for narrow, _ in seconds):
-        model.close_wide()
+    on_one = on_all = np.inf
+    for number in range(WIDE_ROUNDS):
+        on_one, on_all = min(on_one, _seconds(model, lone)), min(on_all, _seconds(model, lone, alone=True))
+        if number > 0 and on_all <= WIDE * on_one:
+            return
+    model.close_wide()
 
 
-def _choose(model: Model, random: np.random.Generator) -> Strategy:
-    """The group size whose tokens cost least; one by one unless a group is clearly cheaper."""
+def _choose(model: Model, threads: int, random: np.random.Generator) -> Strategy:
+    """The group size whose tokens cost least; one by one unless a group is clearly cheaper.
+
+    All threads measure side by side: when many ask, they share caches and memory, too.
+    """
     length = min(model.manifest.limits.length, TYPICAL_LENGTH)
     sizes = GROUP_TOKENS.get(model.runtime.provider, GPU_GROUP_TOKENS)
     lone = [random_sequence(model.manifest, length, random)]
     length = len(lone[0])
-    groups = {
-        size: [random_sequence(model.manifest, length, random) for _ in range(max(2, size // length))] for size in sizes
-    }
+    groups = [
+        [random_sequence(model.manifest, length, random) for _ in range(max(2, size // length))] for size in sizes
+    ]
+
+    def costs(_: int) -> list[float]:
+        """Seconds for a sequence by itself and in each group."""
+        return [_seconds(model, group) / len(group) for group in (lone, *groups)]
+
     model.run(lone)
-    best: dict[int, float] = {}
-    alone = np.inf
-    for _ in range(ROUNDS):  # alternating, so that a slow moment hits all alike
-        alone = min(alone, _seconds(model, lone))
-        for size, group in groups.items():
-            best[size] = min(best.get(size, np.inf), _seconds(model, group) / len(group))
-    size = min(best, key=best.__getitem__)
+    with ThreadPoolExecutor(threads) as pool:
+        rounds = list(pool.map(costs, range(max(ROUNDS, threads))))
+    alone, *grouped = map(min, zip(*rounds, strict=True))
+    best = min(grouped)
+    size = sizes[grouped.index(best)]
     window = WINDOW.get(model.runtime.provider, GPU_WINDOW)
-    return Neighbours(size, window) if best[size] < alone * WORTHWHILE else Alone()
+    return Neighbours(size, window) if best < alone * WORTHWHILE else Alone()
 
 
 def warm_up(model: Model, threads: int = 1) -> Warmup:
@@ -148,9 +158,10 @@ def warm_up(model: Model, threads: int = 1) -> Warmup:
     precisions and on other providers the largest difference is measured and told.
     """
     random = np.random.default_rng(0)
-    if model.runtime.provider == CPU and threads > 1:
+    threads = threads if model.runtime.provider == CPU else 1
+    if threads > 1:
         _try_wide(model, threads, random)
     bit_equal, difference = _compare_groups(model, random)
     if (model.precision, model.runtime.provider) == ("fp32", CPU) and not bit_equal:
         return Warmup(Alone(), bit_equal, difference)
-    return Warmup(_choose(model, random), bit_equal, difference)
+    return Warmup(_choose(model, threads, random), bit_equal, difference)
