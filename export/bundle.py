@@ -119,9 +119,11 @@ def _named(file: str, precision: Precision) -> str:
 def _write_graphs(encoder: Encoder, graphs: list[Graph], folder: Path) -> None:
     """Every graph, and a file of weights for each precision; a weight that an earlier one has is not written again."""
     float32 = [graph for graph in graphs if graph.precision == "fp32"]
-    for graph in float32:
-        whole = graph.longest is not None or graph.kind == "attentions"
-        export_graph(encoder, folder / graph.file, dense=whole, attentions=graph.kind == "attentions")
+    short, *long = (graph.file for graph in float32 if graph.kind == "answers")
+    attentions = next((folder / graph.file for graph in float32 if graph.kind == "attentions"), None)
+    export_graph(encoder, folder / short, dense=True, attentions=attentions)
+    for file in long:
+        export_graph(encoder, folder / file, dense=False)
     sources = {_named(graph.file, precision): graph.file for graph in float32 for precision in get_args(Precision)}
     sources[FUSED] = float32[0].file
     for graph in graphs:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -122,16 +123,26 @@ def _dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Dim]]:
 
 
 def export_graph(
-    encoder: Encoder, path: Path, dense: bool = True, attentions: bool = False, states: bool = False
+    encoder: Encoder, path: Path, dense: bool = True, attentions: Path | None = None, states: bool = False
 ) -> None:
     """Writes `path` and its weights beside it as `<path>.data`.
 
     Args:
         dense: attend to all pairs and mask them; otherwise in blocks, where a pattern has a cheaper form.
-        attentions, states: see `PackedEncoder`.
+        attentions: where to write the same graph, in which the attention weights are one more output. They are the last
+            thing that it computes, so the other graph is what is left without them, and one capture does for both.
+        states: see `PackedEncoder`.
     """
+    program = _captured(encoder, PackedEncoder(encoder, dense, attentions is not None, states).eval())
+    if attentions:
+        _save(program, attentions)
+        program.model.graph.outputs.pop()
+        RemoveUnusedNodesPass()(program.model)
+    _save(program, path)
+
+
+def _captured(encoder: Encoder, packed: PackedEncoder) -> torch.onnx.ONNXProgram:
     inputs = _example(encoder)
-    packed = PackedEncoder(encoder, dense, attentions, states).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that nothing here needs
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -145,6 +156,10 @@ def export_graph(
             dynamic_shapes={"inputs": _dynamic_shapes(inputs)},
         )
     assert program is not None  # it is, with dynamo=True
+    return program
+
+
+def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
     program.save(path, external_data=True)
     _forget_origins(path)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def test_a_graph_that_answers_wrongly_is_not_written(
     """The real proof, on a graph with other weights."""
     write_graph = export.graph.export_graph
 
-    def mistaken(encoder: Encoder, path: Path, **options: bool) -> None:
+    def mistaken(encoder: Encoder, path: Path, **options: Any) -> None:
         with torch.no_grad():
             dict(encoder.named_parameters())["embeddings.inputs.tokens.weight"].mul_(1.01)  # the contract is there
         write_graph(encoder, path, **options)

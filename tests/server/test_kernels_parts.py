@@ -103,7 +103,7 @@ def test_a_sum_that_others_look_at_is_no_residual_of_a_norm(tmp_path: Path) -> N
 
 def test_a_graph_that_shows_its_weights_keeps_the_softmax(tmp_path: Path) -> None:
     path = tmp_path / "attentions.onnx"
-    export_graph(encoder_of(), path, attentions=True)
+    export_graph(encoder_of(), tmp_path / "answers.onnx", attentions=path)
     name_layers(path)
     name_parts(path)
     operators = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
