@@ -85,6 +85,8 @@ def check_signature(folder: Path, public_key: Path) -> None:
         missing = Path(error.filename).name
         why = "is not signed" if missing == SIGNATURE else "is no bundle"
         raise BundleError(f"{folder} {why}: it has no {missing}") from None
+    except OSError as error:  # a folder of that name, or not for us to read
+        raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from None
     try:
         key.verify(signature, signed)
     except InvalidSignature:

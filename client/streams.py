@@ -91,7 +91,7 @@ class Stream:
 
     def _message(self) -> many.Requests:
         """The next ones that go together."""
-        message = many.Requests(cancelled=self._cancelled)
+        message = many.Requests(cancelled=self._cancelled, sent_us=int(time.monotonic() * 1e6))
         self._cancelled.clear()
         left = BYTES
         for request in self._requests.values():

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import open_inference_pb2 as protos_dot_open__inference__pb2
 
 
-DESCRIPTOR = _heed_pool.AddSerializedFile(b'\n\x11protos/heed.proto\x12\x07heed.v1\x1a\x1bprotos/open_inference.proto\"M\n\x08Requests\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.inference.ModelInferRequest\x12\x11\n\tcancelled\x18\x02 \x03(\t\"?\n\x07\x41nswers\x12\x34\n\x07\x61nswers\x18\x01 \x03(\x0b\x32#.inference.ModelStreamInferResponse2C\n\tInference\x12\x36\n\tInferMany\x12\x11.heed.v1.Requests\x1a\x10.heed.v1.Answers\"\x00(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _heed_pool.AddSerializedFile(b'\n\x11protos/heed.proto\x12\x07heed.v1\x1a\x1bprotos/open_inference.proto\"^\n\x08Requests\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.inference.ModelInferRequest\x12\x11\n\tcancelled\x18\x02 \x03(\t\x12\x0f\n\x07sent_us\x18\x03 \x01(\x04\"?\n\x07\x41nswers\x12\x34\n\x07\x61nswers\x18\x01 \x03(\x0b\x32#.inference.ModelStreamInferResponse2C\n\tInference\x12\x36\n\tInferMany\x12\x11.heed.v1.Requests\x1a\x10.heed.v1.Answers\"\x00(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.heed_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUESTS']._serialized_start=59
-  _globals['_REQUESTS']._serialized_end=136
-  _globals['_ANSWERS']._serialized_start=138
-  _globals['_ANSWERS']._serialized_end=201
-  _globals['_INFERENCE']._serialized_start=203
-  _globals['_INFERENCE']._serialized_end=270
+  _globals['_REQUESTS']._serialized_end=153
+  _globals['_ANSWERS']._serialized_start=155
+  _globals['_ANSWERS']._serialized_end=218
+  _globals['_INFERENCE']._serialized_start=220
+  _globals['_INFERENCE']._serialized_end=287
 # @@protoc_insertion_point(module_scope)

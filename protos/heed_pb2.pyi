@@ -8,12 +8,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Requests(_message.Message):
-    __slots__ = ("requests", "cancelled")
+    __slots__ = ("requests", "cancelled", "sent_us")
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    SENT_US_FIELD_NUMBER: _ClassVar[int]
     requests: _containers.RepeatedCompositeFieldContainer[_open_inference_pb2.ModelInferRequest]
     cancelled: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, requests: _Optional[_Iterable[_Union[_open_inference_pb2.ModelInferRequest, _Mapping]]] = ..., cancelled: _Optional[_Iterable[str]] = ...) -> None: ...
+    sent_us: int
+    def __init__(self, requests: _Optional[_Iterable[_Union[_open_inference_pb2.ModelInferRequest, _Mapping]]] = ..., cancelled: _Optional[_Iterable[str]] = ..., sent_us: _Optional[int] = ...) -> None: ...
 
 class Answers(_message.Message):
     __slots__ = ("answers",)

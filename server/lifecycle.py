@@ -56,7 +56,7 @@ class Server:
         self._slots = Slots(settings.max_concurrent_requests, self._metrics.refused)
         max_message = settings.max_message_mib * 2**20
         self._inference = InferenceService(self._registry, self._repository, max_message, observers, self._slots)
-        self._many = ManyCalls(self._inference.answer_one_of_many)
+        self._many = ManyCalls(self._inference.answer_one_of_many, self._inference.refuse_one_of_many)
         self._texts = TextDoor(self._registry, settings, observers, self._slots)
         self._grpc: grpc.aio.Server | None = None
 

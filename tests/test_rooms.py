@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "bundle": {"cryptography", "numpy", "pydantic"},
     "protos": {"google", "grpc"},
     "client": {"protos", "grpc", "numpy"},
-    "export": {"model", "bundle", "numpy", "onnx", "onnxscript", "pydantic", "tokenizers", "torch"},
+    "export": {"model", "bundle", "numpy", "onnx", "onnx_ir", "onnxscript", "pydantic", "tokenizers", "torch"},
     "server": {
         "bundle", "cryptography", "protos", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime",
         "opentelemetry", "prometheus_client", "pydantic", "pydantic_settings", "tokenizers", "uvloop",

@@ -1,9 +1,10 @@
 """The Open Inference Protocol: the tensor door."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,12 +13,13 @@ import grpc
 
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
+from server.errors import Exhausted
 from server.model import Model
 from server.record import Call, Observers, Record
 from server.registry import Registry
 from server.repository import Repository
 from server.requests import Request
-from server.scheduler import Answered
+from server.scheduler import SAFE, Answered
 from server.security.calls import Slots
 from server.services.absent import AbsentCalls
 from server.services.classes import put_classes
@@ -50,6 +52,16 @@ def _fill(
     response.parameters["precision"].string_param = model.precision
     response.parameters["queue_ns"].int64_param = int(answered.queue_seconds * 1e9)
     response.parameters["compute_ns"].int64_param = int(answered.compute_seconds * 1e9)
+
+
+def _error_answer(request: pb.ModelInferRequest, error: Exception) -> pb.ModelStreamInferResponse:
+    code, message = describe(error)
+    answer = pb.ModelStreamInferResponse(error_message=message)
+    answer.infer_response.id = request.id
+    answer.infer_response.parameters["status"].string_param = code.name
+    if (milliseconds := retry_after_ms(error)) is not None:
+        answer.infer_response.parameters["retry_after_ms"].int64_param = milliseconds
+    return answer
 
 
 class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceServiceServicer):
@@ -89,22 +101,38 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         self._streams.end()
 
     async def answer_one_of_many(
-        self, call: Call, request: pb.ModelInferRequest, place: Place
+        self, call: Call, request: pb.ModelInferRequest, place: Place, waited: float = 0.0
     ) -> pb.ModelStreamInferResponse:
-        """The answer to one request on a stream. What is wrong with it is an answer, too."""
+        """The answer to one request on a stream, which has `waited` for so many seconds before it was read. What is
+        wrong with it is an answer, too."""
         answer = pb.ModelStreamInferResponse()
         try:
-            await self._infer(call, request, answer.infer_response, None, place)
+            await self._infer(call, request, answer.infer_response, None, place, waited)
         except Exception as error:
-            code, message = describe(error)
-            answer = pb.ModelStreamInferResponse(error_message=message)
-            answer.infer_response.id = request.id
-            answer.infer_response.parameters["status"].string_param = code.name
-            if (milliseconds := retry_after_ms(error)) is not None:
-                answer.infer_response.parameters["retry_after_ms"].int64_param = milliseconds
+            answer = _error_answer(request, error)
         if "triton_enable_empty_final_response" in request.parameters:  # its caller waits to be told: all are final
             answer.infer_response.parameters["triton_final_response"].bool_param = True
         return answer
+
+    def refuse_one_of_many(
+        self, call: Call, request: pb.ModelInferRequest, waited: float
+    ) -> pb.ModelStreamInferResponse | None:
+        """The refusal of a request that has `waited` for most of its time before it was read; None if it has not.
+
+        When more comes than can be read, all of it waits. If all were then tried in turn, each would be too late; those
+        that are refused here cost little, and leave time for others.
+        """
+        seconds = request.parameters["timeout"].int64_param / 1e6 if "timeout" in request.parameters else 0.0
+        if not seconds or waited <= SAFE * seconds:
+            return None
+        error = Exhausted(
+            f"too much is on its way: the request had waited {waited:.2f} s of {seconds:.2f} s when it was read",
+            math.inf,
+            "no_time",
+        )
+        with suppress(Exhausted), self._observers.record(call, request.id):
+            raise error
+        return _error_answer(request, error)
 
     async def _infer(
         self,
@@ -113,12 +141,14 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         response: pb.ModelInferResponse,
         remaining: float | None,
         place: Place | None = None,
+        waited: float = 0.0,
     ) -> None:
         """Fills the response.
 
         Args:
             remaining: seconds until the call's own deadline.
             place: of a request on a stream.
+            waited: seconds of its time that are over.
         """
         with (
             self._observers.record(call, request.id) as record,
@@ -126,7 +156,7 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
             self._registry.use(request.model_name, request.model_version) as serving,
         ):
             record.of(serving.model, serving.statistics.ended)
-            await self._infer_with(serving, record, request, response, remaining, place)
+            await self._infer_with(serving, record, request, response, remaining, place, waited)
 
     async def _infer_with(
         self,
@@ -136,12 +166,13 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         response: pb.ModelInferResponse,
         remaining: float | None,
         place: Place | None,
+        waited: float,
     ) -> None:
         response.id = request.id
         header, raws = self._headers_of(serving).take(request)
         options, form = header.options, header.form
         seconds = options.seconds if remaining is None else min(options.seconds, remaining)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds - waited
         if form.kind == "answers":  # the others have a queue of their own
             serving.scheduler.check_time(deadline, options.priority)
         prepared = await serving.read(form, header.read(request, raws), options.truncate)

@@ -5,6 +5,8 @@ whatever has been answered while the message before was on its way goes into the
 """
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,8 +24,9 @@ MESSAGE_BYTES = 2**18  # of answers that go together; a larger one goes alone
 SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
-# Errors are answers, too.
-Answer = Callable[[Call, ModelInferRequest, Place], Coroutine[Any, Any, ModelStreamInferResponse]]
+# Errors are answers, too. The last is how many seconds the request has waited on its way.
+Answer = Callable[[Call, ModelInferRequest, Place, float], Coroutine[Any, Any, ModelStreamInferResponse]]
+Refuse = Callable[[Call, ModelInferRequest, float], ModelStreamInferResponse | None]
 
 
 class Answered(NamedTuple):
@@ -37,8 +40,10 @@ class Answered(NamedTuple):
 class ManyCalls(InferenceServicer):
     """The service."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+    def __init__(self, answer: Answer, refuse: Refuse) -> None:
+        """`refuse` is asked before anything is done for a request that has waited, and gives the refusal if there is
+        no use in it any more."""
+        self._answer, self._refuse = answer, refuse
         self._streams: set[_Stream] = set()
         self._over = False
 
@@ -46,7 +51,7 @@ class ManyCalls(InferenceServicer):
         if self._over:
             return
         call = Call(SERVICE, "InferMany", context)
-        stream = _Stream(partial(self._answer, call), context.write)
+        stream = _Stream(partial(self._answer, call), partial(self._refuse, call), context.write)
         self._streams.add(stream)
         try:
             await stream.serve(messages)
@@ -62,13 +67,34 @@ class ManyCalls(InferenceServicer):
             stream.end()
 
 
+class Way:
+    """How long the messages of a stream have waited on their way: in buffers, and to be read.
+
+    By how much the clocks of two machines differ is unknown. The message that was on its way for the shortest time has
+    waited least, and the others by what they took longer, as congestion control measures one-way delay (RFC 6817).
+    """
+
+    def __init__(self) -> None:
+        self._least = math.inf  # of the differences between both clocks
+
+    def waited(self, sent_us: int) -> float:
+        """Seconds, of the message that has just come."""
+        if not sent_us:
+            return 0.0
+        difference = time.monotonic() - sent_us / 1e6
+        self._least = min(self._least, difference)
+        return difference - self._least
+
+
 class _Stream:
     def __init__(
         self,
-        answer: Callable[[ModelInferRequest, Place], Coroutine[Any, Any, ModelStreamInferResponse]],
+        answer: Callable[[ModelInferRequest, Place, float], Coroutine[Any, Any, ModelStreamInferResponse]],
+        refuse: Callable[[ModelInferRequest, float], ModelStreamInferResponse | None],
         write: Callable[[pb.Answers], Awaitable[None]],
     ) -> None:
-        self._answer, self._write = answer, write
+        self._answer, self._refuse, self._write = answer, refuse, write
+        self._way = Way()
         self._room, self._answers_room = Room(STREAM_REQUESTS), Room(STREAM_ANSWERS)
         self._last: Place | None = None  # of the requests so far
         self._tasks: dict[str, asyncio.Task[ModelStreamInferResponse]] = {}  # by the request's id
@@ -104,6 +130,7 @@ class _Stream:
 
     async def _read(self, messages: AsyncIterator[pb.Requests]) -> None:
         async for message in messages:
+            waited = self._way.waited(message.sent_us)
             for id in message.cancelled:
                 if task := self._tasks.get(id):
                     task.cancel()
@@ -112,17 +139,24 @@ class _Stream:
                     raise InvalidArgument(f"a request came with the id of another that is under way: {request.id!r}")
                 taken = await self._room.enter(1 + request.ByteSize() // REQUEST_BYTES)
                 self._last = place = Place(self._answers_room, self._last)
-                self._tasks[request.id] = task = asyncio.create_task(self._answer(request, place))
+                if waited and (refusal := self._refuse(request, waited)):
+                    self._end(Answered(refusal, place, taken))
+                    continue
+                self._tasks[request.id] = task = asyncio.create_task(self._answer(request, place, waited))
                 task.add_done_callback(partial(self._ended, request.id, place, taken))
 
     def _ended(self, id: str, place: Place, taken: int, task: asyncio.Task[ModelStreamInferResponse]) -> None:
         del self._tasks[id]
-        place.let_pass()  # it may not have asked to be admitted
-        if task.cancelled():
-            place.leave()
-            self._room.leave(taken)
-        else:
-            self._answered.append(Answered(task.result(), place, taken))
+        if not task.cancelled():
+            return self._end(Answered(task.result(), place, taken))
+        place.let_pass()
+        place.leave()
+        self._room.leave(taken)
+        self._news.set()
+
+    def _end(self, answered: Answered) -> None:
+        answered.place.let_pass()  # it may not have asked to be admitted
+        self._answered.append(answered)
         self._news.set()
 
     async def _next(self) -> list[Answered]:

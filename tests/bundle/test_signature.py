@@ -57,6 +57,13 @@ def test_it_is_told_when_there_is_no_signature(folder: Path, keys: Keys) -> None
     assert refused(folder, keys.public) == f"{folder} is no bundle: it has no SHA256SUMS"
 
 
+@pytest.mark.parametrize("name", [SIGNATURE, DIGESTS])
+def test_a_folder_in_its_place_is_told(folder: Path, keys: Keys, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert refused(folder, keys.public) == f"{folder / name} cannot be read: Is a directory"
+
+
 def test_every_bit_of_the_signature_and_of_the_digests_counts(folder: Path, keys: Keys) -> None:
     for name in (SIGNATURE, DIGESTS):
         whole = (folder / name).read_bytes()

@@ -41,6 +41,7 @@ class Fake(InferenceServicer, GRPCInferenceServiceServicer):
     def __init__(self, refusals: int = 0, code: StatusCode = StatusCode.UNAVAILABLE, *, silent: bool = False) -> None:
         self.calls = self.streams = 0
         self.messages: list[tuple[int, list[str]]] = []  # on streams: how many requests, and what was cancelled
+        self.sent: list[float] = []  # when each message was sent, in seconds on the caller's clock
         self.left = threading.Event()  # a caller has gone
         self._refusals, self._code, self._silent = refusals, code, silent
 
@@ -59,6 +60,7 @@ class Fake(InferenceServicer, GRPCInferenceServiceServicer):
         def noted() -> Iterator[heed_pb2.Requests]:
             for message in messages:
                 self.messages.append((len(message.requests), list(message.cancelled)))
+                self.sent.append(message.sent_us / 1e6)
                 yield message
 
         return answers_to(noted(), self._answer_or_refuse)
@@ -461,9 +463,20 @@ async def test_the_server_hears_of_a_cancelled_async_call() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await call
             assert (await next_one).shape == (1, 2)  # on the same stream
-            while len(fake.messages) < 2:
+            while len(fake.sent) < 2:
                 await asyncio.sleep(0.01)
     assert fake.messages == [(2, []), (0, ["0"])]
+
+
+async def test_the_server_hears_when_each_message_was_sent() -> None:
+    fake, times = Fake(), [time.monotonic()]
+    with serving(fake) as address:
+        async with AsyncClient(address, "fake") as other:
+            for _ in range(2):
+                await other.embed(["a"])
+                times.append(time.monotonic())
+    first, second = fake.sent
+    assert times[0] - 1e-6 <= first <= times[1] <= second + 1e-6 <= times[2] + 1e-6
 
 
 @pytest.mark.parametrize("order", [["client", "tritonclient.grpc"], ["tritonclient.grpc", "client"]])

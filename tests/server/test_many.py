@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -74,6 +75,9 @@ def test_an_open_stream_does_not_hold_up_the_end(tiny_bundle: Path, tmp_path: Pa
         ended.set()
 
 
+TOO_LONG = 10.0  # seconds that a request has waited when it is refused
+
+
 class Service:
     """Answers when told, and takes what is written."""
 
@@ -82,16 +86,19 @@ class Service:
         self._size = size
         self.begun: dict[str, asyncio.Future[bytes]] = {}
         self.left: list[str] = []
+        self.waited: dict[str, float] = {}
         self.written: list[list[str]] = []
         self.takes = asyncio.Event()
         self.takes.set()
         self._messages: asyncio.Queue[pb.Requests | None] = asyncio.Queue()
-        self.stream = _Stream(self._answer, self._write)
+        self.stream = _Stream(self._answer, self._refuse, self._write)
         self.serving = asyncio.create_task(self.stream.serve(self._read()))
 
-    def send(self, *ids: str, cancelled: tuple[str, ...] = (), padding: int = 0) -> None:
+    def send(self, *ids: str, cancelled: tuple[str, ...] = (), padding: int = 0, ago: float | None = None) -> None:
+        """`ago`: seconds before now at which it was sent, on a clock that is an hour ahead; not told if left out."""
         requests = [ModelInferRequest(id=id, model_name="x" * padding) for id in ids]
-        self._messages.put_nowait(pb.Requests(requests=requests, cancelled=cancelled))
+        sent_us = 0 if ago is None else int((time.monotonic() + 3600 - ago) * 1e6)
+        self._messages.put_nowait(pb.Requests(requests=requests, cancelled=cancelled, sent_us=sent_us))
 
     async def end(self) -> None:
         self._messages.put_nowait(None)
@@ -101,8 +108,9 @@ class Service:
         while (message := await self._messages.get()) is not None:
             yield message
 
-    async def _answer(self, request: ModelInferRequest, place: Place) -> ModelStreamInferResponse:
+    async def _answer(self, request: ModelInferRequest, place: Place, waited: float) -> ModelStreamInferResponse:
         await place.admit(self._size)
+        self.waited[request.id] = waited
         self.begun[request.id] = asyncio.get_running_loop().create_future()
         try:
             raw = await self.begun[request.id]
@@ -112,6 +120,13 @@ class Service:
         answer = ModelStreamInferResponse()
         answer.infer_response.id = request.id
         answer.infer_response.raw_output_contents.append(raw)
+        return answer
+
+    def _refuse(self, request: ModelInferRequest, waited: float) -> ModelStreamInferResponse | None:
+        if waited < TOO_LONG:
+            return None
+        answer = ModelStreamInferResponse(error_message="late")
+        answer.infer_response.id = request.id
         return answer
 
     async def _write(self, message: pb.Answers) -> None:
@@ -201,6 +216,36 @@ async def test_answers_that_nobody_takes_are_bounded() -> None:
         service.begun[id].set_result(b"")
     await service.end()
     assert sorted(id for message in service.written for id in message) == list("abcd")
+
+
+async def test_what_a_message_has_waited_on_its_way_is_by_how_much_later_it_came_than_others() -> None:
+    service = Service()
+    service.send("untold")
+    service.send("first", ago=5.0)
+    service.send("quick", ago=0.1)
+    service.send("slow", ago=4.1)
+    await settled()
+    assert service.waited == pytest.approx({"untold": 0.0, "first": 0.0, "quick": 0.0, "slow": 4.0}, abs=0.05)
+    for reply in service.begun.values():
+        reply.set_result(b"")
+    await service.end()
+
+
+async def test_what_has_waited_too_long_is_refused_before_anything_is_done_for_it() -> None:
+    service = Service()
+    service.send("quick", ago=0.1)
+    late = [f"late {number}" for number in range(3 * STREAM_REQUESTS)]
+    for id in late:
+        service.send(id, ago=TOO_LONG + 1)
+    service.send("last", ago=1.0)
+    for _ in range(40):
+        await settled()
+    assert list(service.begun) == ["quick", "last"]
+    assert sorted(id for message in service.written for id in message) == sorted(late)
+    for reply in service.begun.values():
+        reply.set_result(b"")
+    await service.end()
+    assert service.written[-1] == ["quick", "last"]
 
 
 async def test_all_is_cancelled_when_the_caller_goes() -> None:

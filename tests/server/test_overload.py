@@ -145,6 +145,35 @@ async def test_who_does_not_take_his_answers_takes_no_slot_from_others(door: Doo
     assert door.slots._taken == 0
 
 
+def in_time(seconds: float) -> pb.ModelInferRequest:
+    request = ids_request([[5]])
+    request.id = "7"
+    request.parameters["timeout"].int64_param = int(seconds * 1e6)
+    return request
+
+
+@pytest.mark.parametrize(("seconds", "waited", "refused"), [(1.0, 0.7, False), (1.0, 0.8, True), (8.0, 0.8, False)])
+async def test_who_had_waited_for_most_of_his_time_when_he_was_read_is_refused(
+    door: Door, seconds: float, waited: float, refused: bool
+) -> None:
+    call: Any = Call("", "", None)  # type: ignore[arg-type]
+    answer = door.service.refuse_one_of_many(call, in_time(seconds), waited)
+    assert (answer is not None) == refused
+    assert door.codes == ["RESOURCE_EXHAUSTED"] * refused
+    assert door.service.refuse_one_of_many(call, ids_request([[5]]), waited) is None  # nobody said how long he waits
+    if answer:
+        assert "the request had waited 0.80 s of 1.00 s when it was read" in answer.error_message
+        assert answer.infer_response.id == "7"
+        said = answer.infer_response.parameters
+        assert (said["status"].string_param, said["retry_after_ms"].int64_param) == ("RESOURCE_EXHAUSTED", NEVER)
+
+
+async def test_time_on_the_way_is_time_that_a_request_has_had(door: Door) -> None:
+    call: Any = Call("", "", None)  # type: ignore[arg-type]
+    answer = await door.service.answer_one_of_many(call, in_time(1.0), Place(Room(2**20), None), waited=1.5)
+    assert answer.infer_response.parameters["status"].string_param == "DEADLINE_EXCEEDED"
+
+
 async def test_a_full_queue_says_when_there_will_be_room(door: Door) -> None:
     waiting = asyncio.ensure_future(door.ask(7, length=4))
     await door.waits(4)
