@@ -13,7 +13,7 @@ from protos import heed_pb2 as pb
 from protos.heed_pb2_grpc import InferenceStub
 from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.services.many import MESSAGE_BYTES, _Stream
+from server.services.many import MESSAGE_BYTES, Way, _Stream
 from server.services.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place
 from tests.server.support import ids_request
 from tests.server.test_streams import numbered
@@ -229,6 +229,15 @@ async def test_what_a_message_has_waited_on_its_way_is_by_how_much_later_it_came
     for reply in service.begun.values():
         reply.set_result(b"")
     await service.end()
+
+
+def test_clocks_that_go_apart_are_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender's clock loses a second in three hours."""
+    way = Way()
+    for second in range(0, 24 * 3600, 60):
+        monkeypatch.setattr(time, "monotonic", lambda now=second: float(now))
+        assert way.waited(int((1e6 + second * (1 - 1e-4)) * 1e6)) < 0.01
+    assert way.waited(int((1e6 + (second - 5) * (1 - 1e-4)) * 1e6)) == pytest.approx(5, abs=0.1)
 
 
 async def test_what_has_waited_too_long_is_refused_before_anything_is_done_for_it() -> None:
