@@ -80,7 +80,7 @@ class Way:
         self._last = 0.0  # when a message came
 
     def waited(self, sent_us: int) -> float:
-        """Seconds, of the message that has just come."""
+        """Seconds, of a message or of what is left of it, until now."""
         if not sent_us:
             return 0.0
         now = time.monotonic()
@@ -134,7 +134,6 @@ class _Stream:
 
     async def _read(self, messages: AsyncIterator[pb.Requests]) -> None:
         async for message in messages:
-            waited = self._way.waited(message.sent_us)
             for id in message.cancelled:
                 if task := self._tasks.get(id):
                     task.cancel()
@@ -143,6 +142,7 @@ class _Stream:
                     raise InvalidArgument(f"a request came with the id of another that is under way: {request.id!r}")
                 taken = await self._room.enter(1 + request.ByteSize() // REQUEST_BYTES)
                 self._last = place = Place(self._answers_room, self._last)
+                waited = self._way.waited(message.sent_us)  # for room, too
                 if waited and (refusal := self._refuse(request, waited)):
                     self._end(Answered(refusal, place, taken))
                     continue

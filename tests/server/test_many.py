@@ -231,6 +231,25 @@ async def test_what_a_message_has_waited_on_its_way_is_by_how_much_later_it_came
     await service.end()
 
 
+async def test_to_wait_for_room_is_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, waited = Service(), 0.0
+    monkeypatch.setattr(service.stream._way, "waited", lambda _: waited)
+    service.takes.clear()
+    service.send(*map(str, range(STREAM_REQUESTS + 1)))
+    for _ in range(20):
+        await settled()
+    waited = 5.0
+    service.takes.set()
+    for reply in list(service.begun.values()):
+        reply.set_result(b"")
+    for _ in range(20):
+        await settled()
+    last = str(STREAM_REQUESTS)
+    assert set(service.waited.items()) == {(str(number), 0.0) for number in range(STREAM_REQUESTS)} | {(last, 5.0)}
+    service.begun[last].set_result(b"")
+    await service.end()
+
+
 def test_clocks_that_go_apart_are_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sender's clock loses a second in three hours."""
     way = Way()
