@@ -261,8 +261,10 @@ def final_layer_missing(encoder: Encoder) -> None:
 
 
 class _WithoutResidual(Block):
-    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None, last: bool = False) -> Tensor:
         x = self.attention_norm(self.attention(x, layout, bias))
+        if last:
+            x = layout.kept(x)
         normed: Tensor = self.feed_forward_norm(x + self.feed_forward(x))
         return normed
 

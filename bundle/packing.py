@@ -1,7 +1,7 @@
 """Leaves the padding out: a caller's padded rows become sequences, a group of sequences becomes a graph's inputs.
 
-Letters: B sequences, L slots of the longest one, T tokens of all sequences together, D width, F features, N heads,
-G global tokens; t tokens of one sequence.
+Letters: B sequences, L slots of the longest one, T tokens of all sequences together, K of them kept, D width,
+F features, N heads, G global tokens; t tokens of one sequence.
 """
 
 from collections.abc import Sequence as Many
@@ -19,13 +19,17 @@ Arrays = dict[str, np.ndarray]
 
 # Inputs of a graph with a value or a vector for each token, and those that say where tokens lie. No graph has all.
 TOKEN_INPUTS = ("input_ids", "token_type_ids", "position_ids", "features")
-LAYOUT_INPUTS = ("slots", "rows", "columns", "real", "adjacency", "globals", "globals_real", "places", "ends")
+LAYOUT_INPUTS = (
+    *("slots", "rows", "columns", "real", "kept", "first"),
+    *("adjacency", "globals", "globals_real", "places", "ends"),
+)
 GRAPH_INPUTS = TOKEN_INPUTS + LAYOUT_INPUTS
 # Of most rows, which share them: numpy lets other threads go first whenever it makes such an array.
 NUMBERS, TRUES = np.arange(2**13), np.ones(2**13, np.bool_)
 for shared in (NUMBERS, TRUES):
     shared.flags.writeable = False
-LEAST_GLOBALS = 2  # places for global tokens: the bits of a matrix product of one row would depend on its length
+# Places for global tokens, and kept ones: the bits of a matrix product of one row are not those of one of several.
+LEAST_GLOBALS = LEAST_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,14 @@ def cut_into_patches(pixels_BCHW: Floats, patch: int) -> Floats:
     return np.concatenate([np.zeros_like(features[:, :1]), features], axis=1)
 
 
-def pack(group: Many[Sequence], aligned: bool = False) -> Arrays:
+def pack(group: Many[Sequence], aligned: bool = False, every_token: bool = True) -> Arrays:
     """The graph's inputs for a group: `[T]` and `[T, F]` arrays, and where tokens lie (see `model/layout.py`).
 
-    `slots` and `real` are `[B, L]`, `rows` and `columns` `[T]`; and where members have them `adjacency` `[B, L, L]`,
-    `globals` and `globals_real` `[B, G]`.
+    `slots` and `real` are `[B, L]`, `rows` and `columns` `[T]`, `kept` `[K]` and `first` `[B]`; and where members have
+    them `adjacency` `[B, L, L]`, `globals` and `globals_real` `[B, G]`.
+
+    Args:
+        every_token: whether each token's answers are asked for, or only those of whole sequences.
     """
     lengths = np.array([len(member) for member in group])
     starts = lengths.cumsum() - lengths
@@ -146,6 +153,10 @@ def pack(group: Many[Sequence], aligned: bool = False) -> Arrays:
     real_BL[rows_T, columns_T] = np.concatenate([member.real for member in group])
     tokens = {name: np.concatenate([member.tokens[name] for member in group]) for name in group[0].tokens}
     layout = {"slots": slots_BL, "rows": rows_T, "columns": columns_T, "real": real_BL}
+    if every_token:
+        layout |= {"kept": numbers_T, "first": starts}
+    else:
+        layout |= {"kept": np.resize(starts, max(LEAST_KEPT, len(starts))), "first": np.arange(len(starts))}
     if group[0].adjacency is None and group[0].is_global is None:
         return tokens | layout
     slots_of = [member.slots(aligned) for member in group]

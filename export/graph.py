@@ -1,6 +1,7 @@
 """The reference as an ONNX graph, in the form without padding.
 
-Letters: B batch, L length, T tokens, G global tokens, F features. See `model/layout.py` for the two forms.
+Letters: B batch, L length, T tokens, K kept tokens, G global tokens, F features. See `model/layout.py` for the two
+forms.
 """
 
 import io
@@ -61,6 +62,8 @@ class PackedEncoder(nn.Module):
             positions=inputs["position_ids"],
             adjacency_BLL=inputs.get("adjacency"),
             global_tokens=GlobalTokens(inputs["globals"], inputs["globals_real"]) if "globals" in inputs else None,
+            kept_K=inputs.get("kept"),
+            first_B=inputs.get("first"),
             dense=self.dense,
         )
         if not self.states:
@@ -100,6 +103,8 @@ def _example(encoder: Encoder) -> dict[str, Tensor]:
         "columns": columns_T.clone(),
         "real": real_BL,
     }
+    if config.reads_first:
+        inputs |= {"kept": torch.tensor([0, length, 0]), "first": torch.tensor([0, 1])}
     if "adjacency" in config.needs:
         inputs["adjacency"] = torch.ones(2, length, length, dtype=torch.bool)
     if "global_attention_mask" in config.needs:
@@ -115,6 +120,8 @@ def _dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Dim]]:
     shapes: dict[str, dict[int, Dim]] = {name: {0: tokens} for name in inputs}
     for name in ("slots", "real"):
         shapes[name] = {0: batch, 1: length}
+    if "kept" in inputs:
+        shapes |= {"kept": {0: Dim("kept")}, "first": {0: batch}}
     if "adjacency" in inputs:
         shapes["adjacency"] = {0: batch, 1: length, 2: length}
     if "globals" in inputs:

@@ -112,8 +112,11 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
         self.feed_forward_norm = feed_forward_norm
 
-    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None, last: bool = False) -> Tensor:
+        """`last`: no other layer looks at the tokens that nobody asks for."""
         x = self.attention_norm(x + self.attention(x, layout, bias))
+        if last:
+            x = layout.kept(x)
         return self.feed_forward_norm(x + self.feed_forward(x))
 
     def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
@@ -124,8 +127,10 @@ class Block(nn.Module):
 class PreNormBlock(Block):
     """Pre-norm: what is added to the residual is computed from normed values (Xiong et al., 2020)."""
 
-    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None, last: bool = False) -> Tensor:
         x = x + self.attention(self.attention_norm(x), layout, bias)
+        if last:
+            x = layout.kept(x)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
     def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:

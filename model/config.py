@@ -200,6 +200,13 @@ class EncoderConfig:
         return self.relative_bias is not None or any(layer.attention.aligned for layer in self.layers)
 
     @property
+    def reads_first(self) -> bool:
+        """Whether the head reads nothing but the first token of each row."""
+        head = self.head
+        pooling = head.pooling if isinstance(head, LabelsConfig) and head.per == "sequence" else None
+        return (head.mode if isinstance(head, PoolingConfig) else pooling) == "cls"
+
+    @property
     def plain(self) -> bool:
         """Whether all layers attend by nothing but softmax over all pairs."""
         return self.relative_bias is None and all(layer.attention.plain for layer in self.layers)

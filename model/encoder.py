@@ -4,7 +4,7 @@ Letters: B batch, L length, T tokens, D width, F features, C labels, N heads. `.
 says.
 """
 
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
 
 import torch
 from torch import Tensor, nn
@@ -72,19 +72,24 @@ class Encoder(nn.Module):
             `unnormalized_embedding` if that is scaled to length 1; or `logits` `[B, C]` or `[..., C]`.
         """
         x = self.embeddings(inputs, layout)
-        for block in self.blocks:
-            x = block(x, layout, self.relative_bias)
+        for block, last in self._layers():
+            x = block(x, layout, self.relative_bias, last)
         return self._finish(x, layout)
 
     def encode_with_attentions(self, inputs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         """The same, and `attentions`: the weights of every layer and head, `[B, layers, N, L, L]`."""
         x = self.embeddings(inputs, layout)
         weights = []
-        for block in self.blocks:
+        for block, last in self._layers():
             weights.append(block.weights(x, layout, self.relative_bias))
-            x = block(x, layout, self.relative_bias)
+            x = block(x, layout, self.relative_bias, last)
         real_query = layout.real_BL[:, None, None, :, None]
         return self._finish(x, layout) | {"attentions": torch.stack(weights, 1).masked_fill(~real_query, 0.0)}
+
+    def _layers(self) -> Iterator[tuple[Block, bool]]:
+        """The blocks, and whether each is the last. Some models have one block several times."""
+        for number, block in enumerate(self.blocks, 1):
+            yield block, number == len(self.blocks)
 
     def _finish(self, x: Tensor, layout: Layout) -> dict[str, Tensor]:
         if self.norm is not None:

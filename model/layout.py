@@ -1,6 +1,6 @@
 """Where tokens lie: in padded rows, or end to end without padding; and what else came with them.
 
-Letters: B batch, L length, T tokens, G global tokens, D width, N heads, H head width.
+Letters: B batch, L length, T tokens, K kept tokens, G global tokens, D width, N heads, H head width.
 
 Attention is the only part of an encoder in which tokens meet. Everything else works on one token at a time
 and does not care how they lie, so an encoder written against a layout runs in both forms:
@@ -100,6 +100,12 @@ class Layout(Protocol):
     def to_rows(self, x: Tensor) -> Tensor:
         """One row per sequence: `[B, L, D]`."""
 
+    def kept(self, x: Tensor) -> Tensor:
+        """Those of all tokens that somebody asks for, once the last layer has attended to all."""
+
+    def first(self, kept: Tensor) -> Tensor:
+        """Column 0 of every row, `[B, D]`: it is always among them."""
+
 
 @dataclass(frozen=True)
 class Padded:
@@ -130,6 +136,12 @@ class Padded:
     def to_rows(self, x: Tensor) -> Tensor:
         return x
 
+    def kept(self, x: Tensor) -> Tensor:
+        return x
+
+    def first(self, kept: Tensor) -> Tensor:
+        return kept[:, 0]
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -139,6 +151,8 @@ class Packed:
     that what is computed there stays finite if the row is, and never reads a neighbour.
     `rows_T` and `columns_T` hold the slot of each token.
     `real_BL` is True where the slot holds a real token. Every row has one.
+    `kept_K` holds the tokens that somebody asks for, and `first_B` where each row's first one is among them; without
+    them all tokens are asked for.
     """
 
     slots_BL: Tensor
@@ -150,6 +164,8 @@ class Packed:
     global_tokens: GlobalTokens | None = None
     dense: bool = True
     at_once: int | None = None
+    kept_K: Tensor | None = None
+    first_B: Tensor | None = None
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
@@ -167,3 +183,9 @@ class Packed:
 
     def to_rows(self, x: Tensor) -> Tensor:
         return x[self.slots_BL]
+
+    def kept(self, x: Tensor) -> Tensor:
+        return x if self.kept_K is None else embedding(self.kept_K, x)
+
+    def first(self, kept: Tensor) -> Tensor:
+        return embedding(self.slots_BL[:, 0] if self.first_B is None else self.first_B, kept)

@@ -86,13 +86,12 @@ class Pooling(nn.Module):
 
     def unscaled(self, x: Tensor, layout: Layout) -> Tensor:
         """`[B, D]`, of any length."""
-        x_BLD, real_BL = layout.to_rows(x), layout.real_BL
         if self.config.mode == "cls":
-            pooled_BD = x_BLD[:, 0]
+            pooled_BD = layout.first(x)
         elif self.config.mode == "mean":
-            pooled_BD = mean_of_rows(x_BLD, real_BL)
+            pooled_BD = mean_of_rows(layout.to_rows(x), layout.real_BL)
         else:
-            pooled_BD = x_BLD.masked_fill(~real_BL[:, :, None], -torch.inf).amax(1)
+            pooled_BD = layout.to_rows(x).masked_fill(~layout.real_BL[:, :, None], -torch.inf).amax(1)
         return self.dense(pooled_BD)
 
     def scaled(self, pooled_BD: Tensor) -> Tensor:

@@ -70,6 +70,13 @@ class Graphs:
         """The spans up to which each graph for shorter ones is used."""
         return [int(longest) for longest in self._longest[:-1] if longest < math.inf]
 
+    @property
+    def ways(self) -> list[frozenset[str]]:
+        """What to ask for so that a sequence is computed in each way that there is: all (empty), and what is told of
+        whole sequences, where that leaves out tokens in the last layer."""
+        of_rows = frozenset(self.runtime.outputs) - self._per_token - {"attentions"}
+        return [frozenset(), of_rows] if "kept" in self.runtime.inputs else [frozenset()]
+
     def run(self, group: Many[Sequence], outputs: Collection[str] = ()) -> list[Answer]:
         """The answers to a group of sequences, of one request or of many: these outputs, or all. Safe in several
         threads."""
@@ -91,7 +98,8 @@ class Graphs:
         )
 
     def _run(self, number: int, group: list[Sequence], outputs: Collection[str]) -> list[Answer]:
-        feeds = pack(group, self._aligned)
+        every_token = not outputs or not self._per_token.isdisjoint(outputs)
+        feeds = pack(group, self._aligned, every_token)
         if self._graphs[number].fused:
             feeds |= by_length(feeds)
         answers = self._runtimes[number].run(feeds, outputs)

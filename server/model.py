@@ -148,10 +148,15 @@ class Model:
         return [answer[name] for answer in answers]
 
     def answer(self, inputs: Arrays, outputs: Iterable[str] = ()) -> Arrays:
-        """Prepare, run as one group, assemble."""
+        """Prepare, run as one group, assemble. What is told of whole rows is computed as for a caller who asks for
+        nothing else."""
         request = self.prepare(inputs, outputs)
-        run = self.run_attentions if request.form.kind == "attentions" else self.run
-        return self.assemble(request, run(request.sequences))
+        graphs = self.attention_graphs if request.form.kind == "attentions" else self.graphs
+        answers: list[Answer] = [{} for _ in request.sequences]
+        for way in graphs.ways:
+            for answer, found in zip(answers, graphs.run(request.sequences, way), strict=True):
+                answer.update(found)
+        return self.assemble(request, answers)
 
     def check_contract(self, everything: bool) -> Iterator[Finding]:
         """Compares the answers of this very session with the reference's: the cases for a start, or all, and then

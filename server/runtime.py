@@ -124,7 +124,7 @@ class Runtime:
         self.has_kernels = kernels and self.provider == CPU and serves(graph)
         self.outputs = [output.name for output in self._session.get_outputs()]
         self._shrinking = _shrinking(self.provider)
-        self._inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
+        self.inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
 
     def run(self, feeds: Arrays, outputs: Collection[str] = ()) -> dict[str, np.ndarray]:
         """These outputs, or all, for the graph's inputs (see `bundle/packing.py`).
@@ -135,7 +135,7 @@ class Runtime:
         options = self._shrinking if feeds["slots"].size * feeds["slots"].shape[1] > LARGE else None
         names = list(outputs or self.outputs)
         with denormals.as_zero():
-            answers = self._session.run(names, {name: feeds[name] for name in self._inputs}, options)
+            answers = self._session.run(names, {name: feeds[name] for name in self.inputs}, options)
         return dict(zip(names, answers, strict=True))
 
     @staticmethod

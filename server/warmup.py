@@ -81,20 +81,21 @@ def _samples(model: Model, random: np.random.Generator) -> list[Sequence]:
 
 
 def _difference(alone: Answer, grouped: Answer) -> float:
-    return max(float(np.abs(alone[name] - grouped[name]).max()) for name in alone)
+    return max(float(np.abs(alone[name] - grouped[name]).max()) for name in grouped)
 
 
 def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, float]:
-    """Whether groups change bits, over lengths from 1 up in groups of 2 and more."""
+    """Whether groups change bits, over lengths from 1 up in groups of 2 and more, or what else is asked for."""
     sequences = _samples(model, random)
     orders = [random.permutation(len(sequences))[:size] for size in (len(sequences), 8, 3, 2)]
     groups = [*map(list, orders), *([index] for index in range(len(sequences)))]
+    runs = [(group, way) for way in model.graphs.ways for group in groups]
     with ThreadPoolExecutor(usable_cpus()) as pool:  # a start waits for this: the largest ones begin first
-        answers = list(pool.map(lambda group: model.run([sequences[index] for index in group]), groups))
-    alone = [answer for (answer,) in answers[len(orders) :]]
+        answers = list(pool.map(lambda run: model.run([sequences[index] for index in run[0]], run[1]), runs))
+    alone = [answer for (answer,) in answers[len(orders) : len(groups)]]
     equal, difference = True, 0.0
-    for order, group in zip(orders, answers, strict=False):
-        for index, grouped in zip(order, group, strict=True):
+    for (group, _), together in zip(runs, answers, strict=True):
+        for index, grouped in zip(group, together, strict=True):
             equal &= all(np.array_equal(alone[index][name], grouped[name]) for name in grouped)
             difference = max(difference, _difference(alone[index], grouped))
     return equal, difference
@@ -102,7 +103,7 @@ def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, fl
 
 def _seconds(model: Model, group: Many[Sequence], alone: bool = False) -> float:
     started = time.perf_counter()
-    model.run(group, alone=alone)
+    model.run(group, model.graphs.ways[-1], alone)
     return time.perf_counter() - started
 
 

@@ -67,7 +67,9 @@ def padded_answer(encoder: Encoder, request: Arrays, attentions: bool = False) -
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
-def packed_answer(encoder: Encoder, request: Arrays, attentions: bool = False, dense: bool = True) -> Arrays:
+def packed_answer(
+    encoder: Encoder, request: Arrays, attentions: bool = False, dense: bool = True, every_token: bool = True
+) -> Arrays:
     """The way of a request through a server, in torch: padding out, the packed form, padding in."""
     config = encoder.config
     rule = ServedRule(kind=config.position_rule.kind, padding_id=config.position_rule.padding_id)
@@ -82,7 +84,7 @@ def packed_answer(encoder: Encoder, request: Arrays, attentions: bool = False, d
         )
         for row in range(len(request["attention_mask"]))
     ]
-    feeds = {name: torch.from_numpy(array) for name, array in pack(members, config.aligned).items()}
+    feeds = {name: torch.from_numpy(array) for name, array in pack(members, config.aligned, every_token).items()}
     layout = Packed(
         feeds["slots"],
         feeds["rows"],
@@ -92,10 +94,15 @@ def packed_answer(encoder: Encoder, request: Arrays, attentions: bool = False, d
         feeds.get("adjacency"),
         GlobalTokens(feeds["globals"], feeds["globals_real"]) if "globals" in feeds else None,
         dense,
+        kept_K=feeds["kept"] if config.reads_first else None,
+        first_B=feeds["first"] if config.reads_first else None,
     )
     outputs = (encoder.encode_with_attentions if attentions else encoder.encode)(feeds, layout)
     answers = {name: tensor.numpy() for name, tensor in outputs.items()}
     length = request["attention_mask"].shape[1]
+    if not every_token:
+        assert len(answers.pop("last_hidden_state")) == max(2, len(members))
+        return answers
     assert len(answers["last_hidden_state"]) == sum(map(len, members))
     for name in encoder.per_token:
         answers[name] = unpack(members, split(members, answers[name]), length)
@@ -140,6 +147,31 @@ def test_both_forms_give_the_same_answers(rule: RuleKind, pooling: PoolingMode, 
     generator = np.random.default_rng(seed)
     request = random_request(encoder, int(generator.integers(1, 9)), int(generator.integers(1, 39)), seed)
     assert_same(packed_answer(encoder, request), padded_answer(encoder, request))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize(
+    "head", [PoolingConfig("cls", unit_length=True), LabelsConfig(("a", "b"), "sequence", hidden="tanh")]
+)
+def test_the_last_layer_may_leave_out_what_no_row_reads(
+    rule: RuleKind, rows: int, norm_first: bool, head: PoolingConfig | LabelsConfig
+) -> None:
+    layers = (LayerConfig(AttentionConfig(3), FeedForwardConfig(16), norm_first=norm_first),) * 2
+    encoder = make_encoder(rule, head=head, layers=layers)
+    assert encoder.config.reads_first
+    request = random_request(encoder, rows, 17, seed=rows)
+    expected = padded_answer(encoder, request)
+    del expected["last_hidden_state"]
+    assert_same(packed_answer(encoder, request, every_token=False), expected)
+
+
+@pytest.mark.parametrize(
+    "head", [None, PoolingConfig("mean", unit_length=True), LabelsConfig(("a", "b"), "token")], ids=str
+)
+def test_other_heads_read_every_token(head: PoolingConfig | LabelsConfig | None) -> None:
+    assert not make_encoder(head=head).config.reads_first
 
 
 @pytest.mark.parametrize("name", ENCODERS)

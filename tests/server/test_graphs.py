@@ -1,5 +1,6 @@
 """Which graph computes a sequence: by its own span, whoever stands beside it. The graphs are made by hand."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from onnx import TensorProto, helper
 
 from bundle import BundleError, Manifest
 from bundle.manifest import Graph, PositionRule
-from bundle.packing import Bools, Sequence, sequence
+from bundle.packing import Arrays, Bools, Sequence, sequence
 from server.graphs import Graphs
+from server.model import Model
+from server.warmup import random_sequence
 from tests.server.support import manifest_of
 
 COLUMN = PositionRule(kind="column")
@@ -100,3 +103,64 @@ def test_a_missing_graph_is_named(folder: Path) -> None:
 def test_a_kind_that_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(BundleError, match="made has no fp32 graph of attentions, only fp32 answers, fp32 answers"):
         Graphs(folder, made(), "fp32", "attentions", "cpu")
+
+
+def rows_of(model: Model) -> list[Sequence]:
+    random = np.random.default_rng(0)
+    return [random_sequence(model.manifest, length, random) for length in (1, 1, 2, 9, 16)]
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_what_is_told_of_rows_has_the_same_bits_whatever_else_is_asked_for(
+    tiny_cls_bundle: Path, kernels: bool
+) -> None:
+    model = Model(tiny_cls_bundle, "cpu", kernels=kernels)
+    rows, of_rows = rows_of(model), {"sentence_embedding"}
+    whole = [answer["sentence_embedding"].tobytes() for answer in model.run(rows)]
+    assert [answer["sentence_embedding"].tobytes() for answer in model.run(rows, of_rows)] == whole
+    assert [model.run([row], of_rows)[0]["sentence_embedding"].tobytes() for row in rows] == whole
+    assert [model.run([row])[0]["sentence_embedding"].tobytes() for row in rows] == whole
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kept"),
+    [
+        ((), 29),
+        (("last_hidden_state",), 29),
+        (("sentence_embedding", "last_hidden_state"), 29),
+        (("sentence_embedding",), 5),
+    ],
+)
+def test_tokens_that_nobody_asks_for_are_left_out_of_the_last_layer(
+    tiny_cls_bundle: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...], kept: int
+) -> None:
+    model = Model(tiny_cls_bundle, "cpu")
+    seen, run = list[int](), model.runtime.run
+
+    def noted(feeds: Arrays, names: Collection[str] = ()) -> Arrays:
+        seen.append(len(feeds["kept"]))
+        return run(feeds, names)
+
+    monkeypatch.setattr(model.runtime, "run", noted)
+    answers = model.run(rows_of(model), outputs)
+    assert seen == [kept]
+    assert all(set(answer) == set(outputs or ["last_hidden_state", "sentence_embedding"]) for answer in answers)
+
+
+def test_the_contract_is_compared_in_both_ways(tiny_cls_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(tiny_cls_bundle, "cpu")
+    assert all(finding.holds for finding in model.check_contract(everything=False))
+    run = model.graphs.run
+
+    def wrong_for_rows(group: list[Sequence], outputs: frozenset[str] = frozenset()) -> list[dict[str, np.ndarray]]:
+        return [{name: values + 1e-3 * bool(outputs) for name, values in one.items()} for one in run(group, outputs)]
+
+    monkeypatch.setattr(model.graphs, "run", wrong_for_rows)
+    broken = {finding.output for finding in model.check_contract(everything=False) if not finding.holds}
+    assert broken == {"sentence_embedding"}
+
+
+def test_a_model_that_reads_every_token_is_computed_in_one_way(tiny_bundle: Path) -> None:
+    model = Model(tiny_bundle, "cpu")
+    assert model.graphs.ways == [frozenset()]
+    assert "kept" not in model.runtime.inputs

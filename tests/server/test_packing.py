@@ -119,6 +119,8 @@ def test_a_group_is_packed_as_written_by_hand() -> None:
         "token_type_ids": [0, 0, 1, 1, 0],
         "position_ids": [0, 1, 2, 0, 2],
         "rows": [0, 0, 0, 1, 1],
+        "kept": [0, 1, 2, 3, 4],
+        "first": [0, 3],
     }
     assert plain(pack([first, second])) == tokens | {
         "slots": [[0, 1, 2], [3, 4, 3]],
@@ -130,6 +132,16 @@ def test_a_group_is_packed_as_written_by_hand() -> None:
         "columns": [0, 1, 2, 0, 2],
         "real": [[True, True, True], [False, False, True]],
     }
+
+
+def test_where_only_rows_are_asked_for_their_first_tokens_are_kept() -> None:
+    first = packed_row(COLUMN, [7, 8, 9], [True, True, True])
+    second = packed_row(COLUMN, [5, 6, 4], [False, False, True])
+    both, every = pack([first, second], every_token=False), pack([first, second])
+    assert (both.pop("kept").tolist(), both.pop("first").tolist()) == ([0, 3], [0, 1])
+    assert plain(both) == plain({name: array for name, array in every.items() if name in both})
+    lone = pack([second], every_token=False)  # twice: a product of one row may have other bits
+    assert (lone["kept"].tolist(), lone["first"].tolist()) == ([0, 0], [0])
 
 
 def test_a_stripped_row_is_counted_from_its_first_real_token() -> None:

@@ -1,6 +1,5 @@
 """Random sequences for models of every kind, and who is served in groups."""
 
-import time
 from collections.abc import Collection
 from collections.abc import Sequence as Many
 from types import SimpleNamespace
@@ -80,13 +79,14 @@ class Timed:
 
     runtime = SimpleNamespace(provider=CPU)
     manifest = MODELS[1]
-    graphs = SimpleNamespace(steps=[])
+    graphs = SimpleNamespace(steps=[], ways=[frozenset()])
     precision = "fp32"
 
     def __init__(self, narrow: float, wide: float, difference: float = 0.0) -> None:
         self.seconds = {False: narrow, True: wide}
         self.difference = difference
         self.is_wide = False
+        self.now = 0.0
 
     def open_wide(self, threads: int) -> None:
         self.is_wide = True
@@ -96,7 +96,7 @@ class Timed:
 
     def run(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
         wide = alone and self.is_wide
-        time.sleep(self.seconds[wide])
+        self.now += self.seconds[wide]
         return [{"last_hidden_state": np.full(len(each), self.difference * wide)} for each in group]
 
 
@@ -105,9 +105,10 @@ class Timed:
     [(0.01, 0.002, 0.0, True), (0.01, 0.01, 0.0, False), (0.002, 0.01, 0.0, False), (0.01, 0.002, 1e-7, False)],
 )
 def test_a_lone_request_takes_all_cores_where_that_is_faster_and_gives_the_same_bits(
-    narrow: float, wide: float, difference: float, stays: bool
+    monkeypatch: pytest.MonkeyPatch, narrow: float, wide: float, difference: float, stays: bool
 ) -> None:
     model: Any = Timed(narrow, wide, difference)
+    monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: model.now))
     warm_up(model, threads=2)
     assert model.is_wide == stays
 
@@ -116,3 +117,21 @@ def test_one_thread_is_never_wide() -> None:
     model: Any = Timed(0.002, 0.0)
     warm_up(model, threads=1)
     assert not model.is_wide
+
+
+class Choosy(Timed):
+    """A model whose vectors are other ones for those who ask for nothing else."""
+
+    graphs = SimpleNamespace(steps=[], ways=[frozenset(), frozenset({"sentence_embedding"})])
+
+    def run(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+        vector = np.full(2, self.difference * bool(outputs))
+        states = {} if outputs else {"last_hidden_state": np.zeros((1, 2))}
+        return [states | {"sentence_embedding": vector} for _ in group]
+
+
+@pytest.mark.parametrize("difference", [0.0, 1e-7])
+def test_bits_that_depend_on_what_else_is_asked_for_are_found(difference: float) -> None:
+    model: Any = Choosy(0.0, 0.0, difference)
+    found = warm_up(model)
+    assert (found.bit_equal, found.difference) == (difference == 0, difference)
