@@ -187,7 +187,8 @@ class Manifest(_Part):
         found = [graph for graph in self.graphs if (graph.precision, graph.kind) == (precision, kind)]
         if not found:
             known = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.graphs)
-            adds = f"; `heed export --precision {precision}` adds it" * (precision not in self.precisions)
+            missing = precision in get_args(Precision) and precision not in self.precisions
+            adds = f"; `heed export --precision {precision}` adds it" * missing
             raise BundleError(f"{self.name} has no {precision} graph of {kind}, only {known}{adds}")
         return sorted(found, key=lambda graph: (not graph.fused, graph.longest or math.inf))
 

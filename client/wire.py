@@ -96,7 +96,7 @@ def _encode(name: str, array: np.ndarray, datatype: str) -> bytes:
 def _encode_bytes(elements: Iterable[str | bytes]) -> bytes:
     parts = []
     for element in elements:
-        raw = element.encode() if isinstance(element, str) else element
+        raw = _utf8(element) if isinstance(element, str) else element
         if not isinstance(raw, bytes):
             raise TypeError(
                 f"a text is expected, got {type(raw).__name__}: {raw!r:.60}; numbers are given as a numpy array of "
@@ -104,6 +104,15 @@ def _encode_bytes(elements: Iterable[str | bytes]) -> bytes:
             )
         parts += [struct.pack("<I", len(raw)), raw]
     return b"".join(parts)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair: what Python makes of bytes that are no text
+        raise ValueError(
+            f"a text cannot be sent as UTF-8: {error.reason} at {error.start}, {text[error.start]!a}"
+        ) from None
 
 
 def as_arrays(inputs: Inputs) -> dict[str, np.ndarray]:
@@ -126,7 +135,7 @@ def infer_request(
 
     Raises:
         TypeError: an input is of another kind.
-        ValueError: an input holds an integer that INT64 cannot.
+        ValueError: an input holds an integer that INT64 cannot, or a text that UTF-8 cannot.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=version)
     for name, array in as_arrays(inputs).items():

@@ -23,6 +23,9 @@ OPTIONS = {
 # What gRPC says of a connection that did not come about, and what to do next.
 HINTS = {
     "Connection refused": "is a server running there? heed serve BUNDLE starts one",
+    "ipv6:%5B::1%5D.*Connection refused": (
+        "if that was localhost: this is what its last address said, call 127.0.0.1 to hear the first one"
+    ),
     "backends failing.*Socket closed": (
         "does it speak TLS (--tls, --tls-ca), or ask for a certificate (--tls-certificate, --tls-key)?"
     ),
@@ -75,7 +78,7 @@ class Reach:
         check_file("--tls-certificate", self.tls_certificate)
         check_file("--tls-key", self.tls_key)
         if self.token and not is_file(self.token):  # which may be the token itself: it is not repeated
-            fail("--token (HEED_TOKEN) names a file that holds the token; there is no such file")
+            fail("--token (HEED_TOKEN) names a file that holds the token; it names none")
         try:
             files = Tls(self.tls_ca, self.tls_certificate, self.tls_key)
         except ValueError as error:

@@ -55,7 +55,7 @@ def attend(
     ] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut a text that is too long.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every chosen weight, for programs.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait, retries included.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait, retries included.")] = 30.0,
 ) -> None:
     """Show how much each token of a text attends to each: as a table, and with --out as a picture.
 
@@ -71,7 +71,7 @@ def attend(
         with reach.client(Client, address, model, timeout) as client:
             inputs = texts_and_pairs([text], None if pair is None else [pair])
             answer = client.infer(inputs, ["attentions", "tokens", "offsets"], truncate)
-    except (CallError, CannotDraw) as error:
+    except (CallError, CannotDraw, ValueError) as error:
         fail(explained(error))
     weights = _chosen(answer, texts, layer, head)
     if as_json:

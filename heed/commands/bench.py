@@ -40,7 +40,7 @@ def bench(
     output: Annotated[
         list[str] | None, typer.Option("--output", help="Outputs to ask for; the smallest by default.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a caller waits for an answer.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds that a caller waits for an answer.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, for programs.")] = False,
 ) -> None:
     """Load a server with requests as they come in life, and show how many it answers and how fast.

@@ -31,7 +31,7 @@ def call(
         typer.Option("--pair", "-p", help="What to pair the text with; repeat it to rank several for one text."),
     ] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait, retries included.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait, retries included.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Every value, for programs.")] = False,
 ) -> None:
     """Ask a server about texts: how alike they are, what they are about, or which of them answers best.
@@ -47,7 +47,7 @@ def call(
             info = client.info()
             inputs = texts_and_pairs(texts, pairs or None)
             answer = client.infer(inputs, OUTPUTS.get(info.task, ["last_hidden_state"]), truncate)
-    except CallError as error:
+    except (CallError, ValueError) as error:
         fail(explained(error))
     if as_json:
         outputs = {name: array.tolist() for name, array in answer.outputs.items()}

@@ -89,7 +89,10 @@ def _asked(old: "Model", new: "Model", texts: Path | None) -> "list[Asked]":
             raise Incompatible(
                 f"{model.folder} takes no texts, only {', '.join(x.name for x in model.manifest.inputs)}"
             )
-    found = list(iter_texts(texts.read_text("utf-8")))
+    try:
+        found = list(iter_texts(texts.read_text("utf-8")))
+    except UnicodeDecodeError as error:
+        raise Incompatible(f"{texts} is not UTF-8: {error.reason} at byte {error.start}") from None
     if not found:
         raise Incompatible(f"{texts} holds no text")
     return of_texts(found)

@@ -34,7 +34,7 @@ def verify(
         str | None, typer.Option(help="The model's name at the endpoint; the bundle's own by default.")
     ] = None,
     timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for the endpoint to be ready, and for each of its answers.")
+        float, typer.Option(min=0, help="Seconds to wait for the endpoint to be ready, and for each of its answers.")
     ] = 60.0,
     signature: Annotated[
         Path | None, typer.Option(metavar="PUBKEY", help="First see that this Ed25519 key's owner signed it (PEM).")

@@ -75,6 +75,8 @@ def test_no_digests_at_all_are_refused(folder: Path) -> None:
     (folder / DIGESTS).unlink()
     with pytest.raises(BundleError, match=f"has no {DIGESTS}"):
         check_digests(folder)
+    with pytest.raises(BundleError, match=f"there is no folder {folder / 'none'}"):
+        check_digests(folder / "none")
 
 
 def test_names_cannot_lead_out_of_the_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

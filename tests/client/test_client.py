@@ -235,6 +235,14 @@ def test_what_is_no_text_is_named(texts: Any) -> None:
         client.embed(texts)
 
 
+def test_a_text_that_utf8_cannot_carry_is_told() -> None:
+    with (
+        Client("localhost:1", "m") as client,
+        pytest.raises(ValueError, match=r"a text cannot be sent as UTF-8: surrogates not allowed at 1, '\\udcff'"),
+    ):
+        client.embed(["a\udcff"])
+
+
 def test_numbers_in_a_list_are_told_to_come_in_an_array() -> None:
     with (
         Client("localhost:1", "m") as client,

@@ -549,6 +549,17 @@ def test_call_for_an_unknown_model_names_those_there_are(tiny_server: Running) -
     assert "error: NOT_FOUND: model 'big' is not served here, only tiny" in done.said
 
 
+@pytest.mark.parametrize(
+    "command", [["call", "ADDRESS", "tiny", "-t", "\udcff"], ["attend", "ADDRESS", "tiny", "\udcff"]]
+)
+def test_arguments_that_are_no_text_are_told(tiny_server: Running, command: list[str]) -> None:
+    done = heed(*(tiny_server.address if part == "ADDRESS" else part for part in command))
+    assert (done.code, done.said) == (
+        2,
+        "error: a text cannot be sent as UTF-8: surrogates not allowed at 0, '\\udcff'",
+    )
+
+
 def test_call_to_nobody_says_so_within_its_timeout() -> None:
     address = f"127.0.0.1:{free_port()}"
     before = time.monotonic()

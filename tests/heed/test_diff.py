@@ -181,6 +181,10 @@ def test_a_file_without_texts_is_told(tiny_bundle: Path, tmp_path: Path) -> None
     done = heed("diff", tiny_bundle, tiny_bundle, "--texts", tmp_path / "empty")
     assert done.code == 2
     assert "holds no text" in done.said
+    (tmp_path / "latin").write_bytes(b"a\ncaf\xe9\n")
+    done = heed("diff", tiny_bundle, tiny_bundle, "--texts", tmp_path / "latin")
+    assert done.code == 2
+    assert done.said == f"error: {tmp_path}/latin is not UTF-8: invalid continuation byte at byte 5"
 
 
 def test_a_damaged_bundle_is_not_compared(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -47,13 +47,17 @@ def test_every_address_that_grpc_takes_is_one(tiny_server: Running, form: str) -
 
 
 def test_an_address_of_version_6_is_one() -> None:
-    assert "Connection refused" in said_to_a_call(f"[::1]:{free_port()}")
+    said = said_to_a_call(f"[::1]:{free_port()}")
+    assert "Connection refused; is a server running there?" in said
+    assert said.endswith(
+        "if that was localhost: this is what its last address said, call 127.0.0.1 to hear the first one"
+    )
 
 
 @pytest.mark.parametrize("token", [SECRET, SECRET * 100, "."])
 def test_a_token_in_the_place_of_its_file_is_not_repeated(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEED_TOKEN", token)
-    expected = "error: --token (HEED_TOKEN) names a file that holds the token; there is no such file"
+    expected = "error: --token (HEED_TOKEN) names a file that holds the token; it names none"
     assert said_to_a_call("localhost:8001") == expected
 
 
