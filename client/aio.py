@@ -1,5 +1,4 @@
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from types import TracebackType
@@ -165,25 +164,44 @@ class AsyncClient(Common[Door]):
                 return await ask(turn.door, turn.left)
             except CallError as error:
                 wait = turn.wait_after(error)
+            except asyncio.CancelledError:  # gRPC ends what is under way on a channel that is closed as if it were left
+                task = asyncio.current_task()
+                if not self._closed or (task and task.cancelling()):
+                    raise
+                raise CallError(grpc.StatusCode.CANCELLED, "the client is closed") from None
             await asyncio.sleep(wait)
 
 
 async def _in_order(
     function: Callable[[Item], Coroutine[Any, Any, Result]], items: Items[Item], at_once: int
 ) -> AsyncGenerator[Result]:
-    """The result for each item, in their order. `items` is read up to `at_once` ahead."""
-    waiting: deque[asyncio.Task[Result]] = deque()
+    """The result for each item, in their order, as soon as it is there: the next item may take long to come. `items` is
+    read up to `at_once` ahead."""
+    waiting: asyncio.Queue[asyncio.Task[Result] | None] = asyncio.Queue()
+    room = asyncio.Semaphore(at_once - 1)
+
+    async def start() -> None:
+        try:
+            async for item in _each(items):
+                waiting.put_nowait(asyncio.create_task(function(item)))
+                await room.acquire()
+        finally:
+            waiting.put_nowait(None)
+
+    starting = asyncio.create_task(start())
     try:
-        async for item in _each(items):
-            waiting.append(asyncio.create_task(function(item)))
-            while waiting and (len(waiting) == at_once or waiting[0].done()):
-                yield await waiting.popleft()
-        while waiting:
-            yield await waiting.popleft()
+        while task := await waiting.get():
+            yield await task
+            room.release()
+        await starting  # raises what went wrong with the items
     finally:
-        for task in waiting:
+        left: list[asyncio.Task[Any]] = [starting]
+        while not waiting.empty():
+            if task := waiting.get_nowait():
+                left.append(task)
+        for task in left:
             task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 async def _batches(texts: Items[str], most: int) -> AsyncGenerator[list[str]]:

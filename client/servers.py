@@ -17,6 +17,7 @@ from client.wire import CallError
 ROUNDS = 5  # of attempts while servers are UNAVAILABLE, each server once in a round
 FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between rounds, doubling
 SHORTEST_WAIT = 0.01  # seconds, whatever a busy server says
+FOREVER = 1e9  # seconds, which gRPC can carry; infinity it cannot
 REST = 1.0  # seconds for which a server that was UNAVAILABLE is asked after the others
 
 # CANCELLED is how a stopping server, or a balancer before it, may end what nobody here has cancelled.
@@ -42,7 +43,7 @@ class Servers(Generic[Door]):
 
     def turn(self, timeout: float) -> "Turn[Door]":
         """For one request that has so many seconds."""
-        now = time.monotonic()
+        now, timeout = time.monotonic(), min(timeout, FOREVER)
         awake = [server for server in self.each if server.rests_until <= now] or self.each
         first = next(self._turns) % len(awake)
         resting = [server for server in self.each if server not in awake]

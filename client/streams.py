@@ -6,6 +6,7 @@ server's answers (`heed.v1`, see protos/heed.proto).
 """
 
 import asyncio
+import math
 import time
 from contextlib import suppress
 from itertools import count
@@ -24,6 +25,11 @@ from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 # Proxies may bound what it carries: to nginx a stream is one body of a request.
 SECONDS, STREAM_BYTES = 30.0, 2**25
 REQUESTS = 128  # on a stream at a time; more go on another one
+# A server reads on while what it has of a stream takes no more room than this; a request counts as several if it is
+# longer than so many bytes. What does not fit would hold up what comes behind it, so it goes on another stream.
+ROOM, ROOM_BYTES = 256, 512
+OVERHEAD = 64  # bytes that a request grows by when it is sent
+STEPS = 32  # in which the time that is left is told: servers remember what requests have in common
 # A larger request is a call of its own: it would hold up the others, and one that the server finds too large ends what
 # it came on. Of smaller ones so much goes into a message.
 BYTES = 2**18
@@ -32,6 +38,23 @@ BYTES = 2**18
 GONE = dict.fromkeys((grpc.StatusCode.OK, grpc.StatusCode.INTERNAL), grpc.StatusCode.UNAVAILABLE)
 
 Call = Any  # grpc.aio.StreamStreamCall
+
+
+class Asked:
+    """A request on its way to a stream."""
+
+    def __init__(self, request: pb.ModelInferRequest, timeout: float) -> None:
+        """`timeout` in seconds from now."""
+        self.request, self._timeout = request, timeout
+        self._since = time.monotonic()
+        self.room = 1 + (request.ByteSize() + OVERHEAD) // ROOM_BYTES
+
+    def to_send(self) -> pb.ModelInferRequest:
+        """Says how much of its time is left now: nothing is sent while the connection is full."""
+        gone = (time.monotonic() - self._since) / max(self._timeout, 1e-6)
+        steps = max(1, math.ceil(STEPS * (1 - gone)))
+        self.request.parameters["timeout"].int64_param = max(1, int(self._timeout * 1e6 * steps / STEPS))
+        return self.request
 
 
 class Stream:
@@ -43,7 +66,8 @@ class Stream:
         self._left = STREAM_BYTES
         self._ids = count()
         self._waiting: dict[str, asyncio.Future[pb.ModelStreamInferResponse]] = {}  # for their answers, by id
-        self._requests: dict[str, pb.ModelInferRequest] = {}  # that are to be sent
+        self._requests: dict[str, Asked] = {}  # that are to be sent
+        self._taken = 0  # of the room
         self._cancelled: list[str] = []  # of what was sent
         self._news = asyncio.Event()  # something is to be sent
         self.over = False
@@ -54,15 +78,16 @@ class Stream:
         """Whether it may carry other requests."""
         return not self.over and self._left > 0 and time.monotonic() < self._ends
 
-    @property
-    def has_room(self) -> bool:
-        return len(self._waiting) < REQUESTS
+    def has_room(self, asked: Asked) -> bool:
+        """An empty one has room for anything."""
+        return len(self._waiting) < REQUESTS and (not self._taken or self._taken + asked.room <= ROOM)
 
-    async def ask(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    async def ask(self, asked: Asked) -> pb.ModelInferResponse:
         """Raises CallError. UNAVAILABLE: the stream was over before the answer came."""
-        request.id = id = str(next(self._ids))
+        asked.request.id = id = str(next(self._ids))
+        self._taken += asked.room
         self._waiting[id] = asyncio.get_running_loop().create_future()
-        self._requests[id] = request
+        self._requests[id] = asked
         self._news.set()
         try:
             answer = await self._waiting[id]
@@ -71,6 +96,7 @@ class Stream:
                 self._cancelled.append(id)
             raise
         finally:
+            self._taken -= asked.room
             del self._waiting[id]
             self._requests.pop(id, None)  # it may go on another stream now
             self._news.set()
@@ -94,7 +120,8 @@ class Stream:
         message = many.Requests(cancelled=self._cancelled, sent_us=int(time.monotonic() * 1e6))
         self._cancelled.clear()
         left = BYTES
-        for request in self._requests.values():
+        for asked in self._requests.values():
+            request = asked.to_send()
             size = request.ByteSize()
             if message.requests and size > left:
                 break
@@ -161,10 +188,10 @@ class Streams:
     async def _on_stream(
         self, request: pb.ModelInferRequest, timeout: float, metadata: Metadata
     ) -> pb.ModelInferResponse:
-        request.parameters["timeout"].int64_param = int(timeout * 1e6)
         try:
             async with asyncio.timeout(timeout):
-                return await self._take(metadata).ask(request)
+                asked = Asked(request, timeout)
+                return await self._take(asked, metadata).ask(asked)
         except TimeoutError:
             raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {timeout:.3g} s") from None
 
@@ -175,13 +202,13 @@ class Streams:
             raise call_error(error) from None
         return response
 
-    def _take(self, metadata: Metadata) -> Stream:
-        """One with room, or a new one."""
+    def _take(self, asked: Asked, metadata: Metadata) -> Stream:
+        """One with room for it, or a new one."""
         self._each = [stream for stream in self._each if not stream.over]
         for stream in self._each:
             if not stream.fresh:
                 stream.retire()
-            elif stream.has_room:
+            elif stream.has_room(asked):
                 return stream
         self._each.append(Stream(self._many.InferMany(metadata=metadata)))
         return self._each[-1]

@@ -63,8 +63,16 @@ class Pace:
         self.seconds_per_token = 0.0  # until something is known
         self._known = 0  # tokens that it is judged by
 
-    def saw(self, tokens: int, seconds: float) -> None:
-        """A thread took so long for so many tokens."""
+    def saw(self, tokens: int, seconds: float, cores: int = 1) -> None:
+        """A thread took so long for so many tokens.
+
+        What had several cores says little of what a thread takes beside others: it would not have taken longer than on
+        one core of them, and no more is learned from it. Nothing else may ever come where much is refused.
+        """
+        if cores > 1 and self.seconds_per_token:
+            seconds *= cores
+            if seconds >= self.seconds_per_token * tokens:
+                return
         self._known = min(self._known, MEMORY) + tokens
         self.seconds_per_token += tokens / self._known * (seconds / tokens - self.seconds_per_token)
 
@@ -150,9 +158,8 @@ class Group:
         nothing else would show that the expectation is wrong."""
         wanted = [entry for entry in self.entries if entry.is_wanted(now)]
         kept = [entry for entry in wanted if entry.is_wanted(ready)] or wanted[:1]
-        for entry in self.entries:
-            if entry not in kept:
-                entry.expire()
+        for entry in set(self.entries) - set(kept):
+            entry.expire()
         self.entries = kept
 
     def _outputs(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ Whichever door a request comes through says the same few things of it, in the or
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Record:
         self._compute_seconds = 0.0
         self.model = self.version = ""  # those that are served: callers shall not invent names
         self.rows = self.tokens = 0
+        self.due = math.inf  # from when on a caller who leaves has run out of time
         self.code, self.reason = "OK", ""  # the reason is empty for what was answered, and for who left
         self.reference = ""  # of an internal error
         self.trace = ""  # its id, if it is traced
@@ -108,7 +110,8 @@ class Record:
                 self.reference = reference_of(error)
         elif isinstance(error, asyncio.CancelledError):
             # gRPC cancels what a caller has left, and what it waits for no longer because the time is up.
-            self.code = "DEADLINE_EXCEEDED" if self.call.context.time_remaining() == 0 else "CANCELLED"
+            late = self.call.context.time_remaining() == 0 or self.ended >= self.due
+            self.code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
         if self._also:
             self._also(self)
         self._observers.ended(self)

@@ -126,8 +126,7 @@ class Workers:
             self._computing -= 1
             self._halves += halves
             group.lane.taken_tokens += sum(half.taken_tokens for half in halves) - group.taken_tokens
-            # What had all cores says little of what one thread takes beside others.
-            if group.entries and not failed and not (alone and group.lane.pace.seconds_per_token):
-                group.lane.pace.saw(group.tokens, seconds)
+            if group.entries and not failed:
+                group.lane.pace.saw(group.tokens, seconds, self.threads if alone else 1)
             count = self._awaken(len(halves))
         self._start(count)

@@ -140,10 +140,42 @@ async def test_what_is_left_is_cancelled() -> None:
     assert "AsyncClient._infer" not in left
 
 
-async def test_what_is_under_way_when_a_client_is_closed_ends_with_its_own_error() -> None:
+async def test_an_answer_is_given_before_the_next_item_has_come() -> None:
+    answered = asyncio.Event()
+
+    async def requests() -> AsyncIterator[dict[str, list[str]]]:
+        yield {"text": ["1"]}
+        await answered.wait()
+        yield {"text": ["2"]}
+
+    async with asyncio.timeout(20):
+        with running(Echo()) as address:
+            async with AsyncClient(address, "echo") as client:
+                found = []
+                async for answer in client.infer_each(requests()):
+                    found.append(answer["sentence_embedding"].tolist())
+                    answered.set()
+    assert found == [[[1]], [[2]]]
+
+
+async def test_what_is_wrong_with_the_items_is_told_after_the_answers_before() -> None:
+    async def requests() -> AsyncIterator[dict[str, list[str]]]:
+        yield {"text": ["1"]}
+        raise OSError("no more")
+
+    with running(Echo()) as address:
+        async with AsyncClient(address, "echo") as client:
+            answers = client.infer_each(requests())
+            assert (await anext(answers))["sentence_embedding"].tolist() == [[1]]
+            with pytest.raises(OSError, match="no more"):
+                await anext(answers)
+
+
+@pytest.mark.parametrize("text", ["1", "1" * 300_000], ids=["on a stream", "a call of its own"])
+async def test_what_is_under_way_when_a_client_is_closed_ends_with_its_own_error(text: str) -> None:
     with running(Echo(longest=5)) as address:
         client = AsyncClient(address, "echo")
-        asked = [asyncio.create_task(client.embed(["1"])) for _ in range(5)]
+        asked = [asyncio.create_task(client.embed([text])) for _ in range(5)]
         await asyncio.sleep(0.3)
         await client.close()
         ended = await asyncio.gather(*asked, client.embed(["1"]), return_exceptions=True)

@@ -1,11 +1,12 @@
 """The Python client, against a real server, and against one whose refusals can be counted."""
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from protos import heed_pb2
 from protos import open_inference_pb2 as pb
 from protos.heed_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+from server.services.streams import REQUEST_BYTES, STREAM_REQUESTS
 from tests.client.echo import answers_to
 from tests.support import Running, free_port
 
@@ -427,6 +429,43 @@ async def test_a_stream_has_so_many_requests_at_a_time(monkeypatch: pytest.Monke
         async with AsyncClient(address, "fake", timeout=10) as other:
             await asyncio.gather(*(other.embed(["a"]) for _ in range(20)))
     assert (fake.calls, fake.streams, fake.messages) == (20, 2, [(10, []), (10, [])])
+
+
+def test_a_client_counts_what_a_stream_has_as_a_server_does() -> None:
+    assert (streams.ROOM, streams.ROOM_BYTES) == (STREAM_REQUESTS, REQUEST_BYTES)
+
+
+async def test_what_a_server_would_not_read_beside_others_goes_on_a_stream_of_its_own() -> None:
+    fake = Fake()
+    with serving(fake) as address:
+        async with AsyncClient(address, "fake", timeout=10) as other:
+            await asyncio.gather(*(other.embed(["a" * 50_000]) for _ in range(4)))
+            await asyncio.gather(*(other.embed(["a"]) for _ in range(20)))  # there is room again
+    assert (fake.calls, fake.streams) == (24, 2)
+
+
+def test_the_server_hears_how_much_time_is_left_when_a_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = streams.Asked(pb.ModelInferRequest(), 2.0)
+    assert asked.to_send().parameters["timeout"].int64_param == 2_000_000
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1.5)
+    assert asked.to_send().parameters["timeout"].int64_param == pytest.approx(500_000, abs=2_000_000 / streams.STEPS)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 5)
+    assert asked.to_send().parameters["timeout"].int64_param == 2_000_000 / streams.STEPS
+
+
+async def embedded(client: Client | AsyncClient) -> np.ndarray:
+    """A text, by either client."""
+    found = client.embed(["a"])
+    return await found if isinstance(found, Awaitable) else found
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_timeout_may_be_without_end_or_over_at_once(kind: type[Client] | type[AsyncClient]) -> None:
+    with serving(Fake()) as address:
+        assert (await embedded(kind(address, "fake", timeout=math.inf))).shape == (1, 2)
+        with pytest.raises(CallError, match="DEADLINE_EXCEEDED"):
+            await embedded(kind(address, "fake", timeout=0.0))
 
 
 async def test_large_requests_are_calls_of_their_own_and_many_bytes_are_several_messages(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from collections.abc import Sequence as Many
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -166,6 +167,22 @@ async def test_who_had_waited_for_most_of_his_time_when_he_was_read_is_refused(
         assert answer.infer_response.id == "7"
         said = answer.infer_response.parameters
         assert (said["status"].string_param, said["retry_after_ms"].int64_param) == ("RESOURCE_EXHAUSTED", NEVER)
+
+
+@pytest.mark.parametrize(("wait", "code"), [(0.0, "CANCELLED"), (0.3, "DEADLINE_EXCEEDED")])
+async def test_who_leaves_a_stream_when_his_time_is_up_was_late_and_did_not_just_leave(
+    door: Door, wait: float, code: str
+) -> None:
+    call: Any = Call("", "", SimpleNamespace(time_remaining=lambda: None))  # type: ignore[arg-type]
+    request = in_time(0.3)
+    door.scheduler._lane.pace.seconds_per_token = 0.0
+    asked = asyncio.create_task(door.service.answer_one_of_many(call, request, Place(Room(2**20), None)))
+    await door.waits(1)
+    await asyncio.sleep(wait)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert door.codes == [code]
 
 
 async def test_time_on_the_way_is_time_that_a_request_has_had(door: Door) -> None:

@@ -568,7 +568,7 @@ async def test_what_would_come_too_late_is_not_computed_while_others_could_use_t
         soon, later = time.monotonic() + 5, time.monotonic() + 50
         late = await waiting(scheduler, row(1, 1), deadline=soon)
         stays = [await waiting(scheduler, row(number, 2), deadline=later) for number in (2, 3)]
-        scheduler._lane.pace.seconds_per_token = 1.0  # a group of six tokens
+        scheduler._lane.pace.saw(MEMORY, MEMORY * 1.0)  # a group of six tokens
         stays.append(await waiting(scheduler, row(4, 4, 4)))  # another group's, which could use the time
         run.gate.set()
         with pytest.raises(DeadlineExceeded, match="came too near for an answer while the request waited"):
@@ -584,7 +584,7 @@ async def test_one_request_is_tried_whatever_is_expected() -> None:
         first = await blocked(scheduler, run)
         deadline = time.monotonic() + PATIENCE
         tasks = [await waiting(scheduler, row(number, number), deadline=deadline) for number in range(1, 5)]
-        scheduler._lane.pace.seconds_per_token = 1000.0
+        scheduler._lane.pace.saw(MEMORY, MEMORY * 1000.0)
         run.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*first)
@@ -594,13 +594,34 @@ async def test_one_request_is_tried_whatever_is_expected() -> None:
 
 
 async def test_what_had_the_machine_to_itself_teaches_the_pace_only_if_nothing_else_has() -> None:
-    async with scheduling(Slow()) as scheduler:
+    async with scheduling(Slow(), workers=2) as scheduler:
         await scheduler.submit([row(1)])
         pace = scheduler._lane.pace.seconds_per_token
         await scheduler.submit([row(1)])
         assert scheduler._lane.pace.seconds_per_token == pace
         await scheduler.submit([row(1), row(2)])
         assert scheduler._lane.pace.seconds_per_token != pace
+
+
+async def test_a_pace_that_a_stall_has_left_behind_does_not_refuse_for_ever() -> None:
+    """What is refused leaves the others alone, and they alone can show that the expectation is wrong."""
+    async with scheduling(Slow(), workers=2) as scheduler:
+        scheduler._lane.pace.saw(1, 6.0)
+        for _ in range(20):
+            both = (scheduler.submit([row(1)], time.monotonic() + 2) for _ in range(2))
+            outcomes = await asyncio.gather(*both, return_exceptions=True)
+            if not any(isinstance(outcome, Exhausted) for outcome in outcomes):
+                return
+    raise AssertionError("one of two is refused again and again, and a thread is idle")
+
+
+def test_a_run_on_all_cores_bounds_the_pace_of_one() -> None:
+    pace = Pace()
+    pace.saw(10, 10.0)
+    pace.saw(10, 6.0, cores=2)  # up to 12 on one
+    assert pace.seconds_per_token == 1.0
+    pace.saw(10, 2.0, cores=2)  # 4 at most
+    assert pace.seconds_per_token == pytest.approx(0.7)
 
 
 def test_a_pace_follows_what_workers_do_and_forgets_what_they_did_long_ago() -> None:

@@ -30,7 +30,7 @@ WATCH = "/grpc.health.v1.Health/Watch"
 # A server's patience is constants; here they are seconds.
 IMPATIENT = """
 import server.listening as listening
-listening.HANDSHAKE_SECONDS, listening.PING_SECONDS, listening.PONG_SECONDS = 3, 1, 4
+listening.HANDSHAKE_SECONDS, listening.PING_SECONDS, listening.PONG_SECONDS = 3, 1, 8
 from heed.__main__ import main
 main()
 """
