@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from export.cases import tensor_cases
-from export.reference import Reference
+from export.reference import Reference, one_thread
 from model import load_checkpoint
 
 
@@ -19,7 +19,7 @@ def test_it_answers_to_the_bit_as_a_whole_copy_in_float64(source: str, request: 
     reference, whole = Reference(encoder), copy.deepcopy(encoder).double()
     for name, inputs in tensor_cases(encoder.config):
         answers = reference.answer(inputs, attentions=True)
-        with torch.no_grad():
+        with torch.no_grad(), one_thread():
             expected = whole(**{key: torch.from_numpy(array) for key, array in inputs.items()}, attentions=True)
         for output, tensor in expected.items():
             assert answers[output].dtype == np.float64
