@@ -49,7 +49,9 @@ def _listed(folder: Path, content: bytes | None) -> dict[str, str]:
     try:
         text = ((folder / DIGESTS).read_bytes() if content is None else content).decode()
     except FileNotFoundError:
-        raise BundleError(f"{folder} has no {DIGESTS}" if folder.is_dir() else f"there is no folder {folder}") from None
+        raise BundleError(
+            f"{folder} has no {DIGESTS}" if folder.is_dir() else f"{folder}: there is no such folder"
+        ) from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise BundleError(f"{folder / DIGESTS} is damaged") from None
     listed = {name: digest for digest, name in re.findall(r"([0-9a-f]{64})  ([^\n]+)\n", text)}
