@@ -28,7 +28,7 @@ GRAPH_INPUTS = TOKEN_INPUTS + LAYOUT_INPUTS
 NUMBERS, TRUES = np.arange(2**13), np.ones(2**13, np.bool_)
 for shared in (NUMBERS, TRUES):
     shared.flags.writeable = False
-# Places for global tokens, and kept ones: the bits of a matrix product of one row are not those of one of several.
+# Places for global tokens, and kept ones: the bits of a matrix product of one row need not be those of one of several.
 LEAST_GLOBALS = LEAST_KEPT = 2
 
 

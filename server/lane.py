@@ -66,8 +66,9 @@ class Pace:
     def saw(self, tokens: int, seconds: float, cores: int = 1) -> None:
         """A thread took so long for so many tokens.
 
-        What had several cores says little of what a thread takes beside others: it would not have taken longer than on
-        one core of them, and no more is learned from it. Nothing else may ever come where much is refused.
+        A run that had several cores does not tell what a thread takes beside others, only that it is not more than so
+        many times as long. That is learned if it is less than expected: where all that would run beside another is
+        refused, nothing else shows that the expectation is wrong.
         """
         if cores > 1 and self.seconds_per_token:
             seconds *= cores
