@@ -38,7 +38,7 @@ ENV PATH=/opt/heed/bin:$PATH \
 # A number, so that Kubernetes can see that it is not root (runAsNonRoot).
 USER 10001:10001
 EXPOSE 8001 8002
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-m", "server.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-m", "heed.server.transport.healthcheck"]
 # No shell in between: the server itself is process 1 and gets SIGTERM.
 ENTRYPOINT ["heed"]
 # The bundle is HEED_BUNDLE: mount one there, or say `serve /models/another`.

@@ -55,9 +55,9 @@ def export_form(form: str, folder: Path) -> None:
     """`cheap.onnx` and, where it is something else, `dense.onnx`."""
     import torch
 
-    from export.graph import export_graph
-    from model import Encoder
-    from model.config import (
+    from heed.export.graph import export_graph
+    from heed.model import Encoder
+    from heed.model.config import (
         AttentionConfig,
         EncoderConfig,
         FeedForwardConfig,
@@ -65,7 +65,7 @@ def export_form(form: str, folder: Path) -> None:
         LongformerConfig,
         VectorsConfig,
     )
-    from model.patterns import Chunk, Full, Window
+    from heed.model.patterns import Chunk, Full, Window
 
     attention: dict[str, AttentionConfig | LongformerConfig] = {
         "all pairs": AttentionConfig(HEADS, Full()),
@@ -84,8 +84,8 @@ def export_form(form: str, folder: Path) -> None:
 
 def row(length: int) -> dict[str, np.ndarray]:
     """A graph's inputs for one row of random vectors whose first token is global."""
-    from bundle.manifest import PositionRule
-    from bundle.packing import pack, sequence
+    from heed.bundle.manifest import PositionRule
+    from heed.bundle.packing import pack, sequence
 
     features = np.random.default_rng(length).standard_normal((length, WIDTH)).astype(np.float32)
     is_global = np.arange(length) == 0
@@ -96,7 +96,7 @@ def row(length: int) -> dict[str, np.ndarray]:
 
 def measure(graph: Path, length: int) -> None:
     """Prints the cost of one graph at one length, for the parent to read."""
-    from server.runtime import Runtime
+    from heed.server.engine.session import Runtime
 
     runtime, inputs = Runtime(graph, "cpu"), row(length)
     before = memory_now("VmRSS")
@@ -123,7 +123,7 @@ def cost(form: str, graph: Path, length: int) -> Cost:
 
 def difference(folder: Path) -> float:
     """How far the cheap form is from the dense masked one, as a share of the largest value."""
-    from server.runtime import Runtime
+    from heed.server.engine.session import Runtime
 
     inputs = row(COMPARED)
     dense, cheap = (

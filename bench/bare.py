@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from bundle.packing import Arrays
-from export.graph import OPSET
-from model import Encoder
-from server.machine import usable_cpus
-from server.runtime import CPU
+from heed.bundle.packing import Arrays
+from heed.export.graph import OPSET
+from heed.model import Encoder
+from heed.server.engine.host import usable_cpus
+from heed.server.engine.session import CPU
 
 WINDOW = 32  # how many waiting requests a batch is chosen from
 BATCH = 8

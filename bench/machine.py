@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import torch
 
-from model.config import EncoderConfig, FeedForwardConfig
-from server.machine import usable_cpus
+from heed.model.config import EncoderConfig, FeedForwardConfig
+from heed.server.engine.host import usable_cpus
 
 SHAPE = 128, 384, 1536  # of the product: rows of a group, and MiniLM's larger linear layers
 

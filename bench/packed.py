@@ -31,13 +31,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.bare import WINDOW, Request, Way, bare_ways, export_padded, padded
-from bundle.contract import BUDGETS, error_of
-from bundle.manifest import PositionRule
-from bundle.packing import Sequence, pack, sequence, split
-from export.graph import export_graph
-from export.reference import Reference
-from model import Encoder, load_checkpoint
-from model.config import (
+from heed.bundle.contract import BUDGETS, error_of
+from heed.bundle.manifest import PositionRule
+from heed.bundle.packing import Sequence, pack, sequence, split
+from heed.export.graph import export_graph
+from heed.export.reference import Reference
+from heed.model import Encoder, load_checkpoint
+from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
     FeedForwardConfig,
@@ -47,9 +47,9 @@ from model.config import (
     PoolingConfig,
     TokensConfig,
 )
-from model.config import PositionRule as ModelRule
-from server.machine import usable_cpus
-from server.runtime import CPU, Runtime
+from heed.model.config import PositionRule as ModelRule
+from heed.server.engine.host import usable_cpus
+from heed.server.engine.session import CPU, Runtime
 
 SEED = 20240229
 BUDGET = BUDGETS["fp32", CPU].vectors.limit

@@ -22,14 +22,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bundle import Manifest
-from bundle.contract import Report
-from bundle.manifest import Precision
-from bundle.packing import Sequence
-from export.cases import TEXTS
+from heed.bundle import Manifest
+from heed.bundle.contract import Report
+from heed.bundle.manifest import Precision
+from heed.bundle.packing import Sequence
+from heed.export.cases import TEXTS
 from heed.exporting import export_bundle, try_on_cpu
-from server.model import Model
-from server.warmup import random_sequence
+from heed.server.engine.model import Model
+from heed.server.repository.warmup import random_sequence
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 LENGTH = 24  # tokens of a sequence, as texts have them

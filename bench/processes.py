@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from client import Client
 from examples.serving import free_port, heed, is_ready
+from heed.client import Client
 
 PATIENCE = 120.0  # seconds until a server must be ready
 STOP_SECONDS = 40.0  # what a server may take to end: longer than it gives those in flight

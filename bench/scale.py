@@ -19,13 +19,13 @@ import typer
 from rich.console import Console
 
 from bench.figures import Figure, as_json, of_median, table
-from bench.load import Driver
 from bench.processes import served
 from bench.served import CALLERS, Callers, answered, calling
-from bench.workloads import WORKLOADS, Request, id_requests
 from heed.exporting import export_bundle
-from model import Encoder, load_checkpoint
-from model.config import (
+from heed.load.driver import Driver
+from heed.load.workloads import WORKLOADS, Request, id_requests
+from heed.model import Encoder, load_checkpoint
+from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
     FeedForwardConfig,
@@ -35,7 +35,7 @@ from model.config import (
     PoolingConfig,
     TokensConfig,
 )
-from server.machine import usable_cpus
+from heed.server.engine.host import usable_cpus
 
 MANY = 128  # callers, enough to keep a front end busy
 VOCABULARY = 1000

@@ -29,20 +29,20 @@ from rich.progress import Progress
 
 from bench.bare import PLAIN, Way, bare_ways, export_padded, padded, session
 from bench.figures import Figure, Target, as_json, of_lower_quartile, of_median, table
-from bench.load import Ask, Driver, Load, ask_by_client, ask_by_message, ask_by_stream
 from bench.machine import encoder_flops, sgemm_rate
 from bench.plots import draw
 from bench.processes import Served, served
-from bench.workloads import WORKLOADS, Request, id_requests
-from bundle.manifest import Precision
-from client import AsyncClient
-from client.streams import Streams
+from heed.bundle.manifest import Precision
+from heed.client import AsyncClient
+from heed.client.streams import Streams
 from heed.exporting import export_bundle
-from model import load_checkpoint
-from model.config import EncoderConfig, TokensConfig
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.machine import usable_cpus
+from heed.load.driver import Ask, Driver, Load, ask_by_client, ask_by_message, ask_by_stream
+from heed.load.workloads import WORKLOADS, Request, id_requests
+from heed.model import load_checkpoint
+from heed.model.config import EncoderConfig, TokensConfig
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.engine.host import usable_cpus
 
 OUTPUTS = ["sentence_embedding"]
 CALLERS = 32  # whose closed loop is called the capacity

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from bench.processes import Served, served
 from bench.served import OUTPUTS, Work, prepare, work
-from bench.workloads import SEED
-from client import AsyncClient, CallError
+from heed.client import AsyncClient, CallError
+from heed.load.workloads import SEED
 
 CALLERS, PAUSE = 6, 0.15  # seconds between an answer and the next request, on average
 SHARES = {"sentences": 6, "queries": 6, "documents": 1, "mixed": 2}

@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
-from bundle.manifest import Precision
+from heed.bundle.manifest import Precision
 from heed.exporting import export_bundle
-from model import Checkpoint, Encoder
-from model.config import (
+from heed.model import Checkpoint, Encoder
+from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
     FeedForwardConfig,
@@ -31,8 +31,8 @@ from model.config import (
     TokensConfig,
     VectorsConfig,
 )
-from model.layout import DENSE_COLUMNS
-from model.patterns import Adjacency, Full, Window
+from heed.model.layout import DENSE_COLUMNS
+from heed.model.patterns import Adjacency, Full, Window
 
 NOISE = 0.15
 TABLES = 0.05  # the scale of published tables of tokens and positions: small beside it, an epsilon would not be seen

@@ -13,7 +13,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from examples.serving import free_port, heed, served
-from model import load_checkpoint
+from heed.model import load_checkpoint
 
 SOURCE = Path(get_model_path())
 BUNDLE = Path("build/minilm")

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from examples.serving import free_port, served
 from heed.exporting import export_bundle
-from model import Encoder
-from model.config import (
+from heed.model import Encoder
+from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
     FeedForwardConfig,
@@ -23,7 +23,7 @@ from model.config import (
     NormConfig,
     VectorsConfig,
 )
-from model.patterns import Chunk, Pattern, Window
+from heed.model.patterns import Chunk, Pattern, Window
 
 BUILD = Path("build")
 SPEAKERS = ("Ada", "Blaise", "Grace")

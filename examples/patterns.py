@@ -5,9 +5,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.attention import all_pairs
-from model.layout import GlobalTokens, Padded
-from model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Pattern, Strided, Window, big_bird
+from heed.model.attention import all_pairs
+from heed.model.layout import GlobalTokens, Padded
+from heed.model.patterns import (
+    Adjacency,
+    Causal,
+    Chunk,
+    FirstTokens,
+    Full,
+    GlobalMask,
+    Pattern,
+    Strided,
+    Window,
+    big_bird,
+)
 
 LENGTH = 32
 PATTERNS: dict[str, Pattern] = {

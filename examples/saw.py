@@ -19,8 +19,8 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from examples.serving import free_port, heed, served
 from heed.exporting import export_bundle
-from model import Checkpoint, Encoder
-from model.config import (
+from heed.model import Checkpoint, Encoder
+from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
     FeedForwardConfig,
@@ -29,7 +29,7 @@ from model.config import (
     SinusoidalConfig,
     TokensConfig,
 )
-from model.patterns import Full, Pattern, Window
+from heed.model.patterns import Full, Pattern, Window
 
 BUILD = Path("build")
 LABELS = ("pronoun", "verb", "determiner", "noun", "adjective")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client import CallError, Client
+from heed.client import CallError, Client
 
 
 def heed(*arguments: str) -> list[str]:

@@ -10,23 +10,23 @@ from typing import get_args
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from bundle.contract import Case, Finding, Report, write_contract
-from bundle.digests import file_digest, write_digests
-from bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Precision, Provenance, write_manifest
-from bundle.signature import read_private_key, sign
-from export import signature
-from export.aside import written_aside
-from export.fused import fused
-from export.graph import export_graph
-from export.half import write_half
-from export.int8 import write_int8
-from export.layers import name_layers
-from export.parts import name_parts
-from export.reference import make_contract
-from export.report import write_report
-from export.sensitivity import layers_to_keep
-from export.weights import Places, share_weights
-from model import Checkpoint, Encoder, load_checkpoint
+from heed.bundle.contract import Case, Finding, Report, write_contract
+from heed.bundle.digests import file_digest, write_digests
+from heed.bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Precision, Provenance, write_manifest
+from heed.bundle.signature import read_private_key, sign
+from heed.export import signature
+from heed.export.atomic_folder import written_aside
+from heed.export.fused import fused
+from heed.export.graph import export_graph
+from heed.export.half import write_half
+from heed.export.int8 import write_int8
+from heed.export.layers import name_layers
+from heed.export.onnx_functions import name_parts
+from heed.export.reference import make_contract
+from heed.export.report import write_report
+from heed.export.sensitivity import layers_to_keep
+from heed.export.weights import Places, share_weights
+from heed.model import Checkpoint, Encoder, load_checkpoint
 
 WEIGHTS = "weights.fp32.data"
 FUSED = "fused.fp16.onnx"

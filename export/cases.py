@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 from tokenizers import Tokenizer
 
-from bundle.packing import Arrays, Ints
-from model import EncoderConfig
-from model.config import ImagesConfig, TokensConfig
-from model.layout import DENSE_COLUMNS, WHOLE_COLUMNS
+from heed.bundle.packing import Arrays, Ints
+from heed.model import EncoderConfig
+from heed.model.config import ImagesConfig, TokensConfig
+from heed.model.layout import DENSE_COLUMNS, WHOLE_COLUMNS
 
 SEED = 20240229
 

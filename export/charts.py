@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bundle.contract import Finding
+from heed.bundle.contract import Finding
 
 WIDTH, GUTTER, MARGIN = 940, 250, 84  # pixels: the picture, the names on its left, the numbers on its right
 ROW, TOP, BOTTOM, RADIUS = 20, 34, 34, 4.5

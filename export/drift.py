@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bundle.contract import Budget
-from bundle.manifest import Graph
-from bundle.packing import Arrays
-from export.bundle import convert
-from export.graph import PackedEncoder, export_graph
-from export.reference import one_thread
-from model import Encoder
+from heed.bundle.contract import Budget
+from heed.bundle.manifest import Graph
+from heed.bundle.packing import Arrays
+from heed.export.bundle import convert
+from heed.export.graph import PackedEncoder, export_graph
+from heed.export.reference import one_thread
+from heed.model import Encoder
 
 Run = Callable[[Path, Arrays], Arrays]  # a graph, its inputs, its outputs
 

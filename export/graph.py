@@ -17,9 +17,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 from torch.export import Dim
 
-from model import Encoder
-from model.config import TokensConfig
-from model.layout import GlobalTokens, Packed
+from heed.model import Encoder
+from heed.model.config import TokensConfig
+from heed.model.layout import GlobalTokens, Packed
 
 OPSET = 20
 

@@ -25,8 +25,8 @@ import onnx
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.layers import DOMAIN, add_functions
-from model import Encoder
+from heed.export.layers import DOMAIN, add_functions
+from heed.model import Encoder
 
 LARGEST_WEIGHT, STEPS = 63, 255
 LEAST = 1e-12  # a token of equal values has a scale, too

@@ -10,12 +10,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from bundle.contract import START_TOKENS, Case
-from bundle.packing import Arrays, Ints
-from export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
-from export.signature import gives_attentions
-from model import Checkpoint, CheckpointError, Encoder
-from model.config import LabelsConfig
+from heed.bundle.contract import START_TOKENS, Case
+from heed.bundle.packing import Arrays, Ints
+from heed.export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
+from heed.export.signature import gives_attentions
+from heed.model import Checkpoint, CheckpointError, Encoder
+from heed.model.config import LabelsConfig
 
 
 @contextmanager

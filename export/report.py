@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from bundle.contract import Case, Finding, Report
-from bundle.digests import DIGESTS, REPORT, bundle_digest
-from bundle.manifest import Manifest, TensorSpec
-from export.cases import TRIES
-from export.charts import KINDS, draw_rows, percent, shape, words
+from heed.bundle.contract import Case, Finding, Report
+from heed.bundle.digests import DIGESTS, REPORT, bundle_digest
+from heed.bundle.manifest import Manifest, TensorSpec
+from heed.export.cases import TRIES
+from heed.export.charts import KINDS, draw_rows, percent, shape, words
 
 LONGEST_TEXT = 90  # characters
 WITH_ATTENTIONS = " with attentions"  # ends the names of cases that are asked for their attention weights

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bundle.contract import BUDGETS, CPU, Budget, Case
-from export.int8 import LEAST, STEPS, linear_layers, quantized
-from export.reference import one_thread
-from model import Encoder
+from heed.bundle.contract import BUDGETS, CPU, Budget, Case
+from heed.export.int8 import LEAST, STEPS, linear_layers, quantized
+from heed.export.reference import one_thread
+from heed.model import Encoder
 
 USABLE = 0.9  # of the budget; the other cases of the contract need the rest
 LEAST_SHARE = 0.5  # of the weights must be int8; a model that cannot have so many is none for int8

@@ -3,10 +3,10 @@
 Letters in shapes: B batch, L length; -1 stands for any size.
 """
 
-from bundle.manifest import Graph, Image, Limits, PositionRule, Task, TensorSpec
-from model import Checkpoint
-from model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig, VectorsConfig
-from model.layout import DENSE_COLUMNS
+from heed.bundle.manifest import Graph, Image, Limits, PositionRule, Task, TensorSpec
+from heed.model import Checkpoint
+from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig, VectorsConfig
+from heed.model.layout import DENSE_COLUMNS
 
 B, L = -1, -1
 

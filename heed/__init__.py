@@ -1,1 +1,35 @@
-"""The command line. Each command imports what it needs when it runs, so that each works without the others' extras."""
+"""Serve PyTorch self-attention encoders over gRPC, with answers proven equal to the PyTorch reference.
+
+What most programs need is here: the client, and what exports a model. Each is imported when it is first used, so that
+a client loads no torch and no onnxruntime.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from heed.extras import advice
+
+if TYPE_CHECKING:
+    from heed.client import AsyncClient, Client
+    from heed.exporting import export_bundle
+    from heed.model import load_checkpoint
+
+__all__ = ["AsyncClient", "Client", "export_bundle", "load_checkpoint"]
+
+_MODULES = {
+    "AsyncClient": "heed.client",
+    "Client": "heed.client",
+    "export_bundle": "heed.exporting",
+    "load_checkpoint": "heed.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'heed' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        if said := advice(error):
+            raise ModuleNotFoundError(said, name=error.name) from error
+        raise

@@ -2,6 +2,8 @@ import os
 import signal
 import sys
 
+from heed.extras import advice
+
 
 def _leave(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)
@@ -13,9 +15,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines on stderr; what matters of them heed says itself
     try:
-        from heed.main import app
+        from heed.cli.main import app
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except ModuleNotFoundError as error:
+        if not (said := advice(error)):
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        sys.exit(2)
     try:
         app()
     finally:  # the exit code is settled: Ctrl-C while Python tidies up would replace it

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bundle import read_manifest
-from bundle.contract import (
+from heed.bundle import read_manifest
+from heed.bundle.contract import (
     BUDGETS,
     CPU,
     CUDA,
@@ -17,15 +17,15 @@ from bundle.contract import (
     plain_cases,
     read_contract,
 )
-from bundle.manifest import Precision
-from bundle.packing import pack
-from export.bundle import ExportError, write_bundle
-from export.drift import drift
-from model import Checkpoint, Encoder
-from server.errors import DeviceError
-from server.model import Model
-from server.runtime import Runtime, without_driver
-from server.settings import Device
+from heed.bundle.manifest import Precision
+from heed.bundle.packing import pack
+from heed.export.bundle import ExportError, write_bundle
+from heed.export.drift import drift
+from heed.model import Checkpoint, Encoder
+from heed.server.engine.model import Model
+from heed.server.engine.session import Runtime, without_driver
+from heed.server.errors import DeviceError
+from heed.server.settings import Device
 
 
 def unprovable() -> dict[Precision, str]:
@@ -140,4 +140,6 @@ def own_model(reference: str) -> Checkpoint:
         return Checkpoint(made.eval())
     if isinstance(made, Checkpoint):
         return made
-    raise ExportError(f"{reference} made {type(made).__name__}, expected a model.Encoder or a model.Checkpoint")
+    raise ExportError(
+        f"{reference} made {type(made).__name__}, expected a heed.model.Encoder or a heed.model.Checkpoint"
+    )

@@ -5,9 +5,9 @@ Reading order: `attention.py` (the mechanism), `blocks.py` (a layer), `encoder.p
 `checkpoint.py` (published weights).
 """
 
-from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from model.config import EncoderConfig, PoolingConfig
-from model.encoder import Encoder
+from heed.model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from heed.model.config import EncoderConfig, PoolingConfig
+from heed.model.encoder import Encoder
 
 __all__ = [
     "Checkpoint",

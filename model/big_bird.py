@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.attention import Attention, all_pairs
-from model.layout import GlobalTokens, Layout
-from model.patterns import BlockWindow, Pairs
-from model.scores import ScaledDot
-from model.selection import soft
-from model.sparse import Bias, Heads, Rule, global_rows, local_rows, put_rows
+from heed.model.attention import Attention, all_pairs
+from heed.model.layout import GlobalTokens, Layout
+from heed.model.patterns import BlockWindow, Pairs
+from heed.model.scores import ScaledDot
+from heed.model.selection import soft
+from heed.model.sparse import Bias, Heads, Rule, global_rows, local_rows, put_rows
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from model.attention import Attention
-from model.layout import Layout
-from model.sparse import Bias
+from heed.model.attention import Attention
+from heed.model.layout import Layout
+from heed.model.sparse import Bias
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 

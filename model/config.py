@@ -15,14 +15,14 @@ from typing import Protocol
 
 from torch import nn
 
-from model.attention import Attention, AttentionConfig
-from model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock
-from model.checks import check_integers
-from model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
-from model.heads import LabelsConfig
-from model.longformer import LongformerConfig
-from model.pooling import PoolingConfig, PoolingMode
-from model.positions import Learned, LogBuckets, PositionRule, Sinusoidal
+from heed.model.attention import Attention, AttentionConfig
+from heed.model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock
+from heed.model.checks import check_integers
+from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
+from heed.model.heads import LabelsConfig
+from heed.model.longformer import LongformerConfig
+from heed.model.pooling import PoolingConfig, PoolingMode
+from heed.model.positions import Learned, LogBuckets, PositionRule, Sinusoidal
 
 __all__ = [
     "Activation",

@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from model.blocks import ACTIVATIONS, Activation, NormConfig, check_activation
-from model.layout import Layout
-from model.pooling import PoolingConfig
+from heed.model.blocks import ACTIVATIONS, Activation, NormConfig, check_activation
+from heed.model.layout import Layout
+from heed.model.pooling import PoolingConfig
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.attention import Mechanism
-from model.layout import Layout
-from model.sparse import Bias
+from heed.model.attention import Mechanism
+from heed.model.layout import Layout
+from heed.model.sparse import Bias
 
 
 def kernel_attention(query_BNLR: Tensor, key_BNLR: Tensor, value_BNLV: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.attention import Attention, Exact, all_pairs
-from model.layout import Layout
-from model.patterns import GlobalMask, Window
-from model.scores import ScaledDot
-from model.selection import soft
-from model.sparse import Bias, Heads, Rule, global_rows, put_rows
+from heed.model.attention import Attention, Exact, all_pairs
+from heed.model.layout import Layout
+from heed.model.patterns import GlobalMask, Window
+from heed.model.scores import ScaledDot
+from heed.model.selection import soft
+from heed.model.sparse import Bias, Heads, Rule, global_rows, put_rows
 
 
 @dataclass(frozen=True)

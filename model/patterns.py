@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checks import check_integers
-from model.layout import GlobalTokens, Layout
+from heed.model.checks import check_integers
+from heed.model.layout import GlobalTokens, Layout
 
 SMALLEST_BLOCK = 16  # narrower blocks would make for slow matrix products
 

@@ -20,8 +20,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from model.checks import check_integers
-from model.patterns import Pairs
+from heed.model.checks import check_integers
+from heed.model.patterns import Pairs
 
 RuleKind = Literal["column", "counted", "stripped"]
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.layout import GlobalTokens, Layout
-from model.patterns import GlobalPattern, Pairs, Pattern, Union
-from model.selection import Selection
+from heed.model.layout import GlobalTokens, Layout
+from heed.model.patterns import GlobalPattern, Pairs, Pattern, Union
+from heed.model.selection import Selection
 
 Bias = Callable[[Pairs], Tensor]  # added to the scores: [1, N, ..., Q, K]
 

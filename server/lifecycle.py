@@ -9,22 +9,22 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from protos.heed_pb2_grpc import add_InferenceServicer_to_server
-from protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
-from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from server.listening import enable_reflection, encryption, new_server, open_port
-from server.machine import SWITCH_SECONDS, give_freed_memory_back, settle_memory
-from server.metrics import Metrics
-from server.observers import observers_for, start_tracing
-from server.registry import Registry, Served, State
-from server.repository import Entry, Repository
-from server.security.calls import Slots
-from server.services.health import NOT_SERVING, SERVING, Health
-from server.services.inference import InferenceService
-from server.services.many import SERVICE as MANY
-from server.services.many import ManyCalls
-from server.services.tei import TEXT_SERVICES, TextDoor
-from server.settings import Settings
+from heed.protos.heed_pb2_grpc import add_InferenceServicer_to_server
+from heed.protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
+from heed.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from heed.server.engine.host import SWITCH_SECONDS, give_freed_memory_back, settle_memory
+from heed.server.protocols.health import NOT_SERVING, SERVING, Health
+from heed.server.protocols.heed_v1 import SERVICE as MANY
+from heed.server.protocols.heed_v1 import ManyCalls
+from heed.server.protocols.open_inference.service import InferenceService
+from heed.server.protocols.tei import TEXT_SERVICES, TextDoor
+from heed.server.repository.model_repository import Entry, Repository
+from heed.server.repository.registry import Registry, Served, State
+from heed.server.settings import Settings
+from heed.server.telemetry.metrics import Metrics
+from heed.server.telemetry.observers import observers_for, start_tracing
+from heed.server.transport.grpc_server import enable_reflection, encryption, new_server, open_port
+from heed.server.transport.interceptors import Slots
 
 SERVICES = [OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name, MANY, *TEXT_SERVICES]
 

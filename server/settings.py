@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bundle.manifest import Precision
+from heed.bundle.manifest import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
 Compression = Literal["none", "deflate", "gzip"]
@@ -184,6 +184,6 @@ class Settings(BaseSettings):
     )
     traces: bool = Field(
         False,
-        description="Send OpenTelemetry traces, as the OTEL_... variables say; heed[otel] has what that needs.",
+        description="Send OpenTelemetry traces, as the OTEL_... variables say; the extra otel has what that needs.",
         json_schema_extra=OPERATIONS,
     )

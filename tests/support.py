@@ -23,9 +23,9 @@ from filelock import FileLock
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from bundle.contract import Report
-from export.bundle import write_bundle
-from server.model import Model
+from heed.bundle.contract import Report
+from heed.export.bundle import write_bundle
+from heed.server.engine.model import Model
 
 WORDS = [
     "[PAD]",

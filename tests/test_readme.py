@@ -39,7 +39,7 @@ def test_a_snippet_about_attention_runs(snippet: str, tmp_path: Path) -> None:
 
 
 def test_the_readme_shows_both_clients() -> None:
-    assert [("tritonclient" in snippet, "from client import" in snippet) for snippet in SNIPPETS] == [
+    assert [("tritonclient" in snippet, "from heed import" in snippet) for snippet in SNIPPETS] == [
         (False, True),
         (True, False),
     ]

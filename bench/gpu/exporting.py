@@ -11,8 +11,8 @@ import torch
 
 from bench.bare import export_padded
 from bench.gpu.subjects import checkpoint
-from bundle.manifest import Precision
-from export.half import write_half
+from heed.bundle.manifest import Precision
+from heed.export.half import write_half
 from heed.exporting import export_bundle
 
 KINDS = ("bundle", "padded")

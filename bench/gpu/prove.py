@@ -12,10 +12,10 @@ import onnxruntime
 from bench.gpu.rows import Row, Skipped
 from bench.gpu.speed import Subject
 from bench.gpu.ways import feeds_of
-from bundle.contract import Report, has_budget
-from server.model import Model
-from server.runtime import CPU, CUDA, session_options
-from server.warmup import random_sequence, warm_up
+from heed.bundle.contract import Report, has_budget
+from heed.server.engine.model import Model
+from heed.server.engine.session import CPU, CUDA, session_options
+from heed.server.repository.warmup import random_sequence, warm_up
 
 # What costs time in an encoder, by parts of the operators' names, fused ones included.
 HEAVY = ("MatMul", "Gemm", "Attention", "Softmax", "Norm", "Gelu")

@@ -20,15 +20,15 @@ from bench.gpu.exporting import NAME
 from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.speed import Subject
 from bench.gpu.ways import EMBEDDING
-from bench.load import Driver, Load, ask_by_stream
 from bench.processes import Tree
-from bench.workloads import WORKLOADS, Request, id_requests
-from bundle.contract import BUDGETS, has_budget
-from client import CallError, Client
-from client.streams import Streams
 from examples.serving import free_port, heed
-from server.runtime import CPU, CUDA
-from server.settings import Device
+from heed.bundle.contract import BUDGETS, has_budget
+from heed.client import CallError, Client
+from heed.client.streams import Streams
+from heed.load.driver import Driver, Load, ask_by_stream
+from heed.load.workloads import WORKLOADS, Request, id_requests
+from heed.server.engine.session import CPU, CUDA
+from heed.server.settings import Device
 
 COMPARED = 64  # requests whose answers are compared
 # Precision and threads, 0 for the server's own choice, which is two on a GPU: one group is packed while another is

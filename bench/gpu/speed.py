@@ -16,13 +16,13 @@ from bench.gpu.bound import Bound, open_session
 from bench.gpu.exporting import Writing
 from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.ways import EMBEDDING, Asked, Make, Work
-from bundle import Manifest, read_manifest
-from bundle.contract import BUDGETS, CUDA
-from bundle.packing import Arrays
-from model import Encoder
-from server.model import Model
-from server.runtime import FLASH_FROM, FLASH_FROM_NAME, Runtime
-from server.settings import Device
+from heed.bundle import Manifest, read_manifest
+from heed.bundle.contract import BUDGETS, CUDA
+from heed.bundle.packing import Arrays
+from heed.model import Encoder
+from heed.server.engine.model import Model
+from heed.server.engine.session import FLASH_FROM, FLASH_FROM_NAME, Runtime
+from heed.server.settings import Device
 
 REFERENCE_ROWS = 32
 POOL = ThreadPoolExecutor(2)  # hands groups to a GPU: one thread packs while the other's group is computed

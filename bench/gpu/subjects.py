@@ -13,11 +13,11 @@ from torch import nn
 
 from bench.bare import Request
 from bench.gpu.rows import Skipped
-from bench.workloads import SEED, WORKLOADS, id_requests
-from bundle import Manifest
-from bundle.packing import Sequence
-from model import Checkpoint, Encoder, load_checkpoint
-from model.config import (
+from heed.bundle import Manifest
+from heed.bundle.packing import Sequence
+from heed.load.workloads import SEED, WORKLOADS, id_requests
+from heed.model import Checkpoint, Encoder, load_checkpoint
+from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
     FeedForwardConfig,
@@ -27,7 +27,7 @@ from model.config import (
     PoolingConfig,
     TokensConfig,
 )
-from server.rows import row_of
+from heed.server.requests.rows import row_of
 
 
 def bert(width: int, layers: int, heads: int, vocabulary: int = 30522, length: int = 512) -> EncoderConfig:

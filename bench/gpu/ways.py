@@ -22,11 +22,11 @@ from torch import Tensor
 from bench.bare import Request, padded
 from bench.gpu.attend import EndToEnd, sdpa, swapped, varlen
 from bench.gpu.bound import Bound, open_session
-from bundle.packing import Arrays, Sequence, by_length, pack
-from model import Encoder
-from server.graphs import Graphs
-from server.runtime import Runtime
-from server.settings import Device
+from heed.bundle.packing import Arrays, Sequence, by_length, pack
+from heed.model import Encoder
+from heed.server.engine.graphs import Graphs
+from heed.server.engine.session import Runtime
+from heed.server.settings import Device
 
 EMBEDDING = "sentence_embedding"
 

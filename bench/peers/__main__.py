@@ -30,9 +30,9 @@ from bench.figures import Spread
 from bench.peers.catalog import BARE, HEED, HEED_BY_CLIENT, PEERS, ROOT
 from bench.peers.comparison import BUDGET, Outcome, compare, ratio
 from bench.peers.running import MODEL, OUTPUT, Place
-from bench.workloads import WORKLOADS, Request, id_requests
 from examples.serving import heed
-from model import Encoder, load_checkpoint
+from heed.load.workloads import WORKLOADS, Request, id_requests
+from heed.model import Encoder, load_checkpoint
 
 FOLDER = ROOT / "build" / "peers"
 REQUESTS = 2000  # different ones, sent over again

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.bare import BATCH
-from server.machine import usable_cpus
+from heed.server.engine.host import usable_cpus
 
 ROOT = Path(__file__).parent.parent.parent
 REQUIREMENTS = Path(__file__).parent / "requirements"

@@ -18,14 +18,14 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from bench.load import Ask, Driver, Load, ask_by_client, ask_by_message
 from bench.peers.catalog import ROOT, Peer
 from bench.peers.install import Failure, reason_in
 from bench.processes import Tree
-from bench.workloads import Request
-from client import Answer, AsyncClient, CallError
 from examples.serving import free_port
-from protos import open_inference_pb2 as pb
+from heed.client import Answer, AsyncClient, CallError
+from heed.load.driver import Ask, Driver, Load, ask_by_client, ask_by_message
+from heed.load.workloads import Request
+from heed.protos import open_inference_pb2 as pb
 
 MODEL = "minilm"
 OUTPUT = "sentence_embedding"

@@ -3,16 +3,16 @@
 Reading order: `base.py` (what a family is), `bert.py` (one of them), then any other.
 """
 
-from model.families.base import Family, Head
-from model.families.bert import BERT
-from model.families.big_bird import BIG_BIRD
-from model.families.distilbert import DISTILBERT
-from model.families.electra import ELECTRA
-from model.families.longformer import LONGFORMER
-from model.families.modernbert import MODERNBERT
-from model.families.mpnet import MPNET
-from model.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
-from model.families.vit import VIT
+from heed.model.families.base import Family, Head
+from heed.model.families.bert import BERT
+from heed.model.families.big_bird import BIG_BIRD
+from heed.model.families.distilbert import DISTILBERT
+from heed.model.families.electra import ELECTRA
+from heed.model.families.longformer import LONGFORMER
+from heed.model.families.modernbert import MODERNBERT
+from heed.model.families.mpnet import MPNET
+from heed.model.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+from heed.model.families.vit import VIT
 
 __all__ = ["FAMILIES", "Family", "Head"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from model.blocks import Activation
-from model.config import EncoderConfig
-from model.heads import LabelsConfig
-from model.pooling import PoolingConfig
+from heed.model.blocks import Activation
+from heed.model.config import EncoderConfig
+from heed.model.heads import LabelsConfig
+from heed.model.pooling import PoolingConfig
 
 Json = dict[str, Any]
 

@@ -3,13 +3,13 @@
 MiniLM, E5, BGE and GTE are BERT.
 """
 
-from model.attention import AttentionConfig
-from model.blocks import FeedForwardConfig, NormConfig
-from model.config import EncoderConfig, LayerConfig, LearnedConfig
-from model.embeddings import TokensConfig
-from model.families.base import Family, Head, Json, Keys, Weights, activation, count
-from model.heads import LabelsConfig
-from model.pooling import PoolingConfig
+from heed.model.attention import AttentionConfig
+from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
+from heed.model.embeddings import TokensConfig
+from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count
+from heed.model.heads import LabelsConfig
+from heed.model.pooling import PoolingConfig
 
 REQUIRED = frozenset(
     {

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from model.big_bird import BigBirdConfig
-from model.config import AttentionConfig, EncoderConfig
-from model.families import bert
-from model.families.base import Family, Head, Json, Keys, activation, count, flag
-from model.heads import LabelsConfig
-from model.pooling import PoolingConfig
-from model.positions import PositionRule
+from heed.model.big_bird import BigBirdConfig
+from heed.model.config import AttentionConfig, EncoderConfig
+from heed.model.families import bert
+from heed.model.families.base import Family, Head, Json, Keys, activation, count, flag
+from heed.model.heads import LabelsConfig
+from heed.model.pooling import PoolingConfig
+from heed.model.positions import PositionRule
 
 KEYS = Keys(
     bert.KEYS.required,

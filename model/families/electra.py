@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from model.config import EncoderConfig
-from model.embeddings import TokensConfig
-from model.families import bert
-from model.families.base import Family, Head, Json, Keys, Weights, count
-from model.heads import LabelsConfig
-from model.pooling import PoolingConfig
+from heed.model.config import EncoderConfig
+from heed.model.embeddings import TokensConfig
+from heed.model.families import bert
+from heed.model.families.base import Family, Head, Json, Keys, Weights, count
+from heed.model.heads import LabelsConfig
+from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(
     required=bert.REQUIRED | {"embedding_size"},

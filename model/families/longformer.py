@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from model.config import EncoderConfig
-from model.families import bert, roberta
-from model.families.base import Family, Json, Keys, Weights, count
-from model.heads import LabelsConfig
-from model.longformer import LongformerConfig
-from model.pooling import PoolingConfig
+from heed.model.config import EncoderConfig
+from heed.model.families import bert, roberta
+from heed.model.families.base import Family, Json, Keys, Weights, count
+from heed.model.heads import LabelsConfig
+from heed.model.longformer import LongformerConfig
+from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(
     roberta.KEYS.required,

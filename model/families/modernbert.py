@@ -3,14 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from model.attention import AttentionConfig
-from model.blocks import FeedForwardConfig, NormConfig
-from model.config import EncoderConfig, LayerConfig
-from model.embeddings import TokensConfig
-from model.families.base import Family, Head, Json, Keys, Weights, activation, count, flag, split
-from model.heads import LabelsConfig
-from model.patterns import Full, Window
-from model.pooling import PoolingConfig
+from heed.model.attention import AttentionConfig
+from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.config import EncoderConfig, LayerConfig
+from heed.model.embeddings import TokensConfig
+from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count, flag, split
+from heed.model.heads import LabelsConfig
+from heed.model.patterns import Full, Window
+from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(
     required=frozenset(

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from model.config import EncoderConfig, LogBuckets
-from model.families import bert
-from model.families.base import Family, Json, Keys, Weights
-from model.families.roberta import SEQUENCE, counted
-from model.heads import LabelsConfig
-from model.pooling import PoolingConfig
+from heed.model.config import EncoderConfig, LogBuckets
+from heed.model.families import bert
+from heed.model.families.base import Family, Json, Keys, Weights
+from heed.model.families.roberta import SEQUENCE, counted
+from heed.model.heads import LabelsConfig
+from heed.model.pooling import PoolingConfig
 
 # The published code counts from this id, whatever the config says.
 PADDING_ID = 1

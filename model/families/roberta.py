@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from model.config import EncoderConfig
-from model.embeddings import TokensConfig
-from model.families import bert
-from model.families.base import Family, Head, Json, Keys
-from model.heads import LabelsConfig
-from model.pooling import PoolingConfig
-from model.positions import PositionRule
+from heed.model.config import EncoderConfig
+from heed.model.embeddings import TokensConfig
+from heed.model.families import bert
+from heed.model.families.base import Family, Head, Json, Keys
+from heed.model.heads import LabelsConfig
+from heed.model.pooling import PoolingConfig
+from heed.model.positions import PositionRule
 
 KEYS = Keys(
     bert.REQUIRED,

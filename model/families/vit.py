@@ -3,13 +3,13 @@
 How pixels are scaled and normed (`preprocessor_config.json`) is the caller's business.
 """
 
-from model.attention import AttentionConfig
-from model.blocks import FeedForwardConfig, NormConfig
-from model.config import EncoderConfig, LayerConfig, LearnedConfig
-from model.embeddings import ImagesConfig
-from model.families.base import Family, Head, Json, Keys, Weights, activation, changed, count, flag
-from model.heads import LabelsConfig
-from model.pooling import PoolingConfig
+from heed.model.attention import AttentionConfig
+from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
+from heed.model.embeddings import ImagesConfig
+from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, changed, count, flag
+from heed.model.heads import LabelsConfig
+from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(
     required=frozenset(

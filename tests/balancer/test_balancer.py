@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from client import AsyncClient, CallError, Client
+from heed.client import AsyncClient, CallError, Client
 from tests.support import Running, free_port, is_serving, start_server, stop, wait_until_serving
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]

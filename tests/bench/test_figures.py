@@ -7,7 +7,7 @@ import pytest
 from bench.figures import Figure, Target, as_json, of_lower_quartile, of_median, table
 from bench.machine import encoder_flops
 from bench.plots import draw
-from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, NormConfig, TokensConfig
+from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, NormConfig, TokensConfig
 
 
 def test_a_figure_is_the_median_or_the_lower_quartile_and_shows_its_spread() -> None:

@@ -22,12 +22,12 @@ from bench.gpu.bound import Bound
 from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.speed import Plan, Subject, Way
 from bench.gpu.ways import EMBEDDING, Asked
-from bundle.contract import BUDGETS
-from bundle.packing import Arrays, pack
-from model import Encoder, load_checkpoint
-from model.config import AttentionConfig
-from model.patterns import Window
-from server.runtime import CPU, CUDA, Runtime, without_driver
+from heed.bundle.contract import BUDGETS
+from heed.bundle.packing import Arrays, pack
+from heed.model import Encoder, load_checkpoint
+from heed.model.config import AttentionConfig
+from heed.model.patterns import Window
+from heed.server.engine.session import CPU, CUDA, Runtime, without_driver
 
 PLAN = Plan("cpu", {"sentences": 12}, tokens=(40, 200), rows=(3,), rounds=2)
 HEED = Way("heed, fp32", partial(speed._run, precision="fp32"), precision="fp32", must=True)

@@ -5,9 +5,9 @@ import grpc
 import numpy as np
 import pytest
 
-from bench.load import Driver
-from bench.workloads import WORKLOADS, requests
-from client import CallError, ModelInfo
+from heed.client import CallError, ModelInfo
+from heed.load.driver import Driver
+from heed.load.workloads import WORKLOADS, requests
 
 
 def info(**inputs: tuple[str, list[int]]) -> ModelInfo:

@@ -9,14 +9,14 @@ import onnx
 import pytest
 from rich.console import Console
 
-from bench.load import Load
 from bench.peers.__main__ import figures, table
 from bench.peers.catalog import BARE, HEED, PEERS, Peer
 from bench.peers.comparison import Outcome, choose, compare, measure
 from bench.peers.install import Failure, install, reason_in
 from bench.peers.running import Place, Round, Served, embedding
-from bench.workloads import WORKLOADS, id_requests
-from protos import open_inference_pb2 as pb
+from heed.load.driver import Load
+from heed.load.workloads import WORKLOADS, id_requests
+from heed.protos import open_inference_pb2 as pb
 
 CHECKED = 6
 VOCABULARY = 100

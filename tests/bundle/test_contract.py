@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle import BundleError, Manifest
-from bundle.contract import (
+from heed.bundle import BundleError, Manifest
+from heed.bundle.contract import (
     BUDGETS,
     CONTRACT,
     START_TOKENS,
@@ -27,8 +27,8 @@ from bundle.contract import (
     read_contract,
     write_contract,
 )
-from bundle.manifest import Image
-from bundle.packing import Arrays
+from heed.bundle.manifest import Image
+from heed.bundle.packing import Arrays
 from tests.server.support import SPECS, manifest_of
 
 CPU = "CPUExecutionProvider"

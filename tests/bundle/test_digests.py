@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle import BundleError
-from bundle.digests import DIGESTS, REPORT, bundle_digest, check_digests, write_digests
+from heed.bundle import BundleError
+from heed.bundle.digests import DIGESTS, REPORT, bundle_digest, check_digests, write_digests
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bundle import BundleError, read_manifest
-from bundle.manifest import MANIFEST, Graph, Image, TensorSpec, write_manifest
+from heed.bundle import BundleError, read_manifest
+from heed.bundle.manifest import MANIFEST, Graph, Image, TensorSpec, write_manifest
 from tests.server.support import manifest_of
 
 

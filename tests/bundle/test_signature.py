@@ -8,10 +8,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-import bundle.signature
-from bundle import BundleError
-from bundle.digests import DIGESTS, SIGNATURE, check_digests, write_digests
-from bundle.signature import check_signature, read_private_key, read_public_key, sign
+import heed.bundle.signature
+from heed.bundle import BundleError
+from heed.bundle.digests import DIGESTS, SIGNATURE, check_digests, write_digests
+from heed.bundle.signature import check_signature, read_private_key, read_public_key, sign
 from tests.support import Keys, make_keys
 
 needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
@@ -96,7 +96,7 @@ def test_files_are_compared_with_the_very_digests_that_are_signed(
         write_digests(folder)
         check_digests(folder, *rest)
 
-    monkeypatch.setattr(bundle.signature, "check_digests", altered_first)
+    monkeypatch.setattr(heed.bundle.signature, "check_digests", altered_first)
     assert "a.bin is altered" in refused(folder, keys.public)
 
 

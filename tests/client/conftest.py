@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import AsyncClient, Client
+from heed.client import AsyncClient, Client
 from tests.checkpoints import Task, save_family
 from tests.support import Running, export_bundle, start_server, stop, wait_until_serving
 from tests.tokenizers import save_wordpiece

@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-from client.wire import _decode_bytes
-from protos import heed_pb2, heed_pb2_grpc
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+from heed.client.wire import _decode_bytes
+from heed.protos import heed_pb2, heed_pb2_grpc
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 
 PUSHBACK = "grpc-retry-pushback-ms"
 

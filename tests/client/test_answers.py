@@ -5,8 +5,8 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from client import Answer, AsyncClient, Client, Rank, Tag
-from client.answers import read_labels, read_ranks, read_tags
+from heed.client import Answer, AsyncClient, Client, Rank, Tag
+from heed.client.answers import read_labels, read_ranks, read_tags
 from tests.support import Running
 
 

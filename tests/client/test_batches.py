@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from grpc import StatusCode
 
-from client import Answer, AsyncClient, CallError, Client
-from client.batches import REQUEST_BYTES, cut, joined
+from heed.client import Answer, AsyncClient, CallError, Client
+from heed.client.batches import REQUEST_BYTES, cut, joined
 from tests.client.conftest import Embed
 from tests.client.echo import Echo, Refusal, running
 from tests.support import Running

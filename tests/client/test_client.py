@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from grpc import StatusCode
 
-from bundle.digests import bundle_digest
-from client import Answer, AsyncClient, CallError, Client, streams
-from protos import heed_pb2
-from protos import open_inference_pb2 as pb
-from protos.heed_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
-from server.services.streams import REQUEST_BYTES, STREAM_REQUESTS
+from heed.bundle.digests import bundle_digest
+from heed.client import Answer, AsyncClient, CallError, Client, streams
+from heed.protos import heed_pb2
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.heed_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+from heed.server.protocols.streams import REQUEST_BYTES, STREAM_REQUESTS
 from tests.client.echo import answers_to
 from tests.support import Running, free_port
 
@@ -527,14 +527,14 @@ async def test_the_server_hears_when_each_message_was_sent() -> None:
     assert times[0] - 1e-6 <= first <= times[1] <= second + 1e-6 <= times[2] + 1e-6
 
 
-@pytest.mark.parametrize("order", [["client", "tritonclient.grpc"], ["tritonclient.grpc", "client"]])
+@pytest.mark.parametrize("order", [["heed.client", "tritonclient.grpc"], ["tritonclient.grpc", "heed.client"]])
 def test_it_lives_in_one_process_with_tritonclient(tiny_server: Running, order: list[str]) -> None:
     """Both bring the same messages, and protobuf's own pool takes only one definition of them."""
     program = f"""
 import {order[0]}
 import {order[1]}
 import numpy as np
-with client.Client("{tiny_server.address}", "tiny") as ours:
+with heed.client.Client("{tiny_server.address}", "tiny") as ours:
     expected = ours.infer({{"input_ids": np.array([[2, 5, 3]])}})["sentence_embedding"]
 theirs = tritonclient.grpc.InferenceServerClient("{tiny_server.address}")
 ids = tritonclient.grpc.InferInput("input_ids", [1, 3], "INT64")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from grpc import StatusCode
 
-from client import Client
+from heed.client import Client
 from tests.client.echo import Echo, Refusal, running
 from tests.client.test_security import Authority, secured
 from tests.support import Running

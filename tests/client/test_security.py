@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from client import CallError, Client, Tls
-from client.connection import Token, is_loopback
+from heed.client import CallError, Client, Tls
+from heed.client.connection import Token, is_loopback
 from tests.client.conftest import Embed
 from tests.client.echo import Echo, running
 

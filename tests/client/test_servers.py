@@ -6,7 +6,7 @@ import time
 import pytest
 from grpc import StatusCode
 
-from client import AsyncClient, CallError, Client
+from heed.client import AsyncClient, CallError, Client
 from tests.client.conftest import Embed
 from tests.client.echo import Echo, Refusal, running
 from tests.support import free_port

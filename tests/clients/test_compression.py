@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.server.support import ids_request
 from tests.support import Running, run_server
 

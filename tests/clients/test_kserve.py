@@ -8,7 +8,7 @@ import pytest
 
 from bench.peers.catalog import PEERS, ROOT
 from bench.peers.install import Failure, install
-from client import Client
+from heed.client import Client
 from tests.clients.support import heard_by
 from tests.support import Running
 

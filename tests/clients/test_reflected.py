@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import Client
-from protos.open_inference_pb2 import DESCRIPTOR
+from heed.client import Client
+from heed.protos.open_inference_pb2 import DESCRIPTOR
 from tests.clients.support import heard_by
 from tests.support import Running
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import Client
+from heed.client import Client
 from tests.clients.support import heard_by
 from tests.support import Running
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import Client
+from heed.client import Client
 from tests.support import free_port
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
@@ -66,7 +66,7 @@ class Container:
         return self.run(*command).stdout.strip()
 
     def is_healthy(self) -> bool:
-        return self.run("python", "-m", "server.healthcheck").returncode == 0
+        return self.run("python", "-m", "heed.server.transport.healthcheck").returncode == 0
 
     def wait_until_healthy(self) -> None:
         until = time.monotonic() + 60

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
-from bundle.packing import Arrays, Ints
-from client import Client
+from heed.bundle.packing import Arrays, Ints
+from heed.client import Client
 
 BUDGET = 1e-5  # of max(1, the largest absolute reference value)
 TRITON_SCRIPT = Path(__file__).with_name("triton_script.py")

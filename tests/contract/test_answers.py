@@ -10,13 +10,20 @@ import torch
 from grpc import StatusCode
 from typer.testing import CliRunner
 
-from bundle.packing import Arrays
-from client import CallError, Client
+from heed.bundle.packing import Arrays
+from heed.cli.main import app
+from heed.client import CallError, Client
 from heed.exporting import export_bundle
-from heed.main import app
-from model import Encoder
-from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LabelsConfig, LayerConfig, VectorsConfig
-from model.patterns import Adjacency
+from heed.model import Encoder
+from heed.model.config import (
+    AttentionConfig,
+    EncoderConfig,
+    FeedForwardConfig,
+    LabelsConfig,
+    LayerConfig,
+    VectorsConfig,
+)
+from heed.model.patterns import Adjacency
 from tests.checkpoints import Task, save_family
 from tests.support import Running, make_noisy, run_server
 from tests.tokenizers import save_wordpiece

@@ -12,10 +12,10 @@ import torch
 from grpc import StatusCode
 from transformers import AutoModel
 
-from bundle.contract import CONTRACT
-from bundle.digests import write_digests
-from bundle.manifest import MANIFEST
-from client import CallError, Client
+from heed.bundle.contract import CONTRACT
+from heed.bundle.digests import write_digests
+from heed.bundle.manifest import MANIFEST
+from heed.client import CallError, Client
 from tests.contract.support import BUDGET, Requests, pads_left, pads_right
 from tests.support import Running, run_server, start_server
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from bundle.packing import Arrays
-from client import AsyncClient
+from heed.bundle.packing import Arrays
+from heed.client import AsyncClient
 from tests.support import Running, is_serving
 
 REQUESTS = 500

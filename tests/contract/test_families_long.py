@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bundle import read_manifest
-from bundle.packing import Arrays
-from client import Client
+from heed.bundle import read_manifest
+from heed.bundle.packing import Arrays
+from heed.client import Client
 from tests.contract.support import BUDGET
 from tests.oracle import ask, ask_row_by_row, padded, random_ids, save
 from tests.support import export_bundle, run_server
@@ -30,7 +30,7 @@ LENGTHS = (1, DENSE_COLUMNS, DENSE_COLUMNS + 1, 120)
 
 @pytest.fixture(autouse=True)
 def early_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.signature.DENSE_COLUMNS", DENSE_COLUMNS)
+    monkeypatch.setattr("heed.export.signature.DENSE_COLUMNS", DENSE_COLUMNS)
 
 
 @contextmanager

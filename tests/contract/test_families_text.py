@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from bundle.packing import Arrays
-from client import Client
+from heed.bundle.packing import Arrays
+from heed.client import Client
 from tests.checkpoints import PUBLISHED, TASKS, Task, oracle_answer, random_inputs, save_family
 from tests.contract.support import BUDGET
 from tests.support import export_bundle, run_server

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.mistakes import Mistake, value_weight_scaled_by_1001_thousandths
 from bench.subjects import Right
-from bundle import BundleError, read_manifest
-from bundle.contract import CONTRACT
-from bundle.digests import DIGESTS, REPORT, check_digests, write_digests
-from bundle.manifest import MANIFEST, write_manifest
-from server.errors import StartError
-from server.loading import verified
-from server.settings import Settings
+from heed.bundle import BundleError, read_manifest
+from heed.bundle.contract import CONTRACT
+from heed.bundle.digests import DIGESTS, REPORT, check_digests, write_digests
+from heed.bundle.manifest import MANIFEST, write_manifest
+from heed.server.errors import StartError
+from heed.server.repository.loading import verified
+from heed.server.settings import Settings
+from tests.mutations.mistakes import Mistake, value_weight_scaled_by_1001_thousandths
 from tests.support import Running, is_serving, start_server, stop
 
 GRAPHS = ["model.fp32.onnx", "attentions.fp32.onnx", "weights.fp32.data"]

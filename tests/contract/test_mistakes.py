@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from bench import mistakes
-from bench.corruptions import corruptions, is_sprung
 from bench.gate import OTHERS, Load, Off, Verdict, off, precisions, protected_files, refused_by, settings, summary
-from bench.mistakes import INT8_MISTAKES, MISTAKES, Mistake
 from bench.subjects import Right, make_right
-from bundle.digests import check_digests
-from model import Encoder, load_checkpoint
-from server.errors import StartError
-from server.loading import verified
+from heed.bundle.digests import check_digests
+from heed.model import Encoder, load_checkpoint
+from heed.server.errors import StartError
+from heed.server.repository.loading import verified
+from tests.mutations import mistakes
+from tests.mutations.corruptions import corruptions, is_sprung
+from tests.mutations.mistakes import INT8_MISTAKES, MISTAKES, Mistake
 
 NAMES_THE_PLACE = (
     r"(last_hidden_state|sentence_embedding) in case \w+ (is off by|has no usable answer).* 1e-05 is allowed"

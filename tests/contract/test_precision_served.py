@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import Answer, Client
+from heed.client import Answer, Client
 from tests.contract.support import Oracle, Requests, assert_close, pads_in_the_middle, pads_left, pads_right
 from tests.support import Running, run_server, start_server
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.packing import Arrays
-from client import Answer, Client
+from heed.bundle.packing import Arrays
+from heed.client import Answer, Client
 from heed.exporting import export_bundle
-from model import Encoder
-from model.blocks import Activation
-from model.config import (
+from heed.model import Encoder
+from heed.model.blocks import Activation
+from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
     FeedForwardConfig,
@@ -30,10 +30,10 @@ from model.config import (
     TokensConfig,
     VectorsConfig,
 )
-from model.linear import LinearTransformer, Linformer, Performer
-from model.patterns import Adjacency, Causal, Chunk, FirstTokens, GlobalMask, Strided, Window, big_bird
-from model.scores import Additive, Dot
-from model.selection import hard
+from heed.model.linear import LinearTransformer, Linformer, Performer
+from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, GlobalMask, Strided, Window, big_bird
+from heed.model.scores import Additive, Dot
+from heed.model.selection import hard
 from tests.support import make_noisy, run_server
 
 BUDGET = 1e-5

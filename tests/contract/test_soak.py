@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import AsyncClient
+from heed.client import AsyncClient
 from tests.support import Running, run_server
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import Client
+from heed.client import Client
 from tests.support import run_server
 
 CALLERS = 4

@@ -17,9 +17,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from client import Client
-from protos import tei_pb2 as pb
-from protos import tei_pb2_grpc as wire
+from heed.client import Client
+from heed.protos import tei_pb2 as pb
+from heed.protos import tei_pb2_grpc as wire
 from tests.checkpoints import save_family
 from tests.contract.support import BUDGET
 from tests.support import Running, add_pooling, export_bundle, run_server

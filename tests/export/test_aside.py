@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import export.aside
-from export.aside import WriteError, abandon, written_aside
+import heed.export.atomic_folder
+from heed.export.atomic_folder import WriteError, abandon, written_aside
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -20,7 +20,7 @@ def everything_in(folder: Path) -> list[str]:
 @pytest.fixture(params=["swapped", "in two steps"])
 def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "in two steps":
-        monkeypatch.setattr(export.aside, "_swap", lambda *_: False)
+        monkeypatch.setattr(heed.export.atomic_folder, "_swap", lambda *_: False)
 
 
 def write(out: Path, error: BaseException | None = None) -> None:
@@ -51,7 +51,7 @@ def test_what_is_there_stays_after_an_error(tmp_path: Path, error: BaseException
 def test_a_replacement_is_never_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swapping needs no rename, between two of which there would be nothing."""
     (tmp_path / "out").mkdir()
-    if not export.aside._swap(tmp_path / "out", tmp_path / "out"):
+    if not heed.export.atomic_folder._swap(tmp_path / "out", tmp_path / "out"):
         pytest.skip("nothing swaps folders here")
 
     def forbidden(*_: object) -> Path:

@@ -15,20 +15,20 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from bench.gpu.subjects import CONFIGS, randomised
-from bundle.manifest import PositionRule, Precision
-from bundle.packing import Arrays, Sequence, by_length, pack, sequence
-from export.fused import fused
-from export.graph import export_graph
-from export.half import write_half
+from heed.bundle.manifest import PositionRule, Precision
+from heed.bundle.packing import Arrays, Sequence, by_length, pack, sequence
+from heed.export.fused import fused
+from heed.export.graph import export_graph
+from heed.export.half import write_half
 from heed.exporting import export_bundle
-from model import Encoder
-from model.attention import AttentionConfig
-from model.config import EncoderConfig, FeedForwardConfig, LayerConfig, LogBuckets, NormConfig
-from model.patterns import Causal, Window
-from server.errors import DeviceError
-from server.graphs import Graphs
-from server.model import Model
-from server.runtime import CPU, CUDA, Runtime, without_driver
+from heed.model import Encoder
+from heed.model.attention import AttentionConfig
+from heed.model.config import EncoderConfig, FeedForwardConfig, LayerConfig, LogBuckets, NormConfig
+from heed.model.patterns import Causal, Window
+from heed.server.engine.graphs import Graphs
+from heed.server.engine.model import Model
+from heed.server.engine.session import CPU, CUDA, Runtime, without_driver
+from heed.server.errors import DeviceError
 
 LENGTHS = (3, 9, 1, 20)
 
@@ -242,7 +242,7 @@ def test_on_cuda_it_takes_the_rows_whose_tokens_are_all_real(bundle: Path, monke
     def open_one(folder: Path, graph, *_: object) -> Recorded:  # type: ignore[no-untyped-def]
         return opened.setdefault(graph.file, Recorded(graph.file))
 
-    monkeypatch.setattr("server.graphs._open", open_one)
+    monkeypatch.setattr("heed.server.engine.graphs._open", open_one)
     graphs = Graphs(bundle, Model(bundle, "cpu").manifest, "fp16", "answers", "cuda")
     whole, holed = rows(), rows(holes=True)
     assert len(graphs.run([whole[0], holed[1], whole[2], holed[3]])) == len(LENGTHS)

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 import torch
 
-from bundle.packing import Arrays, Bools, pack, sequence, split, unpack
-from export.graph import export_graph
-from export.signature import position_rule
-from model import Encoder, load_checkpoint
+from heed.bundle.packing import Arrays, Bools, pack, sequence, split, unpack
+from heed.export.graph import export_graph
+from heed.export.signature import position_rule
+from heed.model import Encoder, load_checkpoint
 from tests.oracle import LABELS, padded, random_ids, save
 
 BUDGET = 1e-5  # float32 against float64, where values are around 1

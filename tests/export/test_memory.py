@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bundle.digests import check_digests
+from heed.bundle.digests import check_digests
 
 REPOSITORY = Path(__file__).parents[2]
 MOST = 2.5  # of the size of the float32 weights

@@ -11,23 +11,23 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import export.bundle
-import export.int8
-from bundle import Manifest, read_manifest
-from bundle.contract import CUDA, Report
-from bundle.digests import check_digests
-from export.bundle import ExportError
-from export.half import write_half
-from export.int8 import linear_layers, quantized
-from export.reference import make_contract
-from export.sensitivity import layers_to_keep
+import heed.export.bundle
+import heed.export.int8
+from heed.bundle import Manifest, read_manifest
+from heed.bundle.contract import CUDA, Report
+from heed.bundle.digests import check_digests
+from heed.export.bundle import ExportError
+from heed.export.half import write_half
+from heed.export.int8 import linear_layers, quantized
+from heed.export.reference import make_contract
+from heed.export.sensitivity import layers_to_keep
 from heed.exporting import export_bundle, try_on_cpu
-from model import Checkpoint, Encoder, EncoderConfig
-from model.config import AttentionConfig, FeedForwardConfig, ImagesConfig, LayerConfig, NormConfig, TokensConfig
-from server.errors import DeviceError
-from server.model import Model
-from server.settings import Device
-from server.warmup import warm_up
+from heed.model import Checkpoint, Encoder, EncoderConfig
+from heed.model.config import AttentionConfig, FeedForwardConfig, ImagesConfig, LayerConfig, NormConfig, TokensConfig
+from heed.server.engine.model import Model
+from heed.server.errors import DeviceError
+from heed.server.repository.warmup import warm_up
+from heed.server.settings import Device
 
 LINEAR_LAYERS = 2 * 6  # of the tiny models: four of attention and two of feed-forward in each layer
 
@@ -312,7 +312,7 @@ def test_a_graph_that_saturates_is_refused_and_the_layer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = encoder_of(layers=2)
-    monkeypatch.setattr(export.int8, "quantized", saturated(1, encoder))
+    monkeypatch.setattr(heed.export.int8, "quantized", saturated(1, encoder))
     with pytest.raises(ExportError) as refused:
         export_bundle(encoder, tmp_path / "wrong", precisions=["int8"])
     message = str(refused.value)
@@ -334,7 +334,7 @@ def test_what_is_wrong_in_float16_on_the_cpu_is_refused(tmp_path: Path, monkeypa
         write_half(source.with_name("halved.onnx"), target)
         source.with_name("halved.onnx").unlink()
 
-    monkeypatch.setattr(export.bundle, "write_half", halved)
+    monkeypatch.setattr(heed.export.bundle, "write_half", halved)
     with pytest.raises(ExportError, match=r"in fp16 in case .* it begins in layer 1 \(the error of the hidden states"):
         export_bundle(encoder_of(layers=1), tmp_path / "wrong", precisions=["fp16"])
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.cases import tensor_cases
-from export.reference import Reference, one_thread
-from model import load_checkpoint
+from heed.export.cases import tensor_cases
+from heed.export.reference import Reference, one_thread
+from heed.model import load_checkpoint
 
 
 @pytest.mark.parametrize("source", ["tiny", "tiny_roberta"])

@@ -10,14 +10,14 @@ from shutil import copytree
 
 import pytest
 
-from bundle import Manifest, read_manifest
-from bundle.contract import Case, Finding, Report, read_contract
-from bundle.digests import REPORT, bundle_digest, check_digests
-from export.cases import TEXTS, TRIES, _image_cases
-from export.charts import axis_of, draw_rows, percent
-from export.report import report_page
-from model.config import ImagesConfig
-from server.model import Model
+from heed.bundle import Manifest, read_manifest
+from heed.bundle.contract import Case, Finding, Report, read_contract
+from heed.bundle.digests import REPORT, bundle_digest, check_digests
+from heed.export.cases import TEXTS, TRIES, _image_cases
+from heed.export.charts import axis_of, draw_rows, percent
+from heed.export.report import report_page
+from heed.model.config import ImagesConfig
+from heed.server.engine.model import Model
 from tests.support import prove
 
 EMPTY = {"meta", "br", "circle", "rect", "line", "path"}  # elements that end at once

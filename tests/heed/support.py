@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from typer.testing import CliRunner
 
-from heed.main import app
+from heed.cli.main import app
 
 
 @dataclass(frozen=True)

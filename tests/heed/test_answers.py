@@ -5,9 +5,9 @@ import pytest
 import typer
 from rich.console import Console
 
-from client import Answer, ModelInfo
-from heed.answers import Asked, shown
-from heed.commands.call import _paired
+from heed.cli.answers import Asked, shown
+from heed.cli.commands.call import _paired
+from heed.client import Answer, ModelInfo
 
 
 def lines_of(asked: Asked, outputs: dict[str, np.ndarray], *, colours: bool = False) -> list[str]:

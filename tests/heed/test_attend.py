@@ -22,10 +22,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
-from heed.main import app
-from heed.tokens import readable_tokens
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+from heed.cli.main import app
+from heed.cli.tokens import readable_tokens
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 from tests.support import Running, free_port
 
 LAYERS, HEADS = 2, 3
@@ -188,7 +188,7 @@ def test_all_layers_can_be_chosen(fake: Fake) -> None:
 
 def test_the_greater_a_weight_the_darker_its_cell(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Console(force_terminal=True, color_system="truecolor", width=80, file=StringIO())
-    monkeypatch.setattr("heed.commands.attend.out", terminal)
+    monkeypatch.setattr("heed.cli.commands.attend.out", terminal)
     assert attend(fake.address, "fake", "the fox", "--layer", "1", "--head", "1").code == 0
     cells = re.findall(r"48;2;(\d+);\d+;\d+m *(\d\.\d\d)", terminal.file.getvalue())  # type: ignore[attr-defined]
     assert len(cells) == 16
@@ -257,7 +257,7 @@ def test_a_script_without_a_font_is_named_once(fake: Fake, tmp_path: Path) -> No
     done = attend(fake.address, "fake", "𒀀𒀁 𒀂 བོད", "--out", tmp_path / "a.png")
     assert done.code == 0
     assert done.said.count("no font at hand has all of: Cuneiform, Tibetan") == 1
-    assert "pip install 'heed[plots]'" in done.said
+    assert "pip install 'heed-serve[plots]'" in done.said
 
 
 def test_a_picture_that_cannot_be_drawn_is_told_before_the_server_is_asked(fake: Fake, tmp_path: Path) -> None:
@@ -277,16 +277,16 @@ def test_a_picture_that_cannot_be_written_is_told(fake: Fake, tmp_path: Path) ->
 def test_without_matplotlib_a_table_is_shown_and_a_picture_refused(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heed.drawing.find_spec", lambda _: None)
+    monkeypatch.setattr("heed.cli.drawing.find_spec", lambda _: None)
     assert attend(fake.address, "fake", "a").code == 0
     done = attend(fake.address, "fake", "a", "--out", tmp_path / "a.png")
     assert done.code == 2
-    assert "pip install 'heed[plots]'" in done.said
+    assert "pip install 'heed-serve[plots]'" in done.said
 
 
 def test_matplotlib_is_imported_only_to_draw(fake: Fake) -> None:
     program = f"import sys; sys.argv = ['heed', 'attend', {fake.address!r}, 'fake', 'a', '--json']\n"
-    program += "from heed.main import app\napp(standalone_mode=False)\nassert 'matplotlib' not in sys.modules"
+    program += "from heed.cli.main import app\napp(standalone_mode=False)\nassert 'matplotlib' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
 

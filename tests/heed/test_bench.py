@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench.load import Load
-from heed.commands.bench import figures
-from heed.main import app
+from heed.cli.commands.bench import figures
+from heed.cli.main import app
+from heed.load.driver import Load
 from tests.heed.support import heed
 from tests.support import Running, free_port, run_server
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import export.bundle
-from bundle import read_manifest
-from bundle.contract import BUDGETS, Budgets, read_contract, write_contract
-from bundle.digests import REPORT, bundle_digest, check_digests, write_digests
-from bundle.manifest import Graph
-from bundle.signature import check_signature, read_private_key, sign
-from client import Client
+import heed.export.bundle as writing
+from heed.bundle import read_manifest
+from heed.bundle.contract import BUDGETS, Budgets, read_contract, write_contract
+from heed.bundle.digests import REPORT, bundle_digest, check_digests, write_digests
+from heed.bundle.manifest import Graph
+from heed.bundle.signature import check_signature, read_private_key, sign
+from heed.client import Client
 from tests.client.echo import Echo, running
 from tests.client.test_security import Authority, secured
 from tests.heed.support import heed
@@ -83,7 +83,7 @@ def test_help_breaks_lines_only_where_they_are_full() -> None:
 
 def test_the_version_is_told() -> None:
     done = heed("--version")
-    assert (done.code, done.out) == (0, f"heed {version('heed')}\n")
+    assert (done.code, done.out) == (0, f"heed {version('heed-serve')}\n")
 
 
 # What a command runs in, in a process of its own.
@@ -100,7 +100,7 @@ def test_without_onnxruntime_it_is_told_how_to_install_it(command: str, tiny_bun
     done = without_onnxruntime(command, tiny_bundle)
     assert done.returncode == 2
     assert done.stderr.startswith("error: onnxruntime is not installed; ")
-    assert "pip install 'heed[cpu]'" in done.stderr
+    assert "pip install 'heed-serve[cpu]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -266,10 +266,10 @@ def graph_at_hand(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting the same graphs again takes seconds; here they are copied."""
 
     def copy(_: object, graphs: list[Graph], folder: Path) -> None:
-        for name in (*(graph.file for graph in graphs), export.bundle.WEIGHTS):
+        for name in (*(graph.file for graph in graphs), writing.WEIGHTS):
             copyfile(tiny_bundle / name, folder / name)
 
-    monkeypatch.setattr(export.bundle, "_write_graphs", copy)
+    monkeypatch.setattr(writing, "_write_graphs", copy)
 
 
 @pytest.mark.usefixtures("graph_at_hand")
@@ -292,7 +292,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(
         assert inside(tmp_path) != []
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export.bundle, "write_digests", interrupt)
+    monkeypatch.setattr(writing, "write_digests", interrupt)
     assert heed("export", tiny, tmp_path / "out").code == 130
     assert inside(tmp_path) == []
 

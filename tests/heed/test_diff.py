@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle import read_manifest
-from bundle.digests import write_digests
-from bundle.manifest import write_manifest
-from bundle.packing import Arrays
-from heed.commands.diff import histogram
-from heed.differences import (
+from heed.bundle import read_manifest
+from heed.bundle.digests import write_digests
+from heed.bundle.manifest import write_manifest
+from heed.bundle.packing import Arrays
+from heed.cli.commands.diff import histogram
+from heed.cli.differences import (
     Asked,
     Incompatible,
     comparable,
@@ -26,8 +26,8 @@ from heed.differences import (
     of_texts,
     quantiles,
 )
-from server.errors import InvalidArgument
-from server.model import Model
+from heed.server.engine.model import Model
+from heed.server.errors import InvalidArgument
 from tests.heed.support import heed
 from tests.server.support import manifest_of
 
@@ -98,7 +98,7 @@ def test_padding_is_not_counted(tiny_bundle: Path, moved_bundle: Path) -> None:
     told = json.loads(heed("diff", tiny_bundle, moved_bundle, "--json").out)
     hidden = told["outputs"]["last_hidden_state"]
     model = Model(tiny_bundle, "cpu")
-    from bundle.contract import read_contract
+    from heed.bundle.contract import read_contract
 
     expected = sum(int(s.real.sum()) for c in read_contract(tiny_bundle) for s in model.prepare(c.inputs).sequences)
     assert hidden["vectors"] == expected

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from heed.drawing import CannotDraw, attention_figure, check_can_draw, draw_attention
+from heed.cli.drawing import CannotDraw, attention_figure, check_can_draw, draw_attention
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_drawn_is_said_before_the_work(tmp_path: Path, name: str,
 
 
 def test_without_matplotlib_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heed.drawing.find_spec", lambda _: None)
+    monkeypatch.setattr("heed.cli.drawing.find_spec", lambda _: None)
     with pytest.raises(CannotDraw, match=r"pip install 'heed\[plots\]'"):
         check_can_draw(tmp_path / "a.png")
 
@@ -227,7 +227,7 @@ def test_fonts_of_the_machine_are_not_needed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_it_is_quiet_where_matplotlib_can_keep_no_cache(tmp_path: Path) -> None:
-    program = "from pathlib import Path; import numpy as np; from heed.drawing import draw_attention\n"
+    program = "from pathlib import Path; import numpy as np; from heed.cli.drawing import draw_attention\n"
     program += f"draw_attention(Path({str(tmp_path / 'a.png')!r}), np.ones((1, 1, 1, 1)), ['a'], [1], [1], 'a title')"
     env = os.environ | {"MPLCONFIGDIR": "/dev/null/none"}
     command = [sys.executable, "-W", "error", "-c", program]

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import ExportError
+from heed.export.bundle import ExportError
 from heed.exporting import own_model
-from model import Checkpoint, Encoder
+from heed.model import Checkpoint, Encoder
 
 MODULE = """
 from pathlib import Path
-from model import Checkpoint, Encoder
-from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, VectorsConfig
+from heed.model import Checkpoint, Encoder
+from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, VectorsConfig
 
 CONFIG = EncoderConfig(VectorsConfig(4), 4, (LayerConfig(AttentionConfig(2), FeedForwardConfig(4)),), 8)
 number = 3
@@ -54,7 +54,7 @@ def test_a_function_may_return_a_checkpoint_with_a_tokenizer(module: str) -> Non
         ("no_such_module_anywhere:encoder", "no_such_module_anywhere cannot be imported"),
         ("own_module_of_a_test:missing", "own_module_of_a_test has no function 'missing'"),
         ("own_module_of_a_test:number", "own_module_of_a_test has no function 'number'"),
-        ("own_module_of_a_test:nothing", "own_module_of_a_test:nothing made NoneType, expected a model.Encoder"),
+        ("own_module_of_a_test:nothing", "own_module_of_a_test:nothing made NoneType, expected a heed.model.Encoder"),
     ],
 )
 def test_what_is_no_model_is_refused(module: str, reference: str, message: str) -> None:

@@ -7,12 +7,12 @@ from shutil import copytree
 
 import pytest
 
-from bundle import read_manifest
-from bundle.contract import BUDGETS, Budgets
-from bundle.digests import REPORT, bundle_digest
-from bundle.manifest import write_manifest
-from heed.commands.inspect import size_text
-from server.model import Model
+from heed.bundle import read_manifest
+from heed.bundle.contract import BUDGETS, Budgets
+from heed.bundle.digests import REPORT, bundle_digest
+from heed.bundle.manifest import write_manifest
+from heed.cli.commands.inspect import size_text
+from heed.server.engine.model import Model
 from tests.heed.support import heed
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.digests import check_digests
-from heed.interrupts import stopping_at_once
+from heed.bundle.digests import check_digests
+from heed.cli.interrupts import stopping_at_once
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -131,7 +131,7 @@ def test_a_signal_that_comes_too_late_is_let_go() -> None:
 
 
 def program(body: str) -> Callable[[], "subprocess.CompletedProcess[str]"]:
-    lines = f"from heed.interrupts import stopping_at_once\nimport signal\n{body}"
+    lines = f"from heed.cli.interrupts import stopping_at_once\nimport signal\n{body}"
     return lambda: subprocess.run(
         [sys.executable, "-c", lines], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from heed.reaching import explained
+from heed.cli.server_options import explained
 from tests.client.test_security import Authority, secured
 from tests.heed.support import heed
 from tests.support import Running, free_port

@@ -7,7 +7,7 @@ from shutil import copytree
 
 import pytest
 
-from server.settings import Settings
+from heed.server.settings import Settings
 from tests.heed.support import heed
 from tests.support import free_port
 
@@ -57,7 +57,7 @@ def test_a_port_in_use_is_told(tiny_bundle: Path) -> None:
 
 def test_the_help_shows_brackets_and_defaults_as_they_are_meant() -> None:
     done = heed("serve", "--help")
-    assert "heed[otel] has what that needs" in " ".join(re.sub("[│]", " ", done.out).split())
+    assert "the extra otel has what that needs" in " ".join(re.sub("[│]", " ", done.out).split())
     assert "[default: 8001]" in done.out
     assert "[default: (" not in done.out
 

@@ -12,13 +12,13 @@ import grpc
 import numpy as np
 import pytest
 
-from bundle.contract import BUDGETS, Budgets, read_contract
-from bundle.digests import bundle_digest
-from heed.endpoint import Endpoint
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
-from server.model import Model
-from server.services.tensors import encode_outputs
+from heed.bundle.contract import BUDGETS, Budgets, read_contract
+from heed.bundle.digests import bundle_digest
+from heed.cli.verify_endpoint import Endpoint
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+from heed.server.engine.model import Model
+from heed.server.protocols.open_inference.tensors import encode_outputs
 from tests.heed.support import heed
 from tests.server.support import decoded_inputs
 from tests.support import Running, export_bundle, free_port, run_server, save_bert, start_server, stop
@@ -260,7 +260,7 @@ def test_a_server_that_stays_busy_cannot_be_compared(tiny_bundle: Path, tiny_mod
 
 
 def test_parts_of_different_lengths_are_padded_with_zeros_and_empty_texts() -> None:
-    from heed.endpoint import _joined
+    from heed.cli.verify_endpoint import _joined
 
     first = {"logits": np.ones((2, 1, 3), np.float32), "labels": np.array([["A"], ["B"]], object)}
     second = {"logits": np.ones((1, 2, 3), np.float32), "labels": np.array([["A", "B"]], object)}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.attention import MultiHeadAttention
+from heed.model.attention import MultiHeadAttention
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

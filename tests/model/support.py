@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bundle.manifest import PositionRule
-from bundle.packing import pack, sequence
-from model.attention import AttentionConfig, MultiHeadAttention, all_pairs
-from model.layout import GlobalTokens, Packed, Padded
-from model.patterns import Pattern
+from heed.bundle.manifest import PositionRule
+from heed.bundle.packing import pack, sequence
+from heed.model.attention import AttentionConfig, MultiHeadAttention, all_pairs
+from heed.model.layout import GlobalTokens, Packed, Padded
+from heed.model.patterns import Pattern
 from tests.model.loops import Bools, Floats
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.attention import AttentionConfig, MultiHeadAttention
-from model.layout import GlobalTokens, Layout, Padded
-from model.linear import LinearTransformer
-from model.patterns import (
+from heed.model.attention import AttentionConfig, MultiHeadAttention
+from heed.model.layout import GlobalTokens, Layout, Padded
+from heed.model.linear import LinearTransformer
+from heed.model.patterns import (
     Adjacency,
     Causal,
     Chunk,
@@ -24,9 +24,9 @@ from model.patterns import (
     Strided,
     Window,
 )
-from model.positions import LogBuckets, RelativeBias
-from model.scores import Additive, Dot, ScaledDot
-from model.selection import hard, soft
+from heed.model.positions import LogBuckets, RelativeBias
+from heed.model.scores import Additive, Dot, ScaledDot
+from heed.model.selection import hard, soft
 from tests.model import loops
 from tests.model.support import (
     allowed_by,

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import CheckpointError, Encoder, load_checkpoint
-from model.big_bird import BigBirdAttention, BigBirdConfig
-from model.config import EncoderConfig
-from model.layout import Padded
+from heed.model import CheckpointError, Encoder, load_checkpoint
+from heed.model.big_bird import BigBirdAttention, BigBirdConfig
+from heed.model.config import EncoderConfig
+from heed.model.layout import Padded
 from tests.oracle import BUDGET, VISIBLE, ask, ask_row_by_row, edited, error, padded, random_ids, renamed, save
 from tests.support import make_noisy
 
@@ -50,7 +50,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["dense", "in blocks"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All pairs, or blocks at every length."""
-    monkeypatch.setattr("model.layout.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
+    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
     return str(request.param)
 
 
@@ -110,7 +110,7 @@ def test_long_rows_are_computed_in_blocks(plain: Path, monkeypatch: pytest.Monke
     encoder: Any = load_checkpoint(plain).encoder
     attention = encoder.blocks[0].attention
     assert isinstance(attention, BigBirdAttention)
-    monkeypatch.setattr("model.layout.DENSE_COLUMNS", 0)
+    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 0)
     monkeypatch.setattr(BigBirdAttention, "_weights", None)
     answer(encoder, "last_hidden_state", inputs_of(barely_padded(2 * FULL)))
     with pytest.raises(TypeError, match="NoneType"):
@@ -131,7 +131,7 @@ def test_other_blocks(tmp_path: Path, block: int, random: int) -> None:
 @pytest.mark.parametrize("length", [1000, 1024])
 def test_the_lengths_with_plans_of_their_own(tmp_path: Path, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`transformers` draws the random blocks of 1024, 3072 and 4096 columns elsewhere."""
-    monkeypatch.setattr("model.layout.DENSE_COLUMNS", 0)
+    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 0)
     folder = save_big_bird(
         tmp_path, block_size=16, num_random_blocks=3, max_position_embeddings=1024, num_hidden_layers=1
     )
@@ -287,7 +287,7 @@ def test_a_bias_is_added_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with torch.no_grad():
         dense = attention(x, layout, bias)
-        monkeypatch.setattr("model.layout.DENSE_COLUMNS", 0)
+        monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 0)
         real = layout.real_BL
         assert error(attention(x, layout, bias)[real], dense[real]) < BUDGET
         assert error(attention(x, layout)[real], dense[real]) > VISIBLE

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from bundle.contract import error_of
-from model import load_checkpoint
-from model.embeddings import TokensConfig
+from heed.bundle.contract import error_of
+from heed.model import load_checkpoint
+from heed.model.embeddings import TokensConfig
 from tests.support import save_bert, save_roberta
 
 BUDGET = 1e-9  # both sides in float64

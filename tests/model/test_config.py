@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from model import EncoderConfig
-from model.attention import AttentionConfig
-from model.blocks import FeedForwardConfig, NormConfig
-from model.config import LayerConfig, LearnedConfig, SinusoidalConfig
-from model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
-from model.linear import LinearTransformer, Linformer
-from model.patterns import Adjacency, Full, GlobalMask, Random, Window
-from model.positions import LogBuckets, PositionRule
-from model.scores import Additive
+from heed.model import EncoderConfig
+from heed.model.attention import AttentionConfig
+from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.config import LayerConfig, LearnedConfig, SinusoidalConfig
+from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
+from heed.model.linear import LinearTransformer, Linformer
+from heed.model.patterns import Adjacency, Full, GlobalMask, Random, Window
+from heed.model.positions import LogBuckets, PositionRule
+from heed.model.scores import Additive
 
 
 def layer(heads: int = 3, **options: Any) -> LayerConfig:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.packing import cut_into_patches as served_cut
-from model.embeddings import ImagesConfig, TokensConfig, VectorsConfig, cut_into_patches
+from heed.bundle.packing import cut_into_patches as served_cut
+from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig, cut_into_patches
 from tests.model.support import assert_close, noise, with_random_weights
 
 IDS = torch.tensor([[3, 0, 4], [4, 4, 1]])

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bundle.contract import error_of
-from model import CheckpointError, load_checkpoint
-from model.families import FAMILIES as REGISTRY
-from model.families.base import ACTIVATIONS
-from model.heads import LabelsConfig
-from model.positions import LogBuckets
+from heed.bundle.contract import error_of
+from heed.model import CheckpointError, load_checkpoint
+from heed.model.families import FAMILIES as REGISTRY
+from heed.model.families.base import ACTIVATIONS
+from heed.model.heads import LabelsConfig
+from heed.model.positions import LogBuckets
 from tests.checkpoints import PUBLISHED, TASKS, Task, oracle_answer, random_inputs, save_family
 from tests.support import add_pooling
 

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.manifest import PositionRule as ServedRule
-from bundle.packing import Arrays, pack, sequence, split, split_attentions, unpack, unpack_attentions
-from model import Encoder, EncoderConfig, PoolingConfig
-from model.attention import AttentionConfig
-from model.blocks import FeedForwardConfig, NormConfig
-from model.config import LabelsConfig, LayerConfig, LearnedConfig, PoolingMode, SinusoidalConfig
-from model.embeddings import TokensConfig, VectorsConfig
-from model.layout import GlobalTokens, Packed, Padded
-from model.linear import LinearTransformer, Linformer, Performer
-from model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Window, big_bird
-from model.positions import LogBuckets, PositionRule, RuleKind
-from model.scores import Additive
-from model.selection import hard
+from heed.bundle.manifest import PositionRule as ServedRule
+from heed.bundle.packing import Arrays, pack, sequence, split, split_attentions, unpack, unpack_attentions
+from heed.model import Encoder, EncoderConfig, PoolingConfig
+from heed.model.attention import AttentionConfig
+from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.config import LabelsConfig, LayerConfig, LearnedConfig, PoolingMode, SinusoidalConfig
+from heed.model.embeddings import TokensConfig, VectorsConfig
+from heed.model.layout import GlobalTokens, Packed, Padded
+from heed.model.linear import LinearTransformer, Linformer, Performer
+from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Window, big_bird
+from heed.model.positions import LogBuckets, PositionRule, RuleKind
+from heed.model.scores import Additive
+from heed.model.selection import hard
 from tests.model.support import with_random_weights
 
 RULES: list[RuleKind] = ["column", "counted", "stripped"]

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import CheckpointError, load_checkpoint
-from model.config import PoolingConfig
-from model.sentence_folder import Prompts
+from heed.model import CheckpointError, load_checkpoint
+from heed.model.config import PoolingConfig
+from heed.model.sentence_folder import Prompts
 from tests.support import add_pooling, save_bert, save_roberta
 
 WEIGHTS = "model.safetensors"

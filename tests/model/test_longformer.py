@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import CheckpointError, Encoder, load_checkpoint
+from heed.model import CheckpointError, Encoder, load_checkpoint
 from tests.oracle import BUDGET, VISIBLE, ask, edited, error, padded, random_ids, renamed, save
 
 RADIUS = 6
@@ -43,7 +43,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["dense", "in blocks"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All pairs, or blocks at every length."""
-    monkeypatch.setattr("model.layout.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
+    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
     return str(request.param)
 
 

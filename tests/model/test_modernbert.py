@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import CheckpointError, Encoder, load_checkpoint
-from model.config import AttentionConfig
-from model.patterns import Full, Window
+from heed.model import CheckpointError, Encoder, load_checkpoint
+from heed.model.config import AttentionConfig
+from heed.model.patterns import Full, Window
 from tests.oracle import BUDGET, VISIBLE, ask, edited, error, padded, random_ids, renamed, save
 from tests.support import add_pooling
 
@@ -44,7 +44,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["dense", "in blocks"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All pairs, or blocks at every length."""
-    monkeypatch.setattr("model.layout.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
+    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
     return str(request.param)
 
 

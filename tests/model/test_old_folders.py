@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import load_checkpoint
+from heed.model import load_checkpoint
 from tests.checkpoints import PUBLISHED, Task, random_inputs, save_family
 
 Tensors = dict[str, Tensor]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.attention import AttentionConfig, all_pairs
-from model.patterns import (
+from heed.model.attention import AttentionConfig, all_pairs
+from heed.model.patterns import (
     Adjacency,
     BlockWindow,
     Causal,

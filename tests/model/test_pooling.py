@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import PoolingConfig, PoolingMode
-from model.layout import Padded
-from model.pooling import DenseConfig
-from model.positions import column_positions
+from heed.model.config import PoolingConfig, PoolingMode
+from heed.model.layout import Padded
+from heed.model.pooling import DenseConfig
+from heed.model.positions import column_positions
 from tests.model.support import assert_close, noise, packed, padded, random_mask
 
 X = torch.tensor([[[3.0, 4.0], [1.0, -2.0], [-9.0, 9.0]], [[8.0, 8.0], [0.0, 5.0], [0.0, -1.0]]])

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from bundle.manifest import PositionRule as ServedRule
-from bundle.packing import position_ids as served_position_ids
-from bundle.packing import sequence
-from model.attention import AttentionConfig, all_pairs
-from model.patterns import Pairs
-from model.positions import (
+from heed.bundle.manifest import PositionRule as ServedRule
+from heed.bundle.packing import position_ids as served_position_ids
+from heed.bundle.packing import sequence
+from heed.model.attention import AttentionConfig, all_pairs
+from heed.model.patterns import Pairs
+from heed.model.positions import (
     Learned,
     LogBuckets,
     PositionRule,

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.scores import Dot
-from model.selection import Selection, hard, soft
-from model.sparse import Rule
+from heed.model.scores import Dot
+from heed.model.selection import Selection, hard, soft
+from heed.model.sparse import Rule
 from tests.model import loops
 from tests.model.support import noise
 

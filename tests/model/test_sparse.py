@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.attention import AttentionConfig, MultiHeadAttention
-from model.layout import GlobalTokens, Layout
-from model.patterns import (
+from heed.model.attention import AttentionConfig, MultiHeadAttention
+from heed.model.layout import GlobalTokens, Layout
+from heed.model.patterns import (
     Adjacency,
     BlockWindow,
     Causal,
@@ -31,10 +31,10 @@ from model.patterns import (
     Window,
     big_bird,
 )
-from model.positions import LogBuckets, RelativeBias
-from model.scores import Additive, Dot, ScaledDot
-from model.selection import hard, soft
-from model.sparse import Bias, has_cheap_form, put_rows, rows_at, union_of
+from heed.model.positions import LogBuckets, RelativeBias
+from heed.model.scores import Additive, Dot, ScaledDot
+from heed.model.selection import hard, soft
+from heed.model.sparse import Bias, has_cheap_form, put_rows, rows_at, union_of
 from tests.model.loops import Bools
 from tests.model.support import (
     assert_close,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import CheckpointError, Encoder, load_checkpoint
+from heed.model import CheckpointError, Encoder, load_checkpoint
 from tests.oracle import BUDGET, VISIBLE, ask, edited, error, renamed, save
 
 SIZES: dict[str, Any] = {

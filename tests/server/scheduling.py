@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from bundle.packing import Sequence
-from server.graphs import Answer
-from server.grouping import Alone, Strategy
-from server.queue import LAST_LEVEL
-from server.scheduler import Answered, Scheduler
-from server.workers import Workers
+from heed.bundle.packing import Sequence
+from heed.server.engine.graphs import Answer
+from heed.server.scheduling.batching import Alone, Strategy
+from heed.server.scheduling.queue import LAST_LEVEL
+from heed.server.scheduling.scheduler import Answered, Scheduler
+from heed.server.scheduling.workers import Workers
 from tests.server.support import row
 
 BAD = 666  # a row with this id cannot be computed

@@ -5,12 +5,12 @@ from typing import Any
 import grpc
 import numpy as np
 
-from bundle import Manifest
-from bundle.manifest import Graph, Limits, PositionRule, Provenance, TensorSpec
-from bundle.packing import Arrays, Sequence, sequence
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.services.tensors import describe_inputs, read_contents, read_raw
+from heed.bundle import Manifest
+from heed.bundle.manifest import Graph, Limits, PositionRule, Provenance, TensorSpec
+from heed.bundle.packing import Arrays, Sequence, sequence
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.protocols.open_inference.tensors import describe_inputs, read_contents, read_raw
 
 COLUMN = PositionRule(kind="column")
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle import BundleError
-from bundle.contract import Finding
-from bundle.digests import write_digests
-from bundle.packing import Sequence
-from server.attentions import Attentions
-from server.errors import FailedPrecondition
-from server.graphs import Answer
-from server.model import Model
-from server.statistics import Statistics
+from heed.bundle import BundleError
+from heed.bundle.contract import Finding
+from heed.bundle.digests import write_digests
+from heed.bundle.packing import Sequence
+from heed.server.engine.graphs import Answer
+from heed.server.engine.model import Model
+from heed.server.errors import FailedPrecondition
+from heed.server.repository.attentions import Attentions
+from heed.server.telemetry.statistics import Statistics
 from tests.server.support import manifest_of, row
 
 GOOD = Finding("a", "attentions", 1e-6, 1e-5)

@@ -19,13 +19,13 @@ from grpc import StatusCode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle import read_manifest
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.errors import InvalidArgument
-from server.requests import Request, read_request
-from server.services.headers import Headers
-from server.text import TextEncoder
+from heed.bundle import read_manifest
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.errors import InvalidArgument
+from heed.server.protocols.open_inference.headers import Headers
+from heed.server.requests.preprocess import Request, read_request
+from heed.server.requests.tokenizer import TextEncoder
 from tests.server.support import add_tensor, ids_request, refusal, text_request
 from tests.support import Running, run_server
 

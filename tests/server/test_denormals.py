@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from server import denormals
+from heed.server.engine import denormals
 
 TINY_4 = np.full(4, 1e-40, np.float32)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from client import Client
+from heed.client import Client
 from tests.support import free_port, is_serving
 
 pytestmark = pytest.mark.long

@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bundle import BundleError, Manifest
-from bundle.manifest import Graph, PositionRule
-from bundle.packing import Arrays, Bools, Sequence, sequence
-from server.graphs import Graphs
-from server.model import Model
-from server.warmup import random_sequence
+from heed.bundle import BundleError, Manifest
+from heed.bundle.manifest import Graph, PositionRule
+from heed.bundle.packing import Arrays, Bools, Sequence, sequence
+from heed.server.engine.graphs import Graphs
+from heed.server.engine.model import Model
+from heed.server.repository.warmup import random_sequence
 from tests.server.support import manifest_of
 
 COLUMN = PositionRule(kind="column")

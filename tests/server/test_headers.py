@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bundle.packing import Arrays
-from client.wire import infer_request
-from protos import open_inference_pb2 as pb
-from server.errors import InvalidArgument
-from server.services import headers as module
-from server.services.headers import Header, Headers
+from heed.bundle.packing import Arrays
+from heed.client.wire import infer_request
+from heed.protos import open_inference_pb2 as pb
+from heed.server.errors import InvalidArgument
+from heed.server.protocols.open_inference import headers as module
+from heed.server.protocols.open_inference.headers import Header, Headers
 from tests.server.support import ids_request, manifest_of
 
 MODEL = manifest_of("input_ids", "attention_mask", outputs=["last_hidden_state", "logits"])

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server import healthcheck
+from heed.server.transport import healthcheck
 from tests.support import Running, free_port
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -57,6 +57,6 @@ def test_a_proxy_is_not_asked(port: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_as_a_command(tiny_server: Running) -> None:
-    command = [sys.executable, "-m", "server.healthcheck", tiny_server.address]
+    command = [sys.executable, "-m", "heed.server.transport.healthcheck", tiny_server.address]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{tiny_server.address} SERVING\n")

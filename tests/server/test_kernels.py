@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.layers import write_layers
-from bundle.contract import CPU, Report
-from export.int8 import int8_function, quantized
-from export.layers import add_functions, name_layers
+from heed.bundle.contract import CPU, Report
+from heed.export.int8 import int8_function, quantized
+from heed.export.layers import add_functions, name_layers
 from heed.exporting import export_bundle
-from model import Encoder
-from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
-from server.kernels import DIGITS, LIBRARY, library, way
-from server.loading import proven
-from server.model import Model
-from server.runtime import Runtime, session_options
+from heed.model import Encoder
+from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
+from heed.server.engine.kernels import DIGITS, LIBRARY, library, way
+from heed.server.engine.model import Model
+from heed.server.engine.session import Runtime, session_options
+from heed.server.repository.loading import proven
 from tests.support import make_noisy
 
 reason = "is of no use on this CPU" if LIBRARY.exists() else "was not compiled"
-only_with_library = pytest.mark.skipif(library() is None, reason=f"the library of server/kernels {reason}")
+only_with_library = pytest.mark.skipif(library() is None, reason=f"the library of server/engine/kernels {reason}")
 only_by_digits = pytest.mark.skipif(way() != DIGITS, reason="this CPU has no tiles of int8 (AMX)")
 
 SIZES = (1, 3, 16, 17, 64, 65, 130)

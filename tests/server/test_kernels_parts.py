@@ -1,4 +1,4 @@
-"""Attention, norms and GELUs as the library of server/kernels computes them, against float64 and onnxruntime's own.
+"""Attention, norms and GELUs as the library of server/engine/kernels has them, against float64 and onnxruntime's own.
 
 Letters: B rows, L slots, T tokens, D width.
 """
@@ -13,20 +13,20 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from bundle.packing import Arrays, Bools, pack, sequence, split
-from export.graph import export_graph
-from export.layers import name_layers
-from export.parts import name_parts
-from export.signature import position_rule
-from model import Encoder
-from model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
-from model.patterns import Causal, Full, Pattern, Window
-from server import denormals
-from server.kernels import library
-from server.runtime import CPU, session_options
+from heed.bundle.packing import Arrays, Bools, pack, sequence, split
+from heed.export.graph import export_graph
+from heed.export.layers import name_layers
+from heed.export.onnx_functions import name_parts
+from heed.export.signature import position_rule
+from heed.model import Encoder
+from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
+from heed.model.patterns import Causal, Full, Pattern, Window
+from heed.server.engine import denormals
+from heed.server.engine.kernels import library
+from heed.server.engine.session import CPU, session_options
 from tests.support import make_noisy
 
-only_with_library = pytest.mark.skipif(library() is None, reason="the library of server/kernels is of no use here")
+only_with_library = pytest.mark.skipif(library() is None, reason="server/engine/kernels is of no use here")
 BUDGET = 1e-5  # of the largest number
 
 

@@ -17,11 +17,11 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bundle.digests import SIGNATURE, write_digests
-from bundle.signature import read_private_key, sign
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.runtime import CUDA
+from heed.bundle.digests import SIGNATURE, write_digests
+from heed.bundle.signature import read_private_key, sign
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.engine.session import CUDA
 from tests.server.support import ids_request, refusal, text_request
 from tests.support import Keys, Running, make_keys, run_server, start_server, stop, wait_until_serving
 

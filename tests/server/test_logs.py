@@ -12,15 +12,15 @@ from typing import Any
 import grpc
 import pytest
 
-from protos import open_inference_pb2 as pb
-from protos import tei_pb2
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from protos.tei_pb2_grpc import EmbedStub
-from server import logs
-from server.errors import Exhausted
-from server.logs import JsonFormatter, RequestLog, TextFormatter, configure
-from server.record import Call, Observers
-from server.services.guard import describe
+from heed.protos import open_inference_pb2 as pb
+from heed.protos import tei_pb2
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.protos.tei_pb2_grpc import EmbedStub
+from heed.server.errors import Exhausted
+from heed.server.telemetry import logs
+from heed.server.telemetry.logs import JsonFormatter, RequestLog, TextFormatter, configure
+from heed.server.telemetry.request_trace import Call, Observers
+from heed.server.transport.status import describe
 from tests.server.support import text_request
 from tests.support import Running, run_server
 

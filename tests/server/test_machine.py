@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.machine import usable_cpus
+from heed.server.engine.host import usable_cpus
 
 
 def v2(limits: str) -> dict[str, str]:
@@ -66,7 +66,7 @@ def test_there_is_always_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 KEEPING = """
 import numpy as np, psutil
-from server.machine import give_freed_memory_back
+from heed.server.engine.host import give_freed_memory_back
 {call}
 process, kept = psutil.Process(), []
 before = process.memory_info().rss

@@ -9,12 +9,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from protos import heed_pb2 as pb
-from protos.heed_pb2_grpc import InferenceStub
-from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.services.many import MESSAGE_BYTES, Way, _Stream
-from server.services.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place
+from heed.protos import heed_pb2 as pb
+from heed.protos.heed_pb2_grpc import InferenceStub
+from heed.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.protocols.heed_v1 import MESSAGE_BYTES, Way, _Stream
+from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place
 from tests.server.support import ids_request
 from tests.server.test_streams import numbered
 from tests.support import Running, start_server, stop, wait_until_serving

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bundle.packing import Sequence
-from protos import open_inference_pb2 as pb
-from protos import tei_pb2
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from protos.tei_pb2_grpc import EmbedStub, TokenizeStub
-from server.errors import REASONS
-from server.graphs import Answer
-from server.lane import observed
-from server.metrics import Metrics
-from server.model import Model
+from heed.bundle.packing import Sequence
+from heed.protos import open_inference_pb2 as pb
+from heed.protos import tei_pb2
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.protos.tei_pb2_grpc import EmbedStub, TokenizeStub
+from heed.server.engine.graphs import Answer
+from heed.server.engine.model import Model
+from heed.server.errors import REASONS
+from heed.server.scheduling.model_queue import observed
+from heed.server.telemetry.metrics import Metrics
 from tests.server.support import add_tensor, ids_request, row
 from tests.support import Running, run_server
 

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.errors import REASONS
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.errors import REASONS
 from tests.server.support import ids_request
 from tests.server.test_metrics import text_of, wait_for_block
 from tests.support import Running

@@ -15,27 +15,27 @@ from typing import Any
 import grpc
 import pytest
 
-from bundle.packing import Sequence
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub, add_GRPCInferenceServiceServicer_to_server
-from server.attentions import Attentions
-from server.errors import Exhausted, Unavailable
-from server.graphs import Answer
-from server.grouping import Alone
-from server.metrics import Metrics
-from server.model import Model
-from server.record import Call, Observers, Record
-from server.registry import Registry, Served, State
-from server.repository import Repository
-from server.scheduler import SAFE, Scheduler, _retry_after
-from server.security.calls import Slots
-from server.services.guard import NEVER, PUSHBACK, SPREAD, retry_after_ms
-from server.services.inference import InferenceService
-from server.services.streams import Place, Room
-from server.serving import Serving
-from server.settings import Settings
-from server.statistics import Statistics
-from server.workers import Workers
+from heed.bundle.packing import Sequence
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub, add_GRPCInferenceServiceServicer_to_server
+from heed.server.engine.graphs import Answer
+from heed.server.engine.model import Model
+from heed.server.errors import Exhausted, Unavailable
+from heed.server.protocols.open_inference.service import InferenceService
+from heed.server.protocols.streams import Place, Room
+from heed.server.repository.attentions import Attentions
+from heed.server.repository.model_repository import Repository
+from heed.server.repository.registry import Registry, Served, State
+from heed.server.repository.served_model import Serving
+from heed.server.scheduling.batching import Alone
+from heed.server.scheduling.scheduler import SAFE, Scheduler, _retry_after
+from heed.server.scheduling.workers import Workers
+from heed.server.settings import Settings
+from heed.server.telemetry.metrics import Metrics
+from heed.server.telemetry.request_trace import Call, Observers, Record
+from heed.server.telemetry.statistics import Statistics
+from heed.server.transport.interceptors import Slots
+from heed.server.transport.status import NEVER, PUSHBACK, SPREAD, retry_after_ms
 from tests.server.support import ids_request
 
 PACE = 0.1  # seconds that a token is expected to take

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bundle.manifest import PositionRule
-from bundle.packing import (
+from heed.bundle.manifest import PositionRule
+from heed.bundle.packing import (
     GRAPH_INPUTS,
     Arrays,
     Bools,
@@ -28,7 +28,7 @@ from bundle.packing import (
     unpack,
     unpack_attentions,
 )
-from model.positions import column_positions, counted_positions
+from heed.model.positions import column_positions, counted_positions
 from tests.server.support import COLUMN
 
 COUNTED = PositionRule(kind="counted", padding_id=1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.queue import DEFAULT_LEVEL, LAST_LEVEL, LONGEST_WAIT, OVERDUE, Entry, Queue, level_of
+from heed.server.scheduling.queue import DEFAULT_LEVEL, LAST_LEVEL, LONGEST_WAIT, OVERDUE, Entry, Queue, level_of
 from tests.server.support import row
 
 

@@ -16,17 +16,17 @@ import grpc
 import numpy as np
 import pytest
 
-from bundle.contract import CONTRACT, Case, StoredCases
-from bundle.packing import Sequence
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.graphs import Answer
-from server.grouping import Alone
-from server.lane import Run
-from server.metrics import Metrics
-from server.model import Model
-from server.recheck import Recheck
-from server.scheduler import Scheduler
-from server.workers import Workers
+from heed.bundle.contract import CONTRACT, Case, StoredCases
+from heed.bundle.packing import Sequence
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.engine.graphs import Answer
+from heed.server.engine.model import Model
+from heed.server.repository.recheck import Recheck
+from heed.server.scheduling.batching import Alone
+from heed.server.scheduling.model_queue import Run
+from heed.server.scheduling.scheduler import Scheduler
+from heed.server.scheduling.workers import Workers
+from heed.server.telemetry.metrics import Metrics
 from tests.server.support import ids_request
 from tests.support import Running, free_port, run_server, start_server, stop, wait_until_serving
 

@@ -11,7 +11,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.server.support import text_request
 from tests.support import Running
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.errors import FailedPrecondition, NotFound, StartError
-from server.loading import memory_needed
-from server.machine import settle_memory
-from server.metrics import Metrics
-from server.places import Place, find_places
-from server.registry import Registry, State
-from server.repository import Repository
-from server.settings import Settings
+from heed.server.engine.host import settle_memory
+from heed.server.errors import FailedPrecondition, NotFound, StartError
+from heed.server.repository.folders import Place, find_places
+from heed.server.repository.loading import memory_needed
+from heed.server.repository.model_repository import Repository
+from heed.server.repository.registry import Registry, State
+from heed.server.settings import Settings
+from heed.server.telemetry.metrics import Metrics
 
 TEXT = np.array([b"the quick fox"], object)
 
@@ -221,7 +221,7 @@ async def test_a_model_that_would_not_fit_is_refused_until_there_is_room(
     place(tiny_bundle, repository, "other", 1)
     async with serving(repository) as (served, registry):
         place(tiny_bundle, repository, "words", 2)
-        monkeypatch.setattr("server.loading.usable_memory", lambda: 1)
+        monkeypatch.setattr("heed.server.repository.loading.usable_memory", lambda: 1)
         assert "give more memory" in str(*await served.refresh())
         assert states(registry)["words", 1] is State.READY
         monkeypatch.undo()
@@ -278,7 +278,7 @@ async def test_a_watch_outlives_whatever_it_meets(
                 raise errors.pop(0)
             return find_places(folder)
 
-        monkeypatch.setattr("server.repository.find_places", fail_first)
+        monkeypatch.setattr("heed.server.repository.model_repository.find_places", fail_first)
         async with asyncio.timeout(60):
             while errors:
                 await asyncio.sleep(0.01)

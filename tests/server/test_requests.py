@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from bundle import Manifest
-from bundle.manifest import Image, PositionRule
-from bundle.packing import Arrays, pack
-from server.errors import InvalidArgument
-from server.model import Model
-from server.requests import Form, Request, check_request
-from server.serving import Serving, _is_large
-from server.text import Side, TextEncoder, Tokens
+from heed.bundle import Manifest
+from heed.bundle.manifest import Image, PositionRule
+from heed.bundle.packing import Arrays, pack
+from heed.server.engine.model import Model
+from heed.server.errors import InvalidArgument
+from heed.server.repository.served_model import Serving, _is_large
+from heed.server.requests.preprocess import Form, Request, check_request
+from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
 from tests.server.support import manifest_of
 from tests.support import VOCABULARY, save_tokenizer
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle import read_manifest
-from bundle.packing import Arrays, pack
-from server.runtime import Runtime
-from server.warmup import random_sequence
+from heed.bundle import read_manifest
+from heed.bundle.packing import Arrays, pack
+from heed.server.engine.session import Runtime
+from heed.server.repository.warmup import random_sequence
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from collections.abc import Sequence as Many
 
 import pytest
 
-from bundle.packing import Sequence
-from server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
-from server.graphs import Answer
-from server.grouping import Alone, Neighbours, Strategy
-from server.lane import MEMORY, Group, Lane, Pace
-from server.queue import Entry
-from server.scheduler import Answered
+from heed.bundle.packing import Sequence
+from heed.server.engine.graphs import Answer
+from heed.server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
+from heed.server.scheduling.batching import Alone, Neighbours, Strategy
+from heed.server.scheduling.model_queue import MEMORY, Group, Lane, Pace
+from heed.server.scheduling.queue import Entry
+from heed.server.scheduling.scheduler import Answered
 from tests.server.scheduling import BAD, PATIENCE, BadRow, Doubling, blocked, cancel, doubles, scheduling, waiting
 from tests.server.support import row
 

@@ -17,8 +17,8 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.server import http2
 from tests.server.http2 import Connection, connected, frame
 from tests.server.support import ids_request
@@ -29,7 +29,7 @@ WATCH = "/grpc.health.v1.Health/Watch"
 
 # A server's patience is constants; here they are seconds.
 IMPATIENT = """
-import server.listening as listening
+import heed.server.transport.grpc_server as listening
 listening.HANDSHAKE_SECONDS, listening.PING_SECONDS, listening.PONG_SECONDS = 3, 1, 8
 from heed.__main__ import main
 main()
@@ -201,7 +201,7 @@ def test_who_does_not_read_a_stream_fills_no_memory(tiny_server: Running) -> Non
 def test_a_client_that_is_stopped_holds_up_nobody(tiny_server: Running) -> None:
     program = f"""
 import grpc
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.server.support import ids_request
 stub = GRPCInferenceServiceStub(grpc.insecure_channel({tiny_server.address!r}))
 for answer in stub.ModelStreamInfer(ids_request([[5] * 40] * 20) for _ in range(10**6)):

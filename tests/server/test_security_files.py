@@ -19,12 +19,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from server.errors import StartError
-from server.listening import is_loopback, warn_of_what_is_open
-from server.security.certificates import server_credentials
-from server.security.files import Reloaded
-from server.security.tokens import TOKENS, Authorization, authorization, read_tokens
-from server.settings import Settings
+from heed.server.errors import StartError
+from heed.server.settings import Settings
+from heed.server.transport.certificates import server_credentials
+from heed.server.transport.grpc_server import is_loopback, warn_of_what_is_open
+from heed.server.transport.reloading import Reloaded
+from heed.server.transport.tokens import TOKENS, Authorization, authorization, read_tokens
 
 TOKEN = "9f86d081884c7d659a2feaa0c55ad015"
 OTHER = "a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -170,7 +170,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("server.security.files.time.monotonic", clock)
+    monkeypatch.setattr("heed.server.transport.reloading.time.monotonic", clock)
     return clock
 
 

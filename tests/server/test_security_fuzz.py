@@ -18,9 +18,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protos import heed_pb2, tei_pb2
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.protos import heed_pb2, tei_pb2
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.server.support import ids_request, refusal, text_request
 from tests.server.test_bad_input import mutated_requests
 from tests.support import Running

@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 import pytest
 
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from server.errors import InvalidArgument
-from server.services.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room, Streams
+from heed.protos import open_inference_pb2 as pb
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.errors import InvalidArgument
+from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room, Streams
 from tests.server.support import ids_request
 from tests.support import Running, start_server, stop, wait_until_serving
 

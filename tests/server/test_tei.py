@@ -11,14 +11,14 @@ import grpc
 import numpy as np
 import pytest
 
-from bundle import Manifest
-from protos import tei_pb2 as pb
-from protos import tei_pb2_grpc as wire
-from server.errors import FailedPrecondition
-from server.services.tei.abilities import METHODS, check_can
-from server.services.tei.door import SharedRoom
-from server.services.tei.embed import _output
-from server.services.tei.scores import best_first, scores
+from heed.bundle import Manifest
+from heed.protos import tei_pb2 as pb
+from heed.protos import tei_pb2_grpc as wire
+from heed.server.errors import FailedPrecondition
+from heed.server.protocols.tei.capabilities import METHODS, check_can
+from heed.server.protocols.tei.embed import _output
+from heed.server.protocols.tei.scores import best_first, scores
+from heed.server.protocols.tei.service import SharedRoom
 from tests.server.support import manifest_of
 from tests.support import Running, start_server, stop, wait_until_serving
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16, finfo
 
-from client.wire import read_answer
-from protos import open_inference_pb2 as pb
-from server.errors import InvalidArgument
-from server.requests import check_request
-from server.services.tensors import OVERHEAD, check_response_size, encode_outputs, response_bytes
+from heed.client.wire import read_answer
+from heed.protos import open_inference_pb2 as pb
+from heed.server.errors import InvalidArgument
+from heed.server.protocols.open_inference.tensors import OVERHEAD, check_response_size, encode_outputs, response_bytes
+from heed.server.requests.preprocess import check_request
 from tests.server.support import decoded_inputs, manifest_of
 
 MODEL = manifest_of(

@@ -13,9 +13,9 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from protos import tei_pb2
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from protos.tei_pb2_grpc import EmbedStub
+from heed.protos import tei_pb2
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.protos.tei_pb2_grpc import EmbedStub
 from tests.server.support import ids_request, text_request
 from tests.support import Running, free_port, start_server, stop, wait_until_serving
 
@@ -113,7 +113,7 @@ def test_a_call_is_a_span_of_its_callers_trace_with_its_stages_below(
         "heed.model.name": "tiny",
         "heed.model.version": "1",
         "heed.rows": 2,
-        "heed.tokens": told["heed.tokens"],
+        "heed.cli.tokens": told["heed.cli.tokens"],
     }
     assert told["network.peer.address"] == "127.0.0.1"
     assert before <= span.start_time_unix_nano < span.end_time_unix_nano <= after
@@ -194,8 +194,8 @@ def test_without_the_extra_the_message_says_how_to_get_it(tiny_bundle: Path) -> 
     done = serve_without("opentelemetry", "--traces", "--port", "0", "--metrics-port", "-1", bundle=tiny_bundle)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
-    assert "error: --traces needs a package that is missing (opentelemetry" in said
-    assert "pip install 'heed[otel]'" in said
+    assert "error: --traces: opentelemetry is not installed" in said
+    assert "pip install 'heed-serve[otel]'" in said
     assert "Traceback" not in said
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle import Manifest
-from bundle.manifest import Image
-from bundle.packing import Sequence, pack
-from server import warmup
-from server.graphs import Answer
-from server.grouping import Alone, Neighbours
-from server.runtime import CPU, CUDA
-from server.warmup import random_sequence, warm_up
+from heed.bundle import Manifest
+from heed.bundle.manifest import Image
+from heed.bundle.packing import Sequence, pack
+from heed.server.engine.graphs import Answer
+from heed.server.engine.session import CPU, CUDA
+from heed.server.repository import warmup
+from heed.server.repository.warmup import random_sequence, warm_up
+from heed.server.scheduling.batching import Alone, Neighbours
 from tests.server.support import manifest_of
 
 MODELS = [

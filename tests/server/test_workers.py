@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.packing import Sequence
-from server.errors import DeadlineExceeded, Exhausted, Unavailable
-from server.graphs import Answer
-from server.grouping import Neighbours
-from server.queue import Entry
-from server.scheduler import Answered, Scheduler
-from server.workers import Workers
+from heed.bundle.packing import Sequence
+from heed.server.engine.graphs import Answer
+from heed.server.errors import DeadlineExceeded, Exhausted, Unavailable
+from heed.server.scheduling.batching import Neighbours
+from heed.server.scheduling.queue import Entry
+from heed.server.scheduling.scheduler import Answered, Scheduler
+from heed.server.scheduling.workers import Workers
 from tests.server.scheduling import BAD, BadRow, Doubling, blocked, doubles, sharing, waiting
 from tests.server.support import row
 

@@ -12,7 +12,7 @@ import numpy as np
 from bench.bare import Request, bare_ways, padded, session
 from bench.peers.programs.graph import OUTPUT
 from bench.peers.programs.loop import Ids, command_line, follow
-from server.machine import usable_cpus
+from heed.server.engine.host import usable_cpus
 
 
 def whole(ids_L: Ids) -> Request:

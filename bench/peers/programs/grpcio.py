@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 
 from bench.peers.programs.graph import OUTPUT, Graph, command_line
-from protos import open_inference_pb2 as pb
-from protos import open_inference_pb2_grpc as pb_grpc
+from heed.protos import open_inference_pb2 as pb
+from heed.protos import open_inference_pb2_grpc as pb_grpc
 
 
 class Servicer(pb_grpc.GRPCInferenceServiceServicer):

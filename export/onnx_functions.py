@@ -1,0 +1,189 @@
+"""Names what stands between a graph's linear layers, as `export/layers.py` names those: attention, norms, GELUs.
+
+Each becomes a call of a function that the graph brings along, made of the very nodes that stood there. A runtime that
+knows nothing of it puts them back; heed's own computes a call at once (`server/engine/kernels`).
+
+    heed.Attention   a softmax over all allowed keys, from projected tokens [T, D] to attended ones
+    heed.AddNorm     a LayerNorm of a residual sum
+    heed.Gelu        the exact one
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import onnx
+from onnx import FunctionProto, ModelProto, NodeProto, helper
+
+from heed.export.layers import DOMAIN, add_functions
+
+# Nodes of attention by what they make of each other: [T, D] to heads, scores, weights, and back to [T, D].
+ATTENTION = (
+    ("query_heads", "Reshape", ("query", "head_shape")),
+    ("query_slots", "Gather", ("query_heads", "places")),
+    ("scaled", "Mul", ("query_slots", "scale")),
+    ("key_heads", "Reshape", ("key", "head_shape")),
+    ("key_slots", "Gather", ("key_heads", "places")),
+    ("keys", "Transpose", ("key_slots",)),
+    ("scores", "MatMul", ("scaled", "keys")),
+    ("masked", "Add", ("scores", "mask")),
+    ("weights", "Softmax", ("masked",)),
+    ("value_heads", "Reshape", ("value", "value_shape")),
+    ("value_slots", "Gather", ("value_heads", "places")),
+    ("summed", "MatMul", ("weights", "value_slots")),
+    ("allowed", "Mul", ("summed", "any")),
+    ("attended", "Reshape", ("allowed", "value_shape")),
+    ("of_tokens", "Gather", ("attended", "back")),
+    ("y", "Reshape", ("of_tokens", "out_shape")),
+)
+ATTENTION_INPUTS = (
+    *("query", "key", "value", "places", "mask", "any", "back", "scale"),
+    *("head_shape", "value_shape", "out_shape"),
+)
+
+
+def name_parts(path: Path) -> None:
+    """Rewrites the float32 graph `path` in place; its weights stay where they are."""
+    model = onnx.load(path, load_external_data=False)
+    graph = _Graph(model)
+    for operator, replace in (
+        ("Softmax", graph.replace_attention),
+        ("LayerNormalization", graph.replace_norm),
+        ("Gelu", graph.replace_gelu),
+    ):
+        for node in [node for node in model.graph.node if node.op_type == operator and not node.domain]:
+            replace(node)
+    graph.finish()
+    onnx.save(model, path)
+
+
+def _copies(nodes: list[tuple[NodeProto, list[str], str]]) -> list[NodeProto]:
+    """The same nodes between other names: their inputs, and their output."""
+    made = []
+    for node, inputs, output in nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.ClearField("name")
+        copy.input[:], copy.output[:] = inputs, [output]
+        made.append(copy)
+    return made
+
+
+def _attribute(node: NodeProto, name: str) -> object:
+    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), None)
+
+
+class _Graph:
+    """Replaces nodes by calls, each in the place of its last node."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model = model
+        self._opset = next(opset for opset in model.opset_import if not opset.domain)
+        self._constants = {tensor.name for tensor in model.graph.initializer}
+        self._producers = {name: node for node in model.graph.node for name in node.output}
+        self._users: defaultdict[str, list[NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in node.input:
+                self._users[name].append(node)
+        self._outputs = {output.name for output in model.graph.output}
+        self._gone: list[NodeProto] = []
+        self._functions: dict[str, FunctionProto] = {}
+
+    def replace_attention(self, softmax: NodeProto) -> None:
+        """If it is of the form of `ATTENTION`."""
+        found = self._match(softmax)
+        if found is None:
+            return
+        nodes, names = found
+        body = _copies([(nodes[output], list(takes), output) for output, _, takes in ATTENTION])
+        replaced = [nodes[output] for output, _, _ in ATTENTION]
+        self._call("Attention", replaced, [names[name] for name in ATTENTION_INPUTS], body, list(ATTENTION_INPUTS))
+
+    def _match(self, softmax: NodeProto) -> tuple[dict[str, NodeProto], dict[str, str]] | None:
+        """The nodes by the names of what they make, and what the graph calls those and their inputs."""
+        nodes = self._before(softmax)
+        names: dict[str, str] = {}
+        for output, operator, takes in ATTENTION:
+            node = nodes.get(output)
+            if node is None or node.op_type != operator or len(node.input) != len(takes):
+                return None
+            names[output] = node.output[0]
+            if any(names.setdefault(role, name) != name for role, name in zip(takes, node.input, strict=True)):
+                return None
+            if output != "y" and not self._has_one_user(node):
+                return None
+        turned = _attribute(nodes["keys"], "perm") == [0, 1, 3, 2]
+        return (nodes, names) if turned and names["scale"] in self._constants else None
+
+    def _before(self, softmax: NodeProto) -> dict[str, NodeProto]:
+        """What would be the nodes of `ATTENTION`: from the last one, five behind the softmax, on backwards."""
+        last = softmax
+        for _ in range(5):
+            if not self._has_one_user(last):
+                return {}
+            (last,) = self._users[last.output[0]]
+        takes = {output: inputs for output, _, inputs in ATTENTION}
+        nodes, ahead = {}, [("y", last)]
+        while ahead:
+            output, node = ahead.pop()
+            nodes[output] = node
+            for role, name in zip(takes[output], node.input, strict=False):
+                if role in takes and name in self._producers:
+                    ahead.append((role, self._producers[name]))
+        return nodes
+
+    def _has_one_user(self, node: NodeProto) -> bool:
+        return len(self._users[node.output[0]]) == 1 and node.output[0] not in self._outputs
+
+    def replace_norm(self, norm: NodeProto) -> None:
+        """If it is of a residual: a sum that nobody else looks at, of tokens and what a linear layer made of them."""
+        added = self._producers.get(norm.input[0])
+        constants = all(name in self._constants for name in norm.input[1:])
+        if added is None or added.op_type != "Add" or len(norm.input) != 3 or not constants:
+            return
+        makers = [self._producers.get(name) for name in added.input]
+        of_layer = any(maker is not None and maker.domain == DOMAIN for maker in makers)
+        if not self._has_one_user(added) or not of_layer or _attribute(norm, "axis") != -1:
+            return
+        body = _copies([(added, ["x", "y"], "sum"), (norm, ["sum", "weight", "bias"], "normed")])
+        for attribute in body[1].attribute:
+            if attribute.name == "epsilon":
+                attribute.CopyFrom(onnx.AttributeProto(name="epsilon", ref_attr_name="epsilon", type=attribute.type))
+        epsilon = _attribute(norm, "epsilon")
+        inputs = [*added.input, *norm.input[1:]]
+        self._call("AddNorm", [added, norm], inputs, body, ["x", "y", "weight", "bias"], epsilon=epsilon)
+
+    def replace_gelu(self, gelu: NodeProto) -> None:
+        """If it is the exact one."""
+        if _attribute(gelu, "approximate") in (None, b"none"):
+            self._call("Gelu", [gelu], list(gelu.input), _copies([(gelu, ["x"], "y")]), ["x"])
+
+    def _call(
+        self,
+        name: str,
+        replaced: list[NodeProto],
+        inputs: list[str],
+        body: list[NodeProto],
+        parameters: list[str],
+        **attributes: object,
+    ) -> None:
+        """Puts a call in the place of the last of some nodes, and takes out the others.
+
+        Args:
+            body: what it means, from `parameters` to the last node's output.
+        """
+        outputs = list(body[-1].output)
+        function = helper.make_function(DOMAIN, name, parameters, outputs, body, [self._opset], list(attributes))
+        if self._functions.setdefault(name, function) != function:
+            return  # the same nodes with other attributes: they stay
+        *others, node = replaced
+        self._gone += others
+        node.op_type, node.domain = name, DOMAIN
+        node.input[:] = inputs
+        del node.attribute[:]
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+
+    def finish(self) -> None:
+        """Takes out what calls have taken the place of, and brings their functions along."""
+        for node in self._gone:
+            self._model.graph.node.remove(node)
+        add_functions(self._model, self._functions.values())

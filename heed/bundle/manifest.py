@@ -1,0 +1,211 @@
+"""`bundle.json`: what a bundle says about itself.
+
+Letters in shapes: -1 stands for any size (batch, length).
+"""
+
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from heed.bundle.errors import BundleError
+
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+
+Datatype = Literal["BOOL", "INT64", "FP32", "BYTES"]
+Precision = Literal["fp32", "fp16", "int8"]
+Task = Literal["encoder", "embedding", "sequence_classification", "token_classification", "reranking"]
+GraphKind = Literal["answers", "attentions"]
+# A name in the bundle's own folder: no separators, no leading dot, so that it can never lead out of it, and never that
+# of a file that `SHA256SUMS` does not list.
+GraphName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.onnx$")]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Part):
+    """One input or output as callers see it."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]  # -1: any size
+    optional: bool = False
+    help: str = ""
+
+    @property
+    def letters(self) -> str:
+        """The shape as people write it: B rows, L columns, and what is fixed as a number."""
+        sizes = iter("BLLL")
+        return "[" + ", ".join(next(sizes) if size == -1 else str(size) for size in self.shape) + "]"
+
+
+class PositionRule(_Part):
+    """Which position and which column the tokens of a full row get.
+
+    - column: the column index is both (BERT).
+    - counted: positions are counted from the ids, past the padding id (RoBERTa).
+    - stripped: as if the row's outer padding were cut off, both are counted from the first real token (Big Bird).
+    """
+
+    kind: Literal["column", "counted", "stripped"]
+    padding_id: int = 0  # only "counted" looks at it
+
+
+class Limits(_Part):
+    """What a request may hold. 0: the model has no such table, or takes no text."""
+
+    vocabulary: int = Field(0, ge=0)
+    token_types: int = Field(0, ge=0)
+    length: int = Field(ge=1)  # columns of the longest row
+    text_length: int = Field(0, ge=0)  # tokens of a text, special ones included
+
+
+class Image(_Part):
+    """The size of the images that a model takes, and of the square patches that become its tokens."""
+
+    channels: int = Field(ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    patch: int = Field(ge=1)
+
+    @property
+    def tokens(self) -> int:
+        """The patches and the class token before them."""
+        return 1 + (self.height // self.patch) * (self.width // self.patch)
+
+
+class Graph(_Part):
+    """One ONNX file and the callers' outputs it computes, in its own order."""
+
+    precision: Precision
+    file: GraphName
+    outputs: list[str]
+    kind: GraphKind = "answers"  # "attentions": those and the attention weights
+    longest: int | None = Field(None, ge=1)  # for sequences that span at most so many columns; None: for all
+    # In operators that onnxruntime has for CUDA alone, and that know a row by its length: for sequences of real tokens.
+    fused: bool = False
+    # Whether it was compared with the reference when it was exported, on the provider that it is for. If not, the first
+    # server on such a provider is the first to know.
+    proven: bool = True
+    float32_layers: list[str] = []  # linear layers that an int8 graph computes in float32, for int8 cannot hold them
+
+
+class Provenance(_Part):
+    """Enough to do the export again. No paths, times or measurements: the same export gives the same digest."""
+
+    family: str
+    source: dict[str, str]  # SHA-256 of every source file, by its name in the source folder
+    tools: dict[str, str]
+    command: str
+
+
+class Manifest(_Part):
+    """Everything that a server or a caller needs to know about a bundle."""
+
+    format: Literal[1] = 1
+    name: ModelName
+    version: int = Field(default=1, ge=1)
+    task: Task
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    limits: Limits
+    position_rule: PositionRule
+    # Whether attention looks at columns (windows, chunks, relative positions, ...). If so the slot of a token inside
+    # attention is its column; if not, slots are as many as there are tokens.
+    aligned: bool = False
+    first_tokens_global: int = Field(0, ge=0)  # the global tokens where a request has no global_attention_mask
+    labels: list[str] = []  # their names, in the order of the logits
+    # Whether sentence_embedding is scaled to length 1. None: there is none, or the bundle is older than this field.
+    unit_length: bool | None = None
+    prompts: dict[str, str] = {}  # by name: what the text door can put before a text
+    default_prompt_name: str | None = None  # what it puts there if a caller names none
+    image: Image | None = None
+    graphs: list[Graph] = Field(min_length=1)
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for precision, kind in sorted({(graph.precision, graph.kind) for graph in self.graphs}):
+            last = self.graphs_of(precision, kind)[-1]
+            if last.longest is not None and last.longest < self.limits.length:
+                raise ValueError(f"no {precision} graph for sequences of {self.limits.length} columns")
+        names = {spec.name for spec in self.outputs}
+        if "labels" in names and not ("logits" in names and self.labels):
+            raise ValueError("labels are among the outputs, but have no names or no logits")
+        if "attentions" in names and not self.gives_attentions:
+            raise ValueError("attentions are among the outputs, but no graph computes them")
+        if self.takes("pixel_values") and self.image is None:
+            raise ValueError("pixel_values are among the inputs, but the size of an image is not given")
+        if self.default_prompt_name not in (None, *self.prompts):
+            raise ValueError(f"the default prompt {self.default_prompt_name!r} is none of the prompts")
+        return self
+
+    @cached_property
+    def input_specs(self) -> dict[str, TensorSpec]:
+        """What a request may hold, by name."""
+        return {spec.name: spec for spec in self.inputs}
+
+    @cached_property
+    def output_specs(self) -> dict[str, TensorSpec]:
+        """What an answer may hold, by name."""
+        return {spec.name: spec for spec in self.outputs}
+
+    def takes(self, name: str) -> bool:
+        """Whether a request may hold this input."""
+        return name in self.input_specs
+
+    @property
+    def takes_text(self) -> bool:
+        return self.takes("text")
+
+    @property
+    def gives_attentions(self) -> bool:
+        return any(graph.kind == "attentions" for graph in self.graphs)
+
+    @property
+    def precisions(self) -> list[Precision]:
+        """Those there are, the most exact first."""
+        return [precision for precision in get_args(Precision) if any(g.precision == precision for g in self.graphs)]
+
+    def is_proven(self, precision: str) -> bool:
+        """Whether every graph of a precision was compared with the reference when it was exported."""
+        return all(graph.proven for graph in self.graphs if graph.precision == precision)
+
+    def graphs_of(self, precision: str, kind: GraphKind = "answers") -> list[Graph]:
+        """The graphs of one precision and kind, the fused one and those for short sequences first.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        found = [graph for graph in self.graphs if (graph.precision, graph.kind) == (precision, kind)]
+        if not found:
+            known = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.graphs)
+            missing = precision in get_args(Precision) and precision not in self.precisions
+            adds = f"; `heed export --precision {precision}` adds it" * missing
+            raise BundleError(f"{self.name} has no {precision} graph of {kind}, only {known}{adds}")
+        return sorted(found, key=lambda graph: (not graph.fused, graph.longest or math.inf))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises BundleError if there is none, or if it is not one that this version understands."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{folder} has no {MANIFEST}; `heed export SOURCE {folder}` makes a bundle") from None
+    except NotADirectoryError:
+        raise BundleError(f"{folder} is not a folder") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise BundleError(f"{folder / MANIFEST}: {where}: {first['msg']}") from None

@@ -1,0 +1,234 @@
+"""Leaves the padding out: a caller's padded rows become sequences, a group of sequences becomes a graph's inputs.
+
+Letters: B sequences, L slots of the longest one, T tokens of all sequences together, K of them kept, D width,
+F features, N heads, G global tokens; t tokens of one sequence.
+"""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heed.bundle.manifest import PositionRule
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.floating]
+Arrays = dict[str, np.ndarray]
+
+# Inputs of a graph with a value or a vector for each token, and those that say where tokens lie. No graph has all.
+TOKEN_INPUTS = ("input_ids", "token_type_ids", "position_ids", "features")
+LAYOUT_INPUTS = (
+    *("slots", "rows", "columns", "real", "kept", "first"),
+    *("adjacency", "globals", "globals_real", "places", "ends"),
+)
+GRAPH_INPUTS = TOKEN_INPUTS + LAYOUT_INPUTS
+# Of most rows, which share them: numpy lets other threads go first whenever it makes such an array.
+NUMBERS, TRUES = np.arange(2**13), np.ones(2**13, np.bool_)
+for shared in (NUMBERS, TRUES):
+    shared.flags.writeable = False
+# Places for global tokens, and kept ones: the bits of a matrix product of one row need not be those of one of several.
+LEAST_GLOBALS = LEAST_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One row without its padding: the `t` tokens that take part in the work.
+
+    Column 0 always takes part, even under a mask of 0: what reads the first column (`cls` pooling) gets what the
+    published model computes there. `real` tells it from a token that others may attend to.
+    """
+
+    tokens: Arrays  # the graph's inputs by name, `[t]` or `[t, F]`; position_ids are from the full row
+    real: Bools  # [t]
+    columns: Ints  # [t], where attention sees each token
+    start: int = 0  # the caller's column that attention sees as column 0
+    whole: bool = False  # all of `real` is known to be true
+    adjacency: Bools | None = None  # [t, t]
+    is_global: Bools | None = None  # [t]
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def slots(self, aligned: bool) -> Ints:
+        """The slot of each token inside attention, `[t]`: its column, or its number."""
+        return self.columns if aligned else numbers(len(self))
+
+    def span(self, aligned: bool) -> int:
+        """How many slots it needs inside attention."""
+        return int(self.columns[-1]) + 1 if aligned else len(self)
+
+
+def numbers(count: int) -> Ints:
+    """0, 1, ... `[count]`, not to be written to."""
+    return NUMBERS[:count] if count <= len(NUMBERS) else np.arange(count)
+
+
+def trues(count: int) -> Bools:
+    """True so many times, not to be written to."""
+    return TRUES[:count] if count <= len(TRUES) else np.ones(count, np.bool_)
+
+
+def first_column(rule: PositionRule, real: Bools) -> int:
+    """The column of a full row `[L]` from which columns and positions are counted."""
+    return int(real.argmax()) if rule.kind == "stripped" else 0
+
+
+def position_ids(rule: PositionRule, tokens: Arrays, real: Bools) -> Ints:
+    """The position of every token of one full row `[L]`, by the rule that the manifest names."""
+    if rule.kind == "counted":
+        counts = (tokens["input_ids"] != rule.padding_id).astype(np.int64)
+        return np.asarray(counts.cumsum() * counts + rule.padding_id, np.int64)
+    first = first_column(rule, real)
+    return numbers(len(real)) - first if first else numbers(len(real))
+
+
+def sequence(
+    rule: PositionRule,
+    tokens: Arrays,
+    real: Bools | None = None,
+    adjacency: Bools | None = None,
+    is_global: Bools | None = None,
+) -> Sequence:
+    """One full row without its padding.
+
+    Args:
+        tokens: the row's inputs by name, `[L]` or `[L, F]`, but for position_ids.
+        real: `[L]`, True for at least one token. None: all are known to be real.
+        adjacency: `[L, L]`, for models over graphs.
+        is_global: `[L]`, for models with global tokens.
+    """
+    known = real is None
+    if real is None:
+        real = trues(len(next(iter(tokens.values()))))
+    row = tokens | {"position_ids": position_ids(rule, tokens, real)}
+    if known or real.all():
+        return Sequence(row, real, numbers(len(real)), 0, True, adjacency, is_global)
+    start = first_column(rule, real)
+    takes_part = real.copy()
+    takes_part[start] = True
+    kept = np.flatnonzero(takes_part)
+    return Sequence(
+        tokens={name: array[kept] for name, array in row.items()},
+        real=real[kept],
+        columns=kept - start,
+        start=start,
+        whole=bool(real[start]),
+        adjacency=None if adjacency is None else adjacency[np.ix_(kept, kept)],
+        is_global=None if is_global is None else is_global[kept],
+    )
+
+
+def cut_into_patches(pixels_BCHW: Floats, patch: int) -> Floats:
+    """Images as features: patches row by row, each flattened as a convolution's kernel is (channel, row, column).
+
+    Returns `[B, 1 + patches, channels * patch * patch]`; the first vector, in the class token's place, is zeros.
+    """
+    batch, channels, height, width = pixels_BCHW.shape
+    tiles = pixels_BCHW.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    features = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+    return np.concatenate([np.zeros_like(features[:, :1]), features], axis=1)
+
+
+def pack(group: Many[Sequence], aligned: bool = False, every_token: bool = True) -> Arrays:
+    """The graph's inputs for a group: `[T]` and `[T, F]` arrays, and where tokens lie (see `model/layout.py`).
+
+    `slots` and `real` are `[B, L]`, `rows` and `columns` `[T]`, `kept` `[K]` and `first` `[B]`; and where members have
+    them `adjacency` `[B, L, L]`, `globals` and `globals_real` `[B, G]`.
+
+    Args:
+        every_token: whether each token's answers are asked for, or only those of whole sequences.
+    """
+    lengths = np.array([len(member) for member in group])
+    starts = lengths.cumsum() - lengths
+    rows_T = np.repeat(np.arange(len(group)), lengths)
+    numbers_T = np.arange(len(rows_T))
+    columns_T = np.concatenate([member.columns for member in group]) if aligned else numbers_T - starts[rows_T]
+    shape = len(group), int(columns_T.max()) + 1
+    # An empty slot repeats its own row's first token, never a neighbour's.
+    slots_BL = np.broadcast_to(starts[:, None], shape).copy()
+    slots_BL[rows_T, columns_T] = numbers_T
+    real_BL = np.zeros(shape, np.bool_)
+    real_BL[rows_T, columns_T] = np.concatenate([member.real for member in group])
+    tokens = {name: np.concatenate([member.tokens[name] for member in group]) for name in group[0].tokens}
+    layout = {"slots": slots_BL, "rows": rows_T, "columns": columns_T, "real": real_BL}
+    if every_token:
+        layout |= {"kept": numbers_T, "first": starts}
+    else:
+        layout |= {"kept": np.resize(starts, max(LEAST_KEPT, len(starts))), "first": np.arange(len(starts))}
+    if group[0].adjacency is None and group[0].is_global is None:
+        return tokens | layout
+    slots_of = [member.slots(aligned) for member in group]
+    return tokens | layout | _adjacency(group, slots_of, shape) | _globals(group, slots_of)
+
+
+def by_length(packed: Arrays) -> Arrays:
+    """Where rows lie, for operators that know them by their lengths: all their tokens are real.
+
+    `ends` `[B + 1]`: where each row's tokens end, 0 first; `places` `[B, L]`: the slots that hold tokens in order, then
+    the others. Both int32.
+    """
+    real_BL, rows_T = packed["real"], packed["rows"]
+    places = np.empty(real_BL.size, np.int32)
+    places[: len(rows_T)] = rows_T * real_BL.shape[1] + packed["columns"]
+    places[len(rows_T) :] = np.flatnonzero(~real_BL.reshape(-1))
+    ends = np.concatenate([[0], np.bincount(rows_T).cumsum()])
+    return {"places": places.reshape(real_BL.shape), "ends": ends.astype(np.int32)}
+
+
+def _adjacency(group: Many[Sequence], slots_of: list[Ints], shape: tuple[int, int]) -> Arrays:
+    if group[0].adjacency is None:
+        return {}
+    batch, length = shape
+    adjacency_BLL = np.zeros((batch, length, length), np.bool_)
+    for matrix_LL, slots_t, member in zip(adjacency_BLL, slots_of, group, strict=True):
+        matrix_LL[np.ix_(slots_t, slots_t)] = member.adjacency
+    return {"adjacency": adjacency_BLL}
+
+
+def _globals(group: Many[Sequence], slots_of: list[Ints]) -> Arrays:
+    """The slots of each row's global tokens; a place without one holds slot 0, and False."""
+    found = [
+        slots_t[member.is_global & member.real]
+        for slots_t, member in zip(slots_of, group, strict=True)
+        if member.is_global is not None
+    ]
+    if not found:
+        return {}
+    shape = len(group), max(LEAST_GLOBALS, *map(len, found))
+    globals_BG, holds_BG = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    for slots_G, holds_G, slots in zip(globals_BG, holds_BG, found, strict=True):
+        slots_G[: len(slots)] = slots
+        holds_G[: len(slots)] = True
+    return {"globals": globals_BG, "globals_real": holds_BG}
+
+
+def split(group: Many[Sequence], tokens_TD: np.ndarray) -> list[np.ndarray]:
+    """The rows of a per-token output, one array `[t, D]` for each member of the group."""
+    ends = np.cumsum([len(member) for member in group])
+    return np.split(tokens_TD, ends[:-1])
+
+
+def split_attentions(group: Many[Sequence], attentions: Floats, aligned: bool) -> list[Floats]:
+    """The attention weights `[B, layers, N, L, L]` of a group, one array `[layers, N, t, t]` for each member."""
+    slots_of = [member.slots(aligned) for member in group]
+    return [weights[:, :, slots[:, None], slots] for weights, slots in zip(attentions, slots_of, strict=True)]
+
+
+def unpack(members: Many[Sequence], tokens: Many[np.ndarray], length: int) -> np.ndarray:
+    """Per-token answers `[t, ...]` back in the caller's columns: `[B, length, ...]`, zeros (or "") at padding."""
+    rows = np.zeros((len(members), length, *tokens[0].shape[1:]), np.result_type(*tokens))
+    for row, member, answers in zip(rows, members, tokens, strict=True):
+        row[(member.start + member.columns)[member.real]] = answers[member.real]
+    return rows
+
+
+def unpack_attentions(members: Many[Sequence], weights: Many[Floats], length: int) -> Floats:
+    """Attention weights `[layers, N, t, t]` in the caller's columns: `[B, layers, N, length, length]`, zeros at
+    padding."""
+    rows = np.zeros((len(members), *weights[0].shape[:2], length, length), weights[0].dtype)
+    for row, member, answers in zip(rows, members, weights, strict=True):
+        columns = (member.start + member.columns)[member.real]
+        row[:, :, columns[:, None], columns] = answers[:, :, member.real][:, :, :, member.real]
+    return rows

@@ -1,0 +1,113 @@
+"""How a model's answers about texts look in a terminal.
+
+Letters: B texts, L tokens, D width, C labels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from heed.cli.tokens import readable_tokens
+from heed.client import Answer, ModelInfo
+from heed.client.answers import NOTHING, read_labels, read_ranks
+
+SHOWN_VALUES = 2  # of each vector
+WIDEST = 36  # characters of a text
+BAR = 20  # characters for a probability of 1
+COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model, and the texts or pairs it was asked about."""
+
+    info: ModelInfo
+    texts: list[str]
+    pairs: list[str]  # none, or as many
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Each text, with its pair."""
+        return [[text, *self.pairs[row : row + 1]] for row, text in enumerate(self.texts)]
+
+
+def shown(asked: Asked, answer: Answer) -> RenderableType:
+    """By the model's task."""
+    if "sentence_embedding" in answer.outputs:
+        return vector_table(asked, answer["sentence_embedding"])
+    if "tokens" in answer.outputs:
+        return Group(*(_labelled_words(asked, answer, row) for row in range(len(asked.texts))))
+    if "labels" in answer.outputs:
+        return label_table(asked, answer)
+    if asked.info.task == "reranking":
+        return rank_table(asked, answer)
+    return str(answer["last_hidden_state"])
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=WIDEST)
+    return table
+
+
+def _text_columns(asked: Asked) -> list[str]:
+    return ["text", "pair"] if asked.pairs else ["text"]
+
+
+def vector_table(asked: Asked, vectors_BD: np.ndarray) -> Table:
+    """Each text with the beginning of its vector and, for several texts, its cosine to each of them."""
+    unit = vectors_BD / np.linalg.norm(vectors_BD, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    several = len(asked.texts) > 1
+    table = _table("", *_text_columns(asked), "vector")
+    for number in range(len(asked.texts) if several else 0):
+        table.add_column(f"cos {number + 1}", justify="right", no_wrap=True)
+    for number, (texts, vector) in enumerate(zip(asked.rows, vectors_BD, strict=True)):
+        start = " ".join(f"{value:+.2f}" for value in vector[:SHOWN_VALUES]) + " …"
+        row = [f"{cosine:.2f}" for cosine in cosines[number]] if several else []
+        table.add_row(str(number + 1), *map(Text, texts), start, *row)
+    return table
+
+
+def label_table(asked: Asked, answer: Answer) -> Table:
+    """Each text with its most likely label."""
+    table = _table("", *_text_columns(asked), "label", "probability", "")
+    for number, (texts, label) in enumerate(zip(asked.rows, read_labels(answer), strict=True)):
+        name = Text(label.name, _colour(asked, label.name))
+        share = label.probability
+        table.add_row(str(number + 1), *map(Text, texts), name, f"{share:.1%}", "█" * round(BAR * share))
+    return table
+
+
+def rank_table(asked: Asked, answer: Answer) -> Table:
+    """The best pair first; what all have in common is left out."""
+    alike = len(set(asked.texts)) == 1 and asked.pairs
+    table = _table("rank", "score", *(["pair"] if alike else _text_columns(asked)))
+    for place, rank in enumerate(read_ranks(answer, asked.texts)):
+        texts = asked.rows[rank.index][1:] if alike else asked.rows[rank.index]
+        table.add_row(str(place + 1), f"{rank.score:+.3f}", *map(Text, texts))
+    return table
+
+
+def _colour(asked: Asked, label: str) -> str:
+    names = [name for name in asked.info.labels if name != NOTHING]
+    return f"bold {COLOURS[names.index(label) % len(COLOURS)]}" if label in names else ""
+
+
+def _labelled_words(asked: Asked, answer: Answer, row: int) -> Text:
+    """The tokens of one text, each with its label behind it where it has one; special tokens are left out."""
+    labels, offsets = answer["labels"][row], answer["offsets"][row].tolist()
+    count = int((labels != "").sum())
+    words = readable_tokens(answer["tokens"][row][:count].tolist(), offsets[:count], asked.rows[row])
+    line = Text(f"{row + 1}  ")
+    for word, label, (_, end) in zip(words, labels, offsets[:count], strict=False):
+        if end:
+            colour = _colour(asked, label)
+            line.append(word, colour)
+            line.append(f" {label}" if colour else "", "dim")
+            line.append("  ")
+    return line

@@ -1,0 +1,96 @@
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.markup import escape
+
+from heed.cli.console import err, fail, out, stages
+from heed.cli.interrupts import stopping_at_once
+from heed.cli.reports import summary
+
+if TYPE_CHECKING:
+    from heed.bundle.contract import Report
+    from heed.bundle.manifest import Precision
+
+
+def _abandon() -> bool:
+    """Before the module is there, nothing was written."""
+    aside = sys.modules.get("heed.export.atomic_folder")
+    return aside is None or not hasattr(aside, "abandon") or bool(aside.abandon())
+
+
+def _precisions(asked: str) -> "list[Precision]":
+    from heed.bundle.manifest import Precision
+
+    known = get_args(Precision)
+    names = [name.strip() for name in asked.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        fail(f"--precision {unknown[0]} is none of {', '.join(known)}")
+    return [precision for precision in known if precision in names]
+
+
+def _say(report: "Report") -> None:
+    """What was proven, and what was not."""
+    parts = report.by_precision()
+    for precision, part in parts.items():
+        err.print(f"{precision}: {summary(part)}" if len(parts) > 1 else summary(part))
+    for precision, reason in report.unproven.items():
+        err.print(f"{precision}: [yellow]not proven here[/]. {escape(reason)}", soft_wrap=True)
+
+
+@stopping_at_once(_abandon)
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint folder (config.json, *.safetensors, tokenizer.json), or package.module:factory."
+        ),
+    ],
+    bundle: Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder to write.")],
+    name: Annotated[
+        str | None, typer.Option(help="The model's name for callers; OUT's folder name by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this Ed25519 private key (PEM).")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, and with commas fp16 (for CUDA) and int8 (for the CPU); fp32 is always there.")
+    ] = "fp32",
+) -> None:
+    """Turn a model into a bundle, with the proof that it answers as the PyTorch reference does.
+
+    SOURCE is a folder in the Hugging Face layout or a sentence-transformers folder. Families: BERT (MiniLM, E5, BGE,
+    GTE are BERT), RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, MPNet, ModernBERT, Longformer, Big Bird, ViT;
+    encoders, sequence and token classifiers, cross-encoders. Weights come from safetensors, never from pickles.
+
+    Or SOURCE is a model of your own: package.module:factory names a function that returns a heed.model.Encoder (with
+    its tokenizer: a heed.model.Checkpoint).
+
+    The bundle is written aside, compared with the reference on every case of its contract, and only then put in
+    place: what exists under OUT is proven. Exit code 2 and nothing written if it cannot be; 130 at Ctrl-C.
+    """
+    from heed.bundle import BundleError
+
+    precisions = _precisions(precision)
+    own = ":" in source and not Path(source).exists()
+    if not own and not Path(source).is_dir():
+        fail(
+            f"{source} is not a folder, and heed downloads nothing; fetch the checkpoint first (hf download NAME "
+            "--local-dir FOLDER), then export FOLDER"
+        )
+    with stages("starting PyTorch") as step:
+        from heed.export.bundle import ExportError
+        from heed.exporting import export_bundle, own_model
+        from heed.model import CheckpointError
+
+        try:
+            model = own_model(source) if own else Path(source)
+            report = export_bundle(model, bundle, name, force, step, sign, precisions)
+        except (CheckpointError, ExportError, BundleError, OSError) as error:
+            fail(error)
+    size = sum(path.stat().st_size for path in bundle.iterdir())
+    _say(report)
+    out.print(f"{bundle} [dim]({size / 1e6:.0f} MB)[/]")
+    err.print(f"[dim]next: heed serve {bundle}[/]")

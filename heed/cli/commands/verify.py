@@ -1,0 +1,188 @@
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.markup import escape
+
+from heed.cli.console import err, fail, out
+from heed.cli.reports import report_table, summary
+from heed.cli.server_options import Reach, reaching
+
+if TYPE_CHECKING:
+    from heed.bundle import Manifest
+    from heed.bundle.contract import Finding, Report
+    from heed.cli.verify_endpoint import Endpoint, OtherBundle
+
+
+@reaching
+def verify(
+    *,
+    reach: Reach,
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto, which is the default.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8, or all that the bundle has, which is the default.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ask a running server instead of computing here.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name at the endpoint; the bundle's own by default.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the endpoint to be ready, and for each of its answers.")
+    ] = 60.0,
+    signature: Annotated[
+        Path | None, typer.Option(metavar="PUBKEY", help="First see that this Ed25519 key's owner signed it (PEM).")
+    ] = None,
+    kernels: Annotated[bool, typer.Option(help="As `heed serve` has it: heed's own kernels where they can be.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Compare a bundle's answers with the PyTorch reference's, on every case of its contract.
+
+    The answers come from the very runtime that serves; the reference's were computed in float64 when the bundle was
+    made. Needs no network and no torch. With --endpoint a running server is asked, which must serve this very bundle.
+
+    Every precision is compared on the device that it is for; where this machine has none, that is said.
+
+    Exit code 0: equal within the budget. 1: not, or the endpoint serves another bundle. 2: it could not be compared.
+    """
+    if signature is not None:
+        _check_signature(bundle, signature)
+    if endpoint is None:
+        proof = _offline(bundle, device or "auto", precision or "all", kernels)
+    elif device is None and precision is None and kernels:
+        proof = _online(bundle, endpoint, model, timeout, as_json, reach)
+    else:
+        fail("--device, --precision and --no-kernels are for what is computed here; the endpoint has its own")
+    if as_json:
+        print(json.dumps(_content(proof), indent=2))
+    else:
+        _show(proof)
+    raise typer.Exit(0 if proof.report.holds else 1)
+
+
+def _check_signature(bundle: Path, key: Path) -> None:
+    from heed.bundle import BundleError
+    from heed.bundle.signature import check_signature
+
+    try:
+        check_signature(bundle, key)
+    except (BundleError, OSError) as error:
+        fail(error)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and what came of it."""
+
+    bundle: str
+    digest: str
+    providers: dict[str, str]  # by precision
+    report: "Report"
+    endpoint: str = ""
+    left_out: tuple[str, ...] = ()  # cases too large for the endpoint's messages
+
+
+def _follow(findings: "Iterable[Finding]") -> "Iterable[Finding]":
+    from rich.progress import track
+
+    return track(findings, "comparing", console=err, transient=True)
+
+
+def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
+    from heed.bundle import BundleError, read_manifest
+    from heed.bundle.contract import Report
+    from heed.bundle.digests import bundle_digest, check_digests
+    from heed.server.errors import DeviceError, HeedError
+    from heed.server.repository.loading import proven
+
+    if device not in ("auto", "cpu", "cuda"):
+        fail(f"--device {device} is none of auto, cpu, cuda")
+    report = Report()
+    providers: dict[str, str] = {}
+    try:
+        check_digests(bundle)
+        manifest = read_manifest(bundle)
+        for each in manifest.precisions if precision == "all" else [precision]:
+            try:
+                found = proven(bundle, device, each, kernels, everything=True, follow=_follow)  # type: ignore[arg-type]  # checked
+            except DeviceError as error:
+                report.unproven[each] = str(error)
+            else:
+                model, part = found
+                providers[each] = model.runtime.provider
+                report.findings.extend(part.findings)
+    except (BundleError, HeedError, OSError) as error:
+        fail(error)
+    if not report.findings:
+        fail("; ".join(dict.fromkeys(report.unproven.values())))
+    return Proof(manifest.name, bundle_digest(bundle), providers, report)
+
+
+def _online(bundle: Path, address: str, name: str | None, seconds: float, as_json: bool, reach: Reach) -> Proof:
+    from heed.bundle import BundleError, read_manifest
+    from heed.bundle.contract import Report, attention_cases, check_complete, plain_cases, read_contract
+    from heed.bundle.digests import bundle_digest, check_digests
+    from heed.cli.verify_endpoint import CannotAsk, Endpoint, OtherBundle
+
+    try:
+        check_digests(bundle)
+        manifest, cases = read_manifest(bundle), read_contract(bundle)
+        check_complete(manifest, cases)
+        asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, reach)
+        weights = attention_cases(cases) if manifest.gives_attentions else []
+        report = Report(list(_follow(asked.check([*plain_cases(cases), *weights]))))
+    except OtherBundle as error:
+        _refuse(error, manifest, asked, as_json)
+    except (BundleError, CannotAsk, OSError) as error:
+        fail(error)
+    left_out = tuple(asked.left_out)
+    if not report.findings:
+        fail(f"no case fits into a message of {address}")
+    return Proof(manifest.name, asked.digest, {asked.precision: asked.provider}, report, address, left_out)
+
+
+def _refuse(error: "OtherBundle", manifest: "Manifest", asked: "Endpoint", as_json: bool) -> NoReturn:
+    """Says that the endpoint serves something else, and leaves with exit code 1."""
+    if as_json:
+        digests = {"digest": asked.digest, "endpoint": asked.address, "endpoint_digest": error.found}
+        print(json.dumps({"bundle": manifest.name, **digests, "holds": False, "findings": []}, indent=2))
+    err.print(f"[bold red]not this bundle:[/] {escape(str(error))}", soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _content(proof: Proof) -> dict[str, object]:
+    content: dict[str, object] = {
+        "bundle": proof.bundle,
+        "digest": proof.digest,
+        "precision": ",".join(proof.providers),
+        "provider": ",".join(dict.fromkeys(proof.providers.values())),
+    }
+    if proof.report.unproven:
+        content |= {"not_compared": proof.report.unproven}
+    if proof.endpoint:
+        content |= {"endpoint": proof.endpoint, "left_out": list(proof.left_out)}
+    return content | {"holds": proof.report.holds, "findings": [_row(finding) for finding in proof.report.findings]}
+
+
+def _row(finding: "Finding") -> dict[str, object]:
+    """JSON has no infinity: no error stands where there was no usable answer."""
+    error = finding.error if math.isfinite(finding.error) else None
+    return asdict(finding) | {"error": error, "holds": finding.holds}
+
+
+def _show(proof: Proof) -> None:
+    at = f" at {proof.endpoint}" if proof.endpoint else ""
+    for precision, part in proof.report.by_precision().items():
+        out.print(report_table(part.findings))
+        out.print(f"{proof.bundle}{at}, {precision} on {proof.providers[precision]}: {summary(part)}")
+    for precision, reason in proof.report.unproven.items():
+        err.print(f"[yellow]not compared[/]: {precision}. {escape(reason)}", soft_wrap=True)
+    if proof.left_out:
+        names = escape(", ".join(proof.left_out))
+        err.print(f"[yellow]not compared[/], too large for a message of {proof.endpoint}: {names}", soft_wrap=True)

@@ -1,0 +1,97 @@
+"""What answers say: labels, tags and ranks.
+
+Letters: B texts, L tokens, C labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from heed.client.wire import Answer
+
+# What is asked for.
+EMBED = ["sentence_embedding"]
+CLASSIFY = ["logits", "labels"]
+TAG = ["logits", "labels", "offsets"]
+RANK = ["logits"]
+
+NOTHING = "O"  # the label of a token that is nothing in particular
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a text was found to be."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A piece of a text that was found to be something: `text[start:end]`, in code points."""
+
+    text: str
+    label: str
+    start: int
+    end: int
+    probability: float  # the mean of its tokens'
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A text's place, the best first."""
+
+    index: int  # among the texts that were given
+    text: str
+    score: float
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """The softmax of the last axis."""
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(shares / shares.sum(-1, keepdims=True))
+
+
+def read_labels(answer: Answer) -> list[Label]:
+    """One for each text, from `labels` `[B]` and `logits` `[B, C]`."""
+    best_B = probabilities(answer["logits"]).max(-1)
+    return [Label(str(name), float(share)) for name, share in zip(answer["labels"], best_B, strict=True)]
+
+
+def read_ranks(answer: Answer, texts: Sequence[str]) -> list[Rank]:
+    """The best first, from `logits` `[B, 1]`; equal scores keep the order of the texts."""
+    scores_B = answer["logits"][:, 0]
+    return [
+        Rank(index, texts[index], float(scores_B[index])) for index in np.argsort(-scores_B, kind="stable").tolist()
+    ]
+
+
+def read_tags(answer: Answer, texts: Sequence[str]) -> list[list[Tag]]:
+    """Those of each text, from `labels` `[B, L]`, `logits` `[B, L, C]` and `offsets` `[B, L, 2]`.
+
+    Neighbours with the same label are one tag. Labels may say where one begins, as `B-PLACE` and `I-PLACE` do (IOB2):
+    then `B-` begins another, and the tag's label is what follows.
+    """
+    best_BL = probabilities(answer["logits"]).max(-1)
+    rows = zip(texts, answer["labels"], best_BL, answer["offsets"].tolist(), strict=True)
+    return [_tags(*row) for row in rows]
+
+
+def _tags(text: str, labels_L: np.ndarray, best_L: np.ndarray, offsets_L2: list[list[int]]) -> list[Tag]:
+    """Tokens that come from no text, such as `[CLS]`, end at 0."""
+    pieces: list[tuple[int, str, int, int, float]] = []  # the number of its tag, label, start, end, probability
+    number, before = 0, NOTHING
+    for label, share, (start, end) in zip(labels_L.tolist(), best_L.tolist(), offsets_L2, strict=True):
+        name = label[2:] if label[:2] in ("B-", "I-") else label
+        number += name != before or label.startswith("B-")
+        before = name if end else NOTHING
+        if before not in (NOTHING, ""):
+            pieces.append((number, name, start, end, share))
+    tags = [list(tag) for _, tag in groupby(pieces, key=lambda piece: piece[0])]
+    return [_tag(text, tag[0][1], tag[0][2], tag[-1][3], [piece[4] for piece in tag]) for tag in tags]
+
+
+def _tag(text: str, label: str, start: int, end: int, shares: list[float]) -> Tag:
+    return Tag(text[start:end], label, start, end, sum(shares) / len(shares))

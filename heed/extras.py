@@ -1,0 +1,27 @@
+"""Which extra of the distribution brings a package that is missing. Without extras heed is the client."""
+
+EXTRAS = {
+    "cli": ("rich", "typer"),
+    "server": (
+        *("cryptography", "grpc_health", "grpc_reflection", "prometheus_client", "pydantic", "pydantic_settings"),
+        *("tokenizers", "uvloop", "yaml"),
+    ),
+    "cpu": ("onnxruntime",),
+    "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "torch"),
+    "plots": ("matplotlib",),
+    "otel": ("opentelemetry",),
+}
+# What is said beside the name of the extra.
+MORE = {"server": " (or cpu, which serves, too)", "cpu": " (or gpu, for CUDA)", "export": " and cpu (or gpu)"}
+
+
+def advice(error: ModuleNotFoundError) -> str | None:
+    """What to install, in a sentence; None if no extra brings what is missing."""
+    package = (error.name or "").split(".")[0]
+    for extra, packages in EXTRAS.items():
+        if package in packages:
+            names = "cpu,export" if extra == "export" else extra
+            return f"{package} is not installed; it comes with the extra {extra}{MORE.get(extra, '')}: " + (
+                f"pip install 'heed-serve[{names}]'"
+            )
+    return None

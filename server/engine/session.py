@@ -1,0 +1,165 @@
+"""Runs one graph with onnxruntime on the provider that was asked for, or not at all."""
+
+import ctypes
+import os
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from heed.bundle.contract import has_budget
+from heed.bundle.packing import GRAPH_INPUTS, Arrays
+from heed.server.engine import denormals
+from heed.server.engine.kernels import library, serves
+from heed.server.errors import DeviceError
+from heed.server.settings import Device
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+# TF32 keeps 10 bits of 23, and float16 is no place for the sums of a norm.
+CUDA_OPTIONS = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
+# The length from which rows get flash attention where a graph is fused. Its tiles are 128 tokens wide; shorter rows get
+# attention in smaller tiles. onnxruntime reads it from its environment.
+FLASH_FROM_NAME, FLASH_FROM = "ORT_MIN_SEQ_LEN_FLASH_ATTENTION_PACKED_QKV", 128
+# Pairs of slots of a group, B * L * L, beyond which a run is long enough for memory to be fetched for it alone.
+LARGE = 2**15
+
+
+@cache
+def _share_memory() -> None:
+    """One arena for all sessions of the process: each would keep as much as its own largest run took, else."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(memory, None)
+
+
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """The options of every session that heed makes: the proof at export runs with what will serve.
+
+    Args:
+        threads: for one run. With 1, runs side by side have the best throughput, and nobody waits for a spinning
+            thread. More are for a run that has the machine to itself: there, waking threads for each operator would
+            take longer than the work.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # when the run is over
+    if threads > 1:  # the calling thread: see denormals.py
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    _share_memory()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.log_severity_level = 3  # errors
+    return options
+
+
+def _shrinking(provider: str) -> onnxruntime.RunOptions | None:
+    """For a run that gives its memory back when it is over. onnxruntime keeps what the largest one took, else."""
+    if provider != CPU:
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def device_for(precision: str, device: Device) -> Device:
+    """The device that a precision is for: CUDA for float16, the CPU for int8, the one asked for otherwise.
+
+    Raises:
+        DeviceError: another one was asked for.
+    """
+    on_cuda, on_cpu = has_budget(precision, CUDA), has_budget(precision, CPU)
+    if on_cuda == on_cpu:
+        return device
+    only: Device = "cuda" if on_cuda else "cpu"
+    if device not in ("auto", only):
+        raise DeviceError(f"{precision} is for {'CUDA' if on_cuda else 'the CPU'}; --device {device} cannot serve it")
+    return only
+
+
+def without_driver() -> str:
+    """Why CUDA cannot work at all on this machine; empty if a driver is there."""
+    if CUDA not in onnxruntime.get_available_providers():
+        return "this onnxruntime is built for the CPU only; the extra `gpu` brings CUDA"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver here (libcuda.so.1 is not found)"
+    return ""
+
+
+class Runtime:
+    """One graph in one session.
+
+    `run` may be called from several threads at once; onnxruntime lets go of the interpreter while it computes.
+    """
+
+    def __init__(self, graph: Path, device: Device, threads: int = 1, kernels: bool = True) -> None:
+        """
+        Args:
+            threads: of the CPU, for one run.
+            kernels: on a CPU that can, what graphs name (layers, attention) is computed by `server/engine/kernels`.
+
+        Raises:
+            DeviceError: `device` is "cuda" and CUDA cannot be used. With "auto" the CPU serves then, and the
+                reason is in `fallback`.
+        """
+        self.fallback = ""
+        if device == "cpu":
+            self._session = self._open_cpu(graph, threads, kernels)
+        else:
+            try:
+                self._session = self._open_cuda(graph)
+            except DeviceError as error:
+                if device == "cuda":
+                    raise
+                self.fallback = str(error)
+                self._session = self._open_cpu(graph, threads, kernels)
+        # What was asked for proves nothing: onnxruntime falls back to the CPU in silence.
+        self.provider: str = self._session.get_providers()[0]
+        self.has_kernels = kernels and self.provider == CPU and serves(graph)
+        self.outputs = [output.name for output in self._session.get_outputs()]
+        self._shrinking = _shrinking(self.provider)
+        self.inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
+
+    def run(self, feeds: Arrays, outputs: Collection[str] = ()) -> dict[str, np.ndarray]:
+        """These outputs, or all, for the graph's inputs (see `bundle/packing.py`).
+
+        All are computed either way, but what is not asked for stays on the device: 8,192 tokens' hidden states are
+        25 MB for a width of 768, their embeddings less than 1.
+        """
+        options = self._shrinking if feeds["slots"].size * feeds["slots"].shape[1] > LARGE else None
+        names = list(outputs or self.outputs)
+        with denormals.as_zero():
+            answers = self._session.run(names, {name: feeds[name] for name in self.inputs}, options)
+        return dict(zip(names, answers, strict=True))
+
+    @staticmethod
+    def _open_cpu(graph: Path, threads: int, kernels: bool) -> onnxruntime.InferenceSession:
+        options = session_options(threads)
+        if kernels and (path := library()):
+            options.register_custom_ops_library(str(path))
+        session = onnxruntime.InferenceSession(graph, options, providers=[CPU])
+        session.disable_fallback()
+        return session
+
+    def _open_cuda(self, graph: Path) -> onnxruntime.InferenceSession:
+        if reason := without_driver():
+            raise DeviceError(f"CUDA cannot be used: {reason}")
+        os.environ.setdefault(FLASH_FROM_NAME, str(FLASH_FROM))
+        onnxruntime.preload_dlls()  # CUDA and cuDNN as Python packages bring them, if they do
+        try:
+            session = onnxruntime.InferenceSession(graph, session_options(), providers=[(CUDA, CUDA_OPTIONS)])
+        except Exception as error:
+            raise DeviceError(f"CUDA cannot be used: {error}") from error
+        session.disable_fallback()
+        if session.get_providers()[0] != CUDA:
+            raise DeviceError(
+                f"CUDA cannot be used: onnxruntime {onnxruntime.__version__} loaded {session.get_providers()[0]} "
+                "instead; its CUDA and cuDNN libraries are missing or too old (it wrote the details above)"
+            )
+        return session

@@ -1,0 +1,126 @@
+"""Vectors of texts, and of their tokens.
+
+Letters: B batch, L length, D width.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+
+from heed.bundle import Manifest
+from heed.bundle.packing import Floats
+from heed.protos import tei_pb2 as pb
+from heed.protos.tei_pb2_grpc import EmbedServicer
+from heed.server.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from heed.server.protocols.tei.capabilities import check_can
+from heed.server.protocols.tei.service import Asked, Context, Door, prompted, side_of
+from heed.server.telemetry.request_trace import Call
+from heed.server.transport.status import guarded
+
+NO_SPARSE = "heed has no sparse embeddings; Embed gives one dense vector for a text, EmbedAll one for each token"
+SHORTEST = 1e-12  # a shorter vector is not made longer than it is, as in torch
+
+
+def _output(manifest: Manifest, normalize: bool) -> str:
+    """The output to ask for.
+
+    Raises:
+        FailedPrecondition: the bundle cannot say what the vectors are before they are scaled.
+    """
+    if normalize or manifest.unit_length is False:
+        return "sentence_embedding"
+    if any(spec.name == "unnormalized_embedding" for spec in manifest.outputs):
+        return "unnormalized_embedding"
+    raise FailedPrecondition(
+        f"{manifest.name} was exported before heed kept vectors that are not normalized: "
+        "export it again with `heed export`, or leave out normalize"
+    )
+
+
+def _dimensions(request: pb.EmbedRequest, width: int) -> int:
+    """How many to answer with."""
+    if not request.HasField("dimensions"):
+        return width
+    if not 1 <= request.dimensions <= width:
+        raise InvalidArgument(f"dimensions is {request.dimensions}, expected 1 to {width}")
+    return request.dimensions
+
+
+def _normalized(vector_D: Floats) -> Floats:
+    wide_D = vector_D.astype(np.float64)
+    return wide_D / max(float(np.linalg.norm(wide_D)), SHORTEST)
+
+
+def _varint(number: int) -> bytes:
+    """As protobuf writes it: seven bits in a byte, the lowest first."""
+    parts = []
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def _fill(message: pb.EmbedResponse | pb.TokenEmbedding, vector_D: Floats) -> None:
+    """Sets `embeddings`, field 1 of both. Handing over the bytes spares a Python object for each number."""
+    raw = vector_D.astype("<f4").tobytes()
+    message.MergeFromString(b"\x0a" + _varint(len(raw)) + raw)
+
+
+SERVICE = "tei.v1.Embed"
+
+
+class EmbedService(EmbedServicer):
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    @guarded
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        return await self._door.answer(Call(SERVICE, "Embed", context), _embed, request)
+
+    @guarded
+    async def EmbedStream(self, requests: AsyncIterator[pb.EmbedRequest], context: Context) -> None:
+        await self._door.answer_all(Call(SERVICE, "EmbedStream", context), _embed, requests, context.write)
+
+    @guarded
+    async def EmbedAll(self, request: pb.EmbedAllRequest, context: Context) -> pb.EmbedAllResponse:
+        return await self._door.answer(Call(SERVICE, "EmbedAll", context), _embed_all, request)
+
+    @guarded
+    async def EmbedAllStream(self, requests: AsyncIterator[pb.EmbedAllRequest], context: Context) -> None:
+        await self._door.answer_all(Call(SERVICE, "EmbedAllStream", context), _embed_all, requests, context.write)
+
+    @guarded
+    async def EmbedSparse(self, request: Any, context: Context) -> Any:
+        raise Unimplemented(NO_SPARSE)
+
+    @guarded
+    async def EmbedSparseStream(self, requests: Any, context: Context) -> None:
+        raise Unimplemented(NO_SPARSE)
+
+
+async def _embed(asked: Asked, request: pb.EmbedRequest) -> pb.EmbedResponse:
+    manifest = asked.manifest
+    check_can(manifest, "Embed")
+    normalize = request.normalize if request.HasField("normalize") else True
+    output = _output(manifest, normalize)
+    width = next(spec.shape[-1] for spec in manifest.outputs if spec.name == output)
+    dimensions = _dimensions(request, width)
+    text = prompted(manifest, request)
+    (vector_D,), metadata = await asked.about([text], None, output, side_of(request), len(request.inputs))
+    if normalize and not (manifest.unit_length and dimensions == width):
+        vector_D = _normalized(vector_D[:dimensions])
+    response = pb.EmbedResponse(metadata=metadata)
+    _fill(response, vector_D[:dimensions])
+    return response
+
+
+async def _embed_all(asked: Asked, request: pb.EmbedAllRequest) -> pb.EmbedAllResponse:
+    check_can(asked.manifest, "EmbedAll")
+    text = prompted(asked.manifest, request)
+    side = side_of(request)
+    (hidden_LD,), metadata = await asked.about([text], None, "last_hidden_state", side, len(request.inputs))
+    response = pb.EmbedAllResponse(metadata=metadata)
+    for vector_D in hidden_LD:
+        _fill(response.token_embeddings.add(), vector_D)
+    return response

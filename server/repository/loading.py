@@ -1,0 +1,137 @@
+"""From a bundle's folder to a model that is proven and warm. Blocking: it takes seconds."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from heed.bundle import Manifest, read_manifest
+from heed.bundle.contract import Finding, Report
+from heed.bundle.digests import check_digests
+from heed.server.engine.host import resident_bytes, usable_cpus, usable_memory
+from heed.server.engine.model import Model
+from heed.server.engine.session import CUDA
+from heed.server.errors import StartError
+from heed.server.repository.warmup import Warmup, warm_up
+from heed.server.settings import Device, Settings
+
+log = logging.getLogger("heed.loading")
+
+MIB = 2**20
+# Of a precision's graphs and weights: onnxruntime keeps some matrices a second time, in the order that it multiplies
+# them in.
+MEMORY_FACTOR = 1.5
+
+
+class NoRoom(StartError):
+    """There is not enough memory now. Later there may be."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, how well it was proven, and how it will be served."""
+
+    model: Model
+    report: Report
+    warmup: Warmup
+    threads: int  # that compute groups of this and of other models
+
+
+def memory_needed(folder: Path, precision: str) -> int:
+    """Bytes that a model is expected to take, by the size of its graphs and of the weights that they name.
+
+    Those in int8 take some of float32's.
+    """
+    graphs = [path.read_bytes() for path in folder.glob(f"*.{precision}*.onnx")]
+    named = [path for path in folder.glob("*.data") if any(path.name.encode() in graph for graph in graphs)]
+    return int(MEMORY_FACTOR * (sum(map(len, graphs)) + sum(path.stat().st_size for path in named)))
+
+
+def check_memory(folder: Path, settings: Settings) -> None:
+    """Raises NoRoom if a model is not to be expected to fit beside those that are there."""
+    budget = settings.memory_mib * MIB or usable_memory()
+    needed, taken = memory_needed(folder, settings.precision), resident_bytes()
+    if taken + needed > budget:
+        raise NoRoom(
+            f"{folder} needs about {needed // MIB} MiB, and {taken // MIB} of {budget // MIB} MiB are taken; "
+            "give more memory (a container's limit, or --memory-mib), or serve less"
+        )
+
+
+def proven(
+    folder: Path,
+    device: Device = "auto",
+    precision: str = "fp32",
+    kernels: bool = True,
+    manifest: Manifest | None = None,
+    everything: bool = False,
+    follow: Callable[[Iterator[Finding]], Iterable[Finding]] = iter,
+) -> tuple[Model, Report]:
+    """A bundle in memory, and how its answers compare with the reference's.
+
+    Where heed's own kernels do not keep the budget, onnxruntime's take their place: digits hold what is far below
+    a token's largest value less exactly than floats do (see `server/engine/kernels`).
+
+    Args:
+        device, precision, kernels, manifest: see `Model`.
+        everything: every case of the contract, and not those for a start only.
+        follow: looks on while findings come in.
+
+    Raises:
+        BundleError, DeviceError: see `Model`.
+    """
+    model = Model(folder, device, precision, manifest=manifest, kernels=kernels)
+    report = Report(list(follow(model.check_contract(everything))))
+    if report.holds or not model.runtime.has_kernels:
+        return model, report
+    log.warning("%s; all of %s is left to onnxruntime", report.worst, folder)
+    del model  # before the other one comes
+    return proven(folder, device, precision, False, manifest, everything, follow)
+
+
+def verified(folder: Path, settings: Settings, manifest: Manifest | None = None) -> tuple[Model, Report]:
+    """Loads a bundle and proves it: first its signature, if one is asked for, and its digests, then its numbers, on the
+    provider that will serve.
+
+    Args:
+        manifest: the bundle's own, or the same under another name and version.
+
+    Raises:
+        BundleError: a file is missing, additional or altered, or the bundle is not signed as it must be.
+        StartError: an answer is too far from the reference's, or the bundle has not what the settings ask for.
+        DeviceError: the device cannot be used.
+    """
+    if settings.require_signature:
+        from heed.bundle.signature import (
+            check_signature,  # here: who asks for no signature has no cryptography in memory
+        )
+
+        check_signature(folder, settings.require_signature)
+    else:
+        check_digests(folder)
+    manifest = manifest or read_manifest(folder)
+    check_memory(folder, settings)
+    if settings.attentions and not manifest.gives_attentions:
+        raise StartError(f"{folder} has no attention weights to serve; leave out --attentions")
+    model, report = proven(folder, settings.device, settings.precision, settings.kernels, manifest=manifest)
+    if not report.holds:
+        raise StartError(
+            f"{folder} does not answer as its reference: {report.worst}; `heed verify {folder}` shows every case"
+        )
+    return model, report
+
+
+def default_threads(model: Model) -> int:
+    """How many groups to compute at a time: one on each CPU, or one on a GPU while the next is prepared."""
+    return 2 if model.runtime.provider == CUDA else usable_cpus()
+
+
+def load(folder: Path, settings: Settings, manifest: Manifest) -> Loaded:
+    """Verifies a bundle and warms it up.
+
+    Raises:
+        BundleError, StartError, DeviceError: see `verified`.
+    """
+    model, report = verified(folder, settings, manifest)
+    threads = settings.threads or default_threads(model)
+    return Loaded(model, report, warm_up(model, threads), threads)

@@ -1,0 +1,135 @@
+"""The gRPC server and its port: options, what is asked of callers, reflection."""
+
+import ipaddress
+import logging
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from heed.protos import POOL
+from heed.server.errors import StartError
+from heed.server.settings import Compression, Settings
+from heed.server.transport.interceptors import Reading, Refused, Slots
+from heed.server.transport.tokens import authorization
+
+COMPRESSIONS: dict[Compression, grpc.Compression] = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
+
+log = logging.getLogger("heed.security")
+
+# A connection that sends nothing is given up, before it can carry calls and after.
+HANDSHAKE_SECONDS = 20  # until TLS and HTTP/2 are agreed on
+PING_SECONDS, PONG_SECONDS = 60, 20  # a silent one is asked whether it lives; without an answer it is closed
+# Callers may ask as well, if not more often than this: gRPC's own clients cannot, and 5 minutes, gRPC's default, would
+# forbid what keeps a connection open through most load balancers.
+SHORTEST_PING_SECONDS = 10
+
+
+def _options(settings: Settings) -> dict[str, int]:
+    """gRPC's channel arguments."""
+    limit = settings.max_message_mib * 2**20
+    options = {
+        "grpc.max_receive_message_length": limit,
+        "grpc.max_send_message_length": limit,
+        "grpc.max_concurrent_streams": settings.max_streams,
+        "grpc.so_reuseport": 0,  # a port in use is an error, not a server to share it with
+        "grpc.server_handshake_timeout_ms": HANDSHAKE_SECONDS * 1000,
+        "grpc.keepalive_time_ms": PING_SECONDS * 1000,
+        "grpc.keepalive_timeout_ms": PONG_SECONDS * 1000,
+        "grpc.http2.ping_timeout_ms": PONG_SECONDS * 1000,  # without it gRPC waits a minute
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.http2.min_ping_interval_without_data_ms": SHORTEST_PING_SECONDS * 1000,
+    }
+    if age := settings.max_connection_age_seconds:
+        options["grpc.max_connection_age_ms"] = round(age * 1000)
+        options["grpc.max_connection_age_grace_ms"] = round(settings.grace_seconds * 1000)
+    return options
+
+
+def new_server(settings: Settings, slots: Slots, refused: Refused) -> grpc.aio.Server:
+    """A server without services, with what the settings say about connections, messages and callers.
+
+    Args:
+        slots: count the requests in the process.
+        refused: hears of each call that no service sees.
+
+    Raises:
+        StartError: a file of tokens is not what it should be.
+    """
+    checks = [authorization(settings, refused), slots, Reading(refused)]
+    return grpc.aio.server(
+        interceptors=[check for check in checks if check],
+        options=list(_options(settings).items()),
+        compression=COMPRESSIONS[settings.compression],
+    )
+
+
+def enable_reflection(server: grpc.aio.Server, services: list[str]) -> None:
+    """Reflection reads one pool, so the descriptors of the services from elsewhere are added to ours."""
+    for descriptor in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+        POOL.AddSerializedFile(descriptor.serialized_pb)  # type: ignore[no-untyped-call]
+    names = [*services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server, pool=POOL)
+
+
+def encryption(settings: Settings) -> str:
+    """What a start says of it."""
+    if not settings.tls_certificate:
+        return "plain text"
+    return "mutual TLS" if settings.tls_client_ca else "TLS"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def warn_of_what_is_open(settings: Settings) -> None:
+    """And of what else is open to more than this machine."""
+    if is_loopback(settings.host):
+        return
+    if not settings.tls_certificate:
+        tokens = "TOKENS, " * bool(settings.tokens or settings.repository_tokens)
+        log.warning(
+            "%stexts and answers travel as plain text to %s: whoever is on their way reads them; --tls-certificate and "
+            "--tls-key encrypt them",
+            *(tokens, settings.host),
+        )
+    if settings.repository_control and not settings.repository_tokens:
+        log.warning("whoever reaches %s may load and unload models; --repository-tokens restricts it", settings.host)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """What to encrypt with; nothing for plain text, which then has no cryptography in memory."""
+    if not (settings.tls_certificate or settings.tls_key or settings.tls_client_ca):
+        return None
+    from heed.server.transport.certificates import server_credentials
+
+    return server_credentials(settings)
+
+
+def open_port(server: grpc.aio.Server, settings: Settings) -> str:
+    """Returns the address.
+
+    Raises:
+        StartError: the port is in use, the address is not this machine's, or a file for TLS is not what it should be.
+    """
+    wanted = f"{settings.host}:{settings.port}"
+    credentials = _credentials(settings)
+    warn_of_what_is_open(settings)
+    try:
+        port = server.add_secure_port(wanted, credentials) if credentials else server.add_insecure_port(wanted)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise StartError(
+            f"cannot listen on {wanted}: the port is in use (--port chooses another) or the address is not this "
+            "machine's (--host)"
+        )
+    return f"{settings.host}:{port}"
