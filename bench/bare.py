@@ -5,8 +5,7 @@ Letters: B batch, L length, D width.
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -29,7 +28,7 @@ BATCH = 8
 PLAIN = ("padded, one by one, each on all cores", f"padded, batches of {BATCH} as they come, each on all cores")
 
 Request = Arrays  # input_ids, attention_mask, token_type_ids: [L] each
-Way = Callable[[Many[Request]], None]  # one way to answer all of them
+Way = Callable[[Sequence[Request]], None]  # one way to answer all of them
 
 
 class PaddedEncoder(nn.Module):
@@ -66,7 +65,7 @@ def export_padded(encoder: Encoder, path: Path) -> None:
         )
 
 
-def padded(requests: Many[Request], padding_id: int) -> Arrays:
+def padded(requests: Sequence[Request], padding_id: int) -> Arrays:
     """Requests as one batch `[B, L]`, padded on the right."""
     shape = len(requests), max(len(request["input_ids"]) for request in requests)
     batch = {name: np.full(shape, padding_id if name == "input_ids" else 0) for name in requests[0]}
@@ -84,12 +83,12 @@ def session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=[CPU])
 
 
-def batches(requests: Many[Request]) -> Iterator[Many[Request]]:
+def batches(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
     """As they come."""
     yield from (requests[first : first + BATCH] for first in range(0, len(requests), BATCH))
 
 
-def sorted_batches(requests: Many[Request]) -> Iterator[Many[Request]]:
+def sorted_batches(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
     """Of like length out of what waits."""
     for start in range(0, len(requests), WINDOW):
         yield from batches(sorted(requests[start : start + WINDOW], key=lambda request: len(request["input_ids"])))
@@ -102,11 +101,11 @@ def bare_ways(
     `outputs` are those that are asked for; all if left out."""
     wide, narrow = session(graph, usable_cpus()), session(graph, 1)
 
-    def in_turn(groups: Iterable[Many[Request]]) -> None:
+    def in_turn(groups: Iterable[Sequence[Request]]) -> None:
         for group in groups:
             wide.run(outputs, padded(group, padding_id))
 
-    def at_once(groups: Iterable[Many[Request]]) -> None:
+    def at_once(groups: Iterable[Sequence[Request]]) -> None:
         list(pool.map(lambda group: narrow.run(outputs, padded(group, padding_id)), groups))
 
     each, some = PLAIN

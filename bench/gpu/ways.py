@@ -7,8 +7,7 @@ Letters: B batch, L length, T tokens, D width.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from torch import Tensor
 from bench.bare import Request, padded
 from bench.gpu.attend import EndToEnd, sdpa, swapped, varlen
 from bench.gpu.bound import Bound, open_session
-from heed.bundle.packing import Arrays, Sequence, by_length, pack
+from heed.bundle.packing import Arrays, TokenSequence, by_length, pack
 from heed.model import Encoder
 from heed.server.engine.graphs import Graphs
 from heed.server.engine.session import Runtime
@@ -35,8 +34,8 @@ EMBEDDING = "sentence_embedding"
 class Asked:
     """Requests, as callers send them and without their padding, in the order of their lengths."""
 
-    requests: Many[Request]
-    members: Many[Sequence]
+    requests: Sequence[Request]
+    members: Sequence[TokenSequence]
 
     @property
     def lengths(self) -> list[int]:
@@ -61,7 +60,7 @@ Work = Callable[[], np.ndarray]  # `[requests, D]`
 Make = Callable[[Asked, int], Work]
 
 
-def feeds_of(group: Many[Sequence]) -> Arrays:
+def feeds_of(group: Sequence[TokenSequence]) -> Arrays:
     """What any of heed's graphs may ask for."""
     feeds = pack(group)
     return feeds | by_length(feeds)

@@ -4,7 +4,7 @@ Letters: B sequences, L slots of the longest one, T tokens of all sequences toge
 F features, N heads, G global tokens; t tokens of one sequence.
 """
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ LEAST_GLOBALS = LEAST_KEPT = 2
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """One row without its padding: the `t` tokens that take part in the work.
 
     Column 0 always takes part, even under a mask of 0: what reads the first column (`cls` pooling) gets what the
@@ -84,13 +84,13 @@ def position_ids(rule: PositionRule, tokens: Arrays, real: Bools) -> Ints:
     return numbers(len(real)) - first if first else numbers(len(real))
 
 
-def sequence(
+def token_sequence(
     rule: PositionRule,
     tokens: Arrays,
     real: Bools | None = None,
     adjacency: Bools | None = None,
     is_global: Bools | None = None,
-) -> Sequence:
+) -> TokenSequence:
     """One full row without its padding.
 
     Args:
@@ -104,12 +104,12 @@ def sequence(
         real = trues(len(next(iter(tokens.values()))))
     row = tokens | {"position_ids": position_ids(rule, tokens, real)}
     if known or real.all():
-        return Sequence(row, real, numbers(len(real)), 0, True, adjacency, is_global)
+        return TokenSequence(row, real, numbers(len(real)), 0, True, adjacency, is_global)
     start = first_column(rule, real)
     takes_part = real.copy()
     takes_part[start] = True
     kept = np.flatnonzero(takes_part)
-    return Sequence(
+    return TokenSequence(
         tokens={name: array[kept] for name, array in row.items()},
         real=real[kept],
         columns=kept - start,
@@ -131,7 +131,7 @@ def cut_into_patches(pixels_BCHW: Floats, patch: int) -> Floats:
     return np.concatenate([np.zeros_like(features[:, :1]), features], axis=1)
 
 
-def pack(group: Many[Sequence], aligned: bool = False, every_token: bool = True) -> Arrays:
+def pack(group: Sequence[TokenSequence], aligned: bool = False, every_token: bool = True) -> Arrays:
     """The graph's inputs for a group: `[T]` and `[T, F]` arrays, and where tokens lie (see `model/layout.py`).
 
     `slots` and `real` are `[B, L]`, `rows` and `columns` `[T]`, `kept` `[K]` and `first` `[B]`; and where members have
@@ -177,7 +177,7 @@ def by_length(packed: Arrays) -> Arrays:
     return {"places": places.reshape(real_BL.shape), "ends": ends.astype(np.int32)}
 
 
-def _adjacency(group: Many[Sequence], slots_of: list[Ints], shape: tuple[int, int]) -> Arrays:
+def _adjacency(group: Sequence[TokenSequence], slots_of: list[Ints], shape: tuple[int, int]) -> Arrays:
     if group[0].adjacency is None:
         return {}
     batch, length = shape
@@ -187,7 +187,7 @@ def _adjacency(group: Many[Sequence], slots_of: list[Ints], shape: tuple[int, in
     return {"adjacency": adjacency_BLL}
 
 
-def _globals(group: Many[Sequence], slots_of: list[Ints]) -> Arrays:
+def _globals(group: Sequence[TokenSequence], slots_of: list[Ints]) -> Arrays:
     """The slots of each row's global tokens; a place without one holds slot 0, and False."""
     found = [
         slots_t[member.is_global & member.real]
@@ -204,19 +204,19 @@ def _globals(group: Many[Sequence], slots_of: list[Ints]) -> Arrays:
     return {"globals": globals_BG, "globals_real": holds_BG}
 
 
-def split(group: Many[Sequence], tokens_TD: np.ndarray) -> list[np.ndarray]:
+def split(group: Sequence[TokenSequence], tokens_TD: np.ndarray) -> list[np.ndarray]:
     """The rows of a per-token output, one array `[t, D]` for each member of the group."""
     ends = np.cumsum([len(member) for member in group])
     return np.split(tokens_TD, ends[:-1])
 
 
-def split_attentions(group: Many[Sequence], attentions: Floats, aligned: bool) -> list[Floats]:
+def split_attentions(group: Sequence[TokenSequence], attentions: Floats, aligned: bool) -> list[Floats]:
     """The attention weights `[B, layers, N, L, L]` of a group, one array `[layers, N, t, t]` for each member."""
     slots_of = [member.slots(aligned) for member in group]
     return [weights[:, :, slots[:, None], slots] for weights, slots in zip(attentions, slots_of, strict=True)]
 
 
-def unpack(members: Many[Sequence], tokens: Many[np.ndarray], length: int) -> np.ndarray:
+def unpack(members: Sequence[TokenSequence], tokens: Sequence[np.ndarray], length: int) -> np.ndarray:
     """Per-token answers `[t, ...]` back in the caller's columns: `[B, length, ...]`, zeros (or "") at padding."""
     rows = np.zeros((len(members), length, *tokens[0].shape[1:]), np.result_type(*tokens))
     for row, member, answers in zip(rows, members, tokens, strict=True):
@@ -224,7 +224,7 @@ def unpack(members: Many[Sequence], tokens: Many[np.ndarray], length: int) -> np
     return rows
 
 
-def unpack_attentions(members: Many[Sequence], weights: Many[Floats], length: int) -> Floats:
+def unpack_attentions(members: Sequence[TokenSequence], weights: Sequence[Floats], length: int) -> Floats:
     """Attention weights `[layers, N, t, t]` in the caller's columns: `[B, layers, N, length, length]`, zeros at
     padding."""
     rows = np.zeros((len(members), *weights[0].shape[:2], length, length), weights[0].dtype)

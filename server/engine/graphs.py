@@ -1,15 +1,14 @@
 """The graphs of one kind, as one function from sequences to answers."""
 
 import math
-from collections.abc import Collection
-from collections.abc import Sequence as Many
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from heed.bundle import BundleError, Manifest
 from heed.bundle.manifest import Graph, GraphKind
-from heed.bundle.packing import Sequence, by_length, pack, split, split_attentions
+from heed.bundle.packing import TokenSequence, by_length, pack, split, split_attentions
 from heed.server.engine.session import CUDA, Runtime
 from heed.server.errors import DeviceError
 from heed.server.settings import Device
@@ -77,7 +76,7 @@ class Graphs:
         of_rows = frozenset(self.runtime.outputs) - self._per_token - {"attentions"}
         return [frozenset(), of_rows] if "kept" in self.runtime.inputs else [frozenset()]
 
-    def run(self, group: Many[Sequence], outputs: Collection[str] = ()) -> list[Answer]:
+    def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = ()) -> list[Answer]:
         """The answers to a group of sequences, of one request or of many: these outputs, or all. Safe in several
         threads."""
         chosen = [self._choose(member) for member in group]
@@ -89,7 +88,7 @@ class Graphs:
                 answers[place] = answer
         return answers
 
-    def _choose(self, member: Sequence) -> int:
+    def _choose(self, member: TokenSequence) -> int:
         span = member.span(self._aligned)
         return next(
             number
@@ -97,7 +96,7 @@ class Graphs:
             if span <= longest and (not graph.fused or member.whole)
         )
 
-    def _run(self, number: int, group: list[Sequence], outputs: Collection[str]) -> list[Answer]:
+    def _run(self, number: int, group: list[TokenSequence], outputs: Collection[str]) -> list[Answer]:
         every_token = not outputs or not self._per_token.isdisjoint(outputs)
         feeds = pack(group, self._aligned, every_token)
         if self._graphs[number].fused:
@@ -106,7 +105,7 @@ class Graphs:
         columns = {name: self._of_members(name, values, group) for name, values in answers.items()}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def _of_members(self, name: str, values: np.ndarray, group: list[Sequence]) -> list[np.ndarray]:
+    def _of_members(self, name: str, values: np.ndarray, group: list[TokenSequence]) -> list[np.ndarray]:
         if name == "attentions":
             return list(split_attentions(group, values, self._aligned))
         return split(group, values) if name in self._per_token else list(values)

@@ -1,7 +1,6 @@
 """A bundle in memory: checks requests, runs groups of sequences, puts answers together. No network, no queue."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
@@ -13,7 +12,7 @@ from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.contract import Case, Finding, attention_cases, check, check_complete, plain_cases, read_contract
 from heed.bundle.digests import DIGESTS, bundle_digest, check_digests
 from heed.bundle.manifest import TOKENIZER
-from heed.bundle.packing import Arrays, Sequence, unpack, unpack_attentions
+from heed.bundle.packing import Arrays, TokenSequence, unpack, unpack_attentions
 from heed.server.engine.graphs import Answer, Graphs
 from heed.server.engine.host import usable_cpus
 from heed.server.engine.session import CUDA, Runtime, device_for
@@ -117,12 +116,14 @@ class Model:
         """Whether a run that has the machine to itself takes several threads."""
         return self._wide is not None
 
-    def run(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+    def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
         """The plain answers: these, or all. Safe in several threads. `alone`: it has the machine to itself."""
         graphs = self._wide if alone and self._wide else self.graphs
         return graphs.run(group, outputs)
 
-    def run_attentions(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+    def run_attentions(
+        self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False
+    ) -> list[Answer]:
         """The plain answers and `attentions`."""
         return self.attention_graphs.run(group, outputs)
 

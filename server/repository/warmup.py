@@ -1,14 +1,14 @@
 """Chooses, by measuring on this very machine, how a model's requests are grouped."""
 
 import time
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from heed.bundle import Manifest
-from heed.bundle.packing import Arrays, Sequence, cut_into_patches
+from heed.bundle.packing import Arrays, TokenSequence, cut_into_patches
 from heed.server.engine.graphs import Answer
 from heed.server.engine.host import usable_cpus
 from heed.server.engine.model import Model
@@ -53,7 +53,7 @@ def random_tokens(manifest: Manifest, length: int, random: np.random.Generator) 
 
 def random_sequence(
     manifest: Manifest, length: int, random: np.random.Generator, columns: int | None = None
-) -> Sequence:
+) -> TokenSequence:
     """A sequence of `length` tokens, all edges and marks at random.
 
     Args:
@@ -69,7 +69,7 @@ def random_sequence(
     return row_of(manifest, tokens, real, edges, marks)
 
 
-def _samples(model: Model, random: np.random.Generator) -> list[Sequence]:
+def _samples(model: Model, random: np.random.Generator) -> list[TokenSequence]:
     """Sequences of many lengths, and a few tokens far apart for each graph that serves longer spans."""
     manifest = model.manifest
     longest = manifest.limits.length
@@ -101,7 +101,7 @@ def _compare_groups(model: Model, random: np.random.Generator) -> tuple[bool, fl
     return equal, difference
 
 
-def _seconds(model: Model, group: Many[Sequence], alone: bool = False) -> float:
+def _seconds(model: Model, group: Sequence[TokenSequence], alone: bool = False) -> float:
     started = time.perf_counter()
     model.run(group, model.graphs.ways[-1], alone)
     return time.perf_counter() - started

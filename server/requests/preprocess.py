@@ -12,7 +12,7 @@ import numpy as np
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import GraphKind, TensorSpec
-from heed.bundle.packing import Arrays, Sequence
+from heed.bundle.packing import Arrays, TokenSequence
 from heed.server.errors import InvalidArgument
 from heed.server.requests.rows import Rows, always, from_images, from_tensors, from_texts, shape_text
 from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
@@ -63,7 +63,7 @@ class Request:
     """A request that is known to be right, and its rows."""
 
     form: Form
-    sequences: list[Sequence]
+    sequences: list[TokenSequence]
     length: int  # L of the answers
     texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
 

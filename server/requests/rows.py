@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from heed.bundle import Manifest
-from heed.bundle.packing import Arrays, Bools, Ints, Sequence, cut_into_patches, first_column, numbers, sequence
+from heed.bundle.packing import (
+    Arrays,
+    Bools,
+    Ints,
+    TokenSequence,
+    cut_into_patches,
+    first_column,
+    numbers,
+    token_sequence,
+)
 from heed.server.errors import DeadlineExceeded, InvalidArgument
 from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
 
@@ -18,7 +27,7 @@ from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
 class Rows:
     """What a request asks about."""
 
-    sequences: list[Sequence]
+    sequences: list[TokenSequence]
     length: int  # L: columns of the answers
     texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
 
@@ -80,7 +89,7 @@ def row_of(
     real: Bools | None = None,
     adjacency: Bools | None = None,
     is_global: Bools | None = None,
-) -> Sequence:
+) -> TokenSequence:
     """One row, with what the model needs beside its tokens: all edges, and the model's own global tokens, unless they
     are given. `real` is None if all are."""
     if manifest.takes("adjacency") and adjacency is None:
@@ -90,7 +99,7 @@ def row_of(
         first = 0 if real is None else first_column(manifest.position_rule, real)
         columns = numbers(_length(tokens)) - first
         is_global = (columns >= 0) & (columns < manifest.first_tokens_global)
-    return sequence(manifest.position_rule, tokens, real, adjacency, is_global)
+    return token_sequence(manifest.position_rule, tokens, real, adjacency, is_global)
 
 
 def _length(tokens: Arrays) -> int:

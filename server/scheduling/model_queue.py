@@ -3,13 +3,12 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.scheduling.batching import Strategy
 from heed.server.scheduling.queue import Entry, Queue
@@ -20,7 +19,7 @@ MEMORY = 8192  # tokens, over which a thread's pace is averaged
 class Run(Protocol):
     """Computes a group. Called from several threads."""
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
+    def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
         """
         Args:
             outputs: those that somebody in the group asks for; all if empty.
@@ -40,7 +39,7 @@ class Observer(Protocol):
 def observed(run: Run, *observers: Observer) -> Run:
     """The same, and the observers are told of every group."""
 
-    def run_and_tell(group: Many[Sequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
+    def run_and_tell(group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool, /) -> list[Answer]:
         started = time.monotonic()
         try:
             answers = run(group, outputs, alone)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.errors import DeadlineExceeded
 
@@ -30,7 +30,7 @@ def level_of(priority: int) -> int:
 class Entry:
     """One sequence in the queue. Its reply is touched by the event loop's thread alone."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     outputs: frozenset[str]  # what of the graph's is asked for; all if empty
     deadline: float  # on time.monotonic's clock; infinity without one
     reply: asyncio.Future[Answer]

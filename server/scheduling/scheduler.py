@@ -10,7 +10,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
 from heed.server.scheduling.batching import Strategy
@@ -53,7 +53,7 @@ class Scheduler:
 
     async def submit(
         self,
-        sequences: list[Sequence],
+        sequences: list[TokenSequence],
         deadline: float = math.inf,
         outputs: frozenset[str] = frozenset(),
         priority: int = 0,
@@ -83,7 +83,7 @@ class Scheduler:
             compute_seconds=max(entry.finished for entry in entries) - min(started),
         )
 
-    async def submit_spare(self, sequence: Sequence) -> Answer:
+    async def submit_spare(self, sequence: TokenSequence) -> Answer:
         """Waits for the answer to a sequence in no hurry: computed alone, once nothing waits and a thread is idle.
 
         Raises:
@@ -167,7 +167,7 @@ class Scheduler:
                 "no_time",
             )
 
-    def _admit(self, sequences: list[Sequence], deadline: float, priority: int) -> None:
+    def _admit(self, sequences: list[TokenSequence], deadline: float, priority: int) -> None:
         tokens = sum(map(len, sequences))
         self.check_time(deadline, priority)
         if tokens > self._max_tokens:

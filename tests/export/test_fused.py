@@ -16,7 +16,7 @@ from onnx.reference.op_run import OpRun
 
 from bench.gpu.subjects import CONFIGS, randomised
 from heed.bundle.manifest import PositionRule, Precision
-from heed.bundle.packing import Arrays, Sequence, by_length, pack, sequence
+from heed.bundle.packing import Arrays, TokenSequence, by_length, pack, token_sequence
 from heed.export.fused import fused
 from heed.export.graph import export_graph
 from heed.export.half import write_half
@@ -77,14 +77,14 @@ class BiasGelu(Operator):
 OPERATORS: list[type[OpRun]] = [PackedMultiHeadAttention, SkipLayerNormalization, BiasGelu]
 
 
-def rows(holes: bool = False) -> list[Sequence]:
+def rows(holes: bool = False) -> list[TokenSequence]:
     random = np.random.default_rng(0)
     found = []
     for length in LENGTHS:
         tokens = {"input_ids": random.integers(0, 100, length), "token_type_ids": random.integers(0, 2, length)}
         real = np.ones(length, np.bool_)
         real[:1] = not holes
-        found.append(sequence(PositionRule(kind="column"), tokens, real | (length == 1)))
+        found.append(token_sequence(PositionRule(kind="column"), tokens, real | (length == 1)))
     return found
 
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from heed.bundle.packing import Arrays, Bools, pack, sequence, split, unpack
+from heed.bundle.packing import Arrays, Bools, pack, split, token_sequence, unpack
 from heed.export.graph import export_graph
 from heed.export.signature import position_rule
 from heed.model import Encoder, load_checkpoint
@@ -78,7 +78,7 @@ def run(exported: Exported, mask: Bools, inputs: Arrays) -> Arrays:
     rule = position_rule(exported.encoder.config)
     is_global = inputs.get("global_attention_mask")
     rows = [
-        sequence(
+        token_sequence(
             rule,
             {name: inputs[name][row] for name in ("input_ids", "token_type_ids")},
             real,

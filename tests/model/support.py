@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from heed.bundle.manifest import PositionRule
-from heed.bundle.packing import pack, sequence
+from heed.bundle.packing import pack, token_sequence
 from heed.model.attention import AttentionConfig, MultiHeadAttention, all_pairs
 from heed.model.layout import GlobalTokens, Packed, Padded
 from heed.model.patterns import Pattern
@@ -104,7 +104,7 @@ def packed(
     """The layout without padding. A token's column is its position."""
     batch, length = real_BL.shape
     members = [
-        sequence(
+        token_sequence(
             PositionRule(kind="column"),
             {"input_ids": np.zeros(length, np.int64)},
             real_BL[row],

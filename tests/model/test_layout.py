@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from heed.bundle.manifest import PositionRule as ServedRule
-from heed.bundle.packing import Arrays, pack, sequence, split, split_attentions, unpack, unpack_attentions
+from heed.bundle.packing import Arrays, pack, split, split_attentions, token_sequence, unpack, unpack_attentions
 from heed.model import Encoder, EncoderConfig, PoolingConfig
 from heed.model.attention import AttentionConfig
 from heed.model.blocks import FeedForwardConfig, NormConfig
@@ -75,7 +75,7 @@ def packed_answer(
     rule = ServedRule(kind=config.position_rule.kind, padding_id=config.position_rule.padding_id)
     tokens = {name for name in ("input_ids", "token_type_ids", "features") if name in request}
     members = [
-        sequence(
+        token_sequence(
             rule,
             {name: request[name][row] for name in tokens},
             request["attention_mask"][row].astype(bool),

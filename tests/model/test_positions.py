@@ -15,7 +15,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from heed.bundle.manifest import PositionRule as ServedRule
 from heed.bundle.packing import position_ids as served_position_ids
-from heed.bundle.packing import sequence
+from heed.bundle.packing import token_sequence
 from heed.model.attention import AttentionConfig, all_pairs
 from heed.model.patterns import Pairs
 from heed.model.positions import (
@@ -75,7 +75,7 @@ def test_rows_are_counted_one_by_one() -> None:
 def test_positions_are_those_of_the_full_row(kind: RuleKind, expected: list[int], columns: list[int]) -> None:
     """A masked token leaves a gap; under the counted rule unless its id is the padding id."""
     ids, real = np.array([5, 1, 6, 7, 8]), np.array([True, False, True, False, True])
-    member = sequence(ServedRule(kind=kind, padding_id=1), {"input_ids": ids}, real)
+    member = token_sequence(ServedRule(kind=kind, padding_id=1), {"input_ids": ids}, real)
     assert member.tokens["position_ids"].tolist() == expected
     assert member.columns.tolist() == columns
 

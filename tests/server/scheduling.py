@@ -4,14 +4,13 @@ import asyncio
 import gc
 import math
 import threading
-from collections.abc import AsyncIterator
-from collections.abc import Sequence as Many
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.scheduling.batching import Alone, Strategy
 from heed.server.scheduling.queue import LAST_LEVEL
@@ -37,7 +36,7 @@ class Doubling:
         if gate_open:
             self.gate.set()
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+    def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         ids = [member.tokens["input_ids"].tolist() for member in group]
         self.groups.append(ids)
         self.entered.release()
@@ -103,7 +102,7 @@ async def blocked(scheduler: Scheduler, run: Doubling, workers: int = 1) -> list
 
 
 async def waiting(
-    scheduler: Scheduler, *rows: Sequence, deadline: float = math.inf, priority: int = 0
+    scheduler: Scheduler, *rows: TokenSequence, deadline: float = math.inf, priority: int = 0
 ) -> asyncio.Task[Answered]:
     """A request that is in the queue."""
     task = asyncio.create_task(scheduler.submit(list(rows), deadline, priority=priority))

@@ -7,7 +7,7 @@ import numpy as np
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import Graph, Limits, PositionRule, Provenance, TensorSpec
-from heed.bundle.packing import Arrays, Sequence, sequence
+from heed.bundle.packing import Arrays, TokenSequence, token_sequence
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.protocols.open_inference.tensors import describe_inputs, read_contents, read_raw
@@ -15,10 +15,10 @@ from heed.server.protocols.open_inference.tensors import describe_inputs, read_c
 COLUMN = PositionRule(kind="column")
 
 
-def row(*ids: int) -> Sequence:
+def row(*ids: int) -> TokenSequence:
     """A sequence of real tokens."""
     tokens = {"input_ids": np.array(ids, np.int64), "token_type_ids": np.zeros(len(ids), np.int64)}
-    return sequence(COLUMN, tokens, np.ones(len(ids), np.bool_))
+    return token_sequence(COLUMN, tokens, np.ones(len(ids), np.bool_))
 
 
 def add_tensor(request: pb.ModelInferRequest, name: str, rows: list[list[int]]) -> None:

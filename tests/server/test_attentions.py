@@ -3,8 +3,7 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import Collection, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from heed.bundle import BundleError
 from heed.bundle.contract import Finding
 from heed.bundle.digests import write_digests
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.engine.model import Model
 from heed.server.errors import FailedPrecondition
@@ -50,7 +49,9 @@ class Slow:
             raise self._error
         return iter([self._finding])
 
-    def run_attentions(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+    def run_attentions(
+        self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False
+    ) -> list[Answer]:
         assert len(group) == 1
         return [{"attentions": np.full((1, 1, len(member), len(member)), len(member))} for member in group]
 

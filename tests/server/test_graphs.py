@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from heed.bundle import BundleError, Manifest
 from heed.bundle.manifest import Graph, PositionRule
-from heed.bundle.packing import Arrays, Bools, Sequence, sequence
+from heed.bundle.packing import Arrays, Bools, TokenSequence, token_sequence
 from heed.server.engine.graphs import Graphs
 from heed.server.engine.model import Model
 from heed.server.repository.warmup import random_sequence
@@ -62,12 +62,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def row(value: float, real: Bools) -> Sequence:
+def row(value: float, real: Bools) -> TokenSequence:
     features = np.full((len(real), 2), value, np.float32)
-    return sequence(COLUMN, {"features": features}, real)
+    return token_sequence(COLUMN, {"features": features}, real)
 
 
-def whole(value: float, length: int) -> Sequence:
+def whole(value: float, length: int) -> TokenSequence:
     return row(value, np.ones(length, np.bool_))
 
 
@@ -105,7 +105,7 @@ def test_a_kind_that_is_not_there_is_named(folder: Path) -> None:
         Graphs(folder, made(), "fp32", "attentions", "cpu")
 
 
-def rows_of(model: Model) -> list[Sequence]:
+def rows_of(model: Model) -> list[TokenSequence]:
     random = np.random.default_rng(0)
     return [random_sequence(model.manifest, length, random) for length in (1, 1, 2, 9, 16)]
 
@@ -152,7 +152,9 @@ def test_the_contract_is_compared_in_both_ways(tiny_cls_bundle: Path, monkeypatc
     assert all(finding.holds for finding in model.check_contract(everything=False))
     run = model.graphs.run
 
-    def wrong_for_rows(group: list[Sequence], outputs: frozenset[str] = frozenset()) -> list[dict[str, np.ndarray]]:
+    def wrong_for_rows(
+        group: list[TokenSequence], outputs: frozenset[str] = frozenset()
+    ) -> list[dict[str, np.ndarray]]:
         return [{name: values + 1e-3 * bool(outputs) for name, values in one.items()} for one in run(group, outputs)]
 
     monkeypatch.setattr(model.graphs, "run", wrong_for_rows)

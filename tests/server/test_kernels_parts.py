@@ -3,7 +3,7 @@
 Letters: B rows, L slots, T tokens, D width.
 """
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from heed.bundle.packing import Arrays, Bools, pack, sequence, split
+from heed.bundle.packing import Arrays, Bools, pack, split, token_sequence
 from heed.export.graph import export_graph
 from heed.export.layers import name_layers
 from heed.export.onnx_functions import name_parts
@@ -41,13 +41,15 @@ class Graph:
         name_parts(self.named)
         self.operators = [node.op_type for node in onnx.load(self.named, load_external_data=False).graph.node]
 
-    def run(self, graph: Path, masks: Many[Bools], with_library: bool = False, threads: int = 1) -> list[np.ndarray]:
+    def run(
+        self, graph: Path, masks: Sequence[Bools], with_library: bool = False, threads: int = 1
+    ) -> list[np.ndarray]:
         """Hidden states of rows of random ids, under these masks."""
         options = session_options(threads)
         if with_library:
             options.register_custom_ops_library(str(library()))
         session = onnxruntime.InferenceSession(graph, options, providers=[CPU])
-        rows = [sequence(position_rule(self.encoder.config), ids_under(mask), mask) for mask in masks]
+        rows = [token_sequence(position_rule(self.encoder.config), ids_under(mask), mask) for mask in masks]
         feeds = pack(rows, self.encoder.config.aligned)
         names = {node.name for node in session.get_inputs()}
         with denormals.as_zero():
@@ -73,7 +75,7 @@ def encoder_of(patterns: tuple[Pattern, ...] = (Full(),), width: int = 24, layer
     return encoder.eval()
 
 
-def assert_close(ours: Many[np.ndarray], theirs: Many[np.ndarray]) -> None:
+def assert_close(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
     for one, other in zip(ours, theirs, strict=True):
         assert np.abs(one - other).max() <= BUDGET * max(1, np.abs(other).max())
 
@@ -160,7 +162,9 @@ def test_a_rows_bits_depend_on_nothing_beside_it(tmp_path: Path) -> None:
             assert np.array_equal(same, states)
 
 
-def one_node(path: Path, node: onnx.NodeProto, inputs: Many[str], constants: Arrays) -> onnxruntime.InferenceSession:
+def one_node(
+    path: Path, node: onnx.NodeProto, inputs: Sequence[str], constants: Arrays
+) -> onnxruntime.InferenceSession:
     """A session of one of the library's operators."""
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*inputs, "y"]]
     tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]

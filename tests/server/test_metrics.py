@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.protos import open_inference_pb2 as pb
 from heed.protos import tei_pb2
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -197,7 +197,7 @@ def test_groups_tell_rows_tokens_and_padding() -> None:
         return [{"n": np.array(len(one))} for one in group]
 
     counted = observed(run, added)
-    group: list[Sequence] = [row(2), row(2, 3), row(2, 3, 4, 5, 6)]
+    group: list[TokenSequence] = [row(2), row(2, 3), row(2, 3, 4, 5, 6)]
     assert [int(answer["n"]) for answer in counted(group, frozenset(), False)] == [1, 2, 5]
     of = {"model": "m", "version": "1"}
     assert sampled(metrics, "heed_group_rows_sum", **of) == 3

@@ -5,8 +5,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import AsyncIterator
-from collections.abc import Sequence as Many
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub, add_GRPCInferenceServiceServicer_to_server
 from heed.server.engine.graphs import Answer
@@ -69,7 +68,7 @@ class Door:
         self.stub: Any = None
         self.slots = Slots(1000, lambda _: None)
 
-    def _run(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+    def _run(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         self.computed.append(int(group[0].tokens["input_ids"][0]))
         assert self.gate.wait(PATIENCE)
         return self._model.run(group, outputs)

@@ -18,13 +18,13 @@ from heed.bundle.packing import (
     Arrays,
     Bools,
     Ints,
-    Sequence,
+    TokenSequence,
     cut_into_patches,
     pack,
     position_ids,
-    sequence,
     split,
     split_attentions,
+    token_sequence,
     unpack,
     unpack_attentions,
 )
@@ -44,8 +44,8 @@ class Padded:
     real: Bools
     types: Ints
 
-    def packed(self, rule: PositionRule) -> Sequence:
-        return sequence(rule, {"input_ids": self.ids, "token_type_ids": self.types}, self.real)
+    def packed(self, rule: PositionRule) -> TokenSequence:
+        return token_sequence(rule, {"input_ids": self.ids, "token_type_ids": self.types}, self.real)
 
 
 @st.composite
@@ -79,7 +79,7 @@ def positions_by_hand(rule: PositionRule, row: Padded) -> list[int]:
     return positions
 
 
-def packed_row(rule: PositionRule, ids: list[int], real: list[bool], types: list[int] | None = None) -> Sequence:
+def packed_row(rule: PositionRule, ids: list[int], real: list[bool], types: list[int] | None = None) -> TokenSequence:
     return Padded(np.array(ids), np.array(real), np.array(types or [0] * len(ids))).packed(rule)
 
 
@@ -87,7 +87,7 @@ def plain(packed: Arrays) -> dict[str, object]:
     return {name: array.tolist() for name, array in packed.items()}
 
 
-def values(row: Sequence) -> dict[str, object]:
+def values(row: TokenSequence) -> dict[str, object]:
     return plain(row.tokens)
 
 
@@ -107,7 +107,7 @@ def test_a_masked_column_0_takes_part_but_is_not_real() -> None:
 
 def test_the_mask_that_came_in_is_left_as_it_was() -> None:
     real = np.array([False, True])
-    sequence(COLUMN, {"input_ids": np.array([7, 8])}, real)
+    token_sequence(COLUMN, {"input_ids": np.array([7, 8])}, real)
     assert real.tolist() == [False, True]
 
 
@@ -159,10 +159,10 @@ def test_what_lies_under_the_mask_before_a_stripped_row_does_not_matter() -> Non
 
 
 def test_vectors_are_packed_as_ids_are() -> None:
-    first = sequence(
+    first = token_sequence(
         COLUMN, {"features": np.array([[1, 2], [3, 4], [5, 6]], np.float32)}, np.array([True, False, True])
     )
-    second = sequence(COLUMN, {"features": np.array([[7, 8]], np.float32)}, np.array([True]))
+    second = token_sequence(COLUMN, {"features": np.array([[7, 8]], np.float32)}, np.array([True]))
     packed = pack([first, second])
     assert packed["features"].tolist() == [[1, 2], [5, 6], [7, 8]]
     assert packed["features"].dtype == np.float32
@@ -175,8 +175,8 @@ ADJACENCY = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1]], bool)
 def test_edges_go_with_their_tokens() -> None:
     """A token that is masked takes its edges with it, and an empty slot has none."""
     ids = {"input_ids": np.array([7, 8, 9])}
-    holed = sequence(COLUMN, ids, np.array([True, False, True]), adjacency=ADJACENCY)
-    whole = sequence(COLUMN, ids, np.array([True, True, True]), adjacency=ADJACENCY)
+    holed = token_sequence(COLUMN, ids, np.array([True, False, True]), adjacency=ADJACENCY)
+    whole = token_sequence(COLUMN, ids, np.array([True, True, True]), adjacency=ADJACENCY)
     off = [0, 0, 0]
     assert pack([holed, whole])["adjacency"].astype(int).tolist() == [[[1, 1, 0], [0, 1, 0], off], ADJACENCY.tolist()]
     assert pack([holed], aligned=True)["adjacency"].astype(int).tolist() == [[[1, 0, 1], off, [0, 0, 1]]]
@@ -185,9 +185,9 @@ def test_edges_go_with_their_tokens() -> None:
 def test_global_tokens_are_named_by_their_slots() -> None:
     ids = {"input_ids": np.array([7, 8, 9, 5])}
     marks = np.array([True, False, True, True])
-    many = sequence(COLUMN, ids, np.array([True, True, True, True]), is_global=marks)
-    holed = sequence(COLUMN, ids, np.array([True, False, False, True]), is_global=marks)
-    none = sequence(COLUMN, ids, np.array([True, True, True, True]), is_global=np.zeros(4, bool))
+    many = token_sequence(COLUMN, ids, np.array([True, True, True, True]), is_global=marks)
+    holed = token_sequence(COLUMN, ids, np.array([True, False, False, True]), is_global=marks)
+    none = token_sequence(COLUMN, ids, np.array([True, True, True, True]), is_global=np.zeros(4, bool))
     packed = pack([many, holed, none])
     assert packed["globals"].tolist() == [[0, 2, 3], [0, 1, 0], [0, 0, 0]]
     assert packed["globals_real"].tolist() == [[True, True, True], [True, True, False], [False, False, False]]
@@ -196,7 +196,7 @@ def test_global_tokens_are_named_by_their_slots() -> None:
 
 
 def test_a_masked_token_is_not_global() -> None:
-    member = sequence(
+    member = token_sequence(
         COLUMN, {"input_ids": np.array([7, 8])}, np.array([False, True]), is_global=np.array([True, True])
     )
     packed = pack([member])

@@ -6,8 +6,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from heed.bundle.contract import CONTRACT, Case, StoredCases
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.engine.graphs import Answer
 from heed.server.engine.model import Model
@@ -40,7 +39,7 @@ class Spoiled:
         self.fails = False
         self.sizes: list[int] = []
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+    def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         self.sizes.append(len(group))
         if self.fails:
             raise RuntimeError("the device is gone")
@@ -150,7 +149,7 @@ async def test_callers_go_first(tiny_bundle: Path) -> None:
     gate = threading.Event()
 
     def gated(run: Run) -> Run:
-        def wait(group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+        def wait(group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             assert gate.wait(60)
             return run(group, outputs, alone)
 

@@ -4,12 +4,11 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
 from heed.server.scheduling.batching import Alone, Neighbours, Strategy
@@ -285,7 +284,7 @@ async def test_the_rest_of_a_request_that_failed_frees_its_tokens_and_is_not_com
 
         failed = False
 
-        def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+        def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             if not self.failed:
                 self.failed = True
                 raise BadRow
@@ -347,7 +346,7 @@ async def test_a_long_row_does_not_starve_under_a_stream_of_short_ones_that_neve
     class Fed(Doubling):
         """For every group it computes, more rows have come when it is done than a group takes."""
 
-        def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+        def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             if len(self.groups) < 30:
                 loop.call_soon_threadsafe(submit_short_ones)
             return super().__call__(group, outputs, alone)
@@ -432,7 +431,7 @@ async def test_times_tell_waiting_from_computing() -> None:
 async def test_random_traffic_is_answered_whole_and_never_mixed_up() -> None:
     """Requests of every kind at once: good, bad, cancelled and expired."""
     run = Doubling()
-    kinds: list[Callable[[int], list[Sequence]]] = [
+    kinds: list[Callable[[int], list[TokenSequence]]] = [
         lambda n: [row(n)],
         lambda n: [row(n, n + 1), row(n + 2)],
         lambda n: [row(*range(n, n + 9))],
@@ -534,7 +533,7 @@ async def test_what_is_in_no_hurry_may_fail() -> None:
 class Slow(Doubling):
     """Takes a tenth of a second for every token."""
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+    def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         time.sleep(0.1 * sum(map(len, group)))
         return super().__call__(group, outputs, alone)
 
@@ -639,7 +638,7 @@ async def test_a_group_computes_what_its_members_ask_for() -> None:
     asked: list[frozenset[str]] = []
 
     class Noting(Doubling):
-        def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+        def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             asked.append(outputs)
             return super().__call__(group, outputs, alone)
 
@@ -658,7 +657,7 @@ async def test_only_a_request_with_nothing_beside_it_has_the_machine_to_itself()
     told: list[tuple[list[int], bool]] = []
 
     class Noting(Doubling):
-        def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+        def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             told.append((group[0].tokens["input_ids"].tolist(), alone))
             return super().__call__(group, outputs, alone)
 

@@ -1,7 +1,6 @@
 """Random sequences for models of every kind, and who is served in groups."""
 
-from collections.abc import Collection
-from collections.abc import Sequence as Many
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import Image
-from heed.bundle.packing import Sequence, pack
+from heed.bundle.packing import TokenSequence, pack
 from heed.server.engine.graphs import Answer
 from heed.server.engine.session import CPU, CUDA
 from heed.server.repository import warmup
@@ -94,7 +93,7 @@ class Timed:
     def close_wide(self) -> None:
         self.is_wide = False
 
-    def run(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+    def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
         wide = alone and self.is_wide
         self.now += self.seconds[wide]
         return [{"last_hidden_state": np.full(len(each), self.difference * wide)} for each in group]
@@ -124,7 +123,7 @@ class Choosy(Timed):
 
     graphs = SimpleNamespace(steps=[], ways=[frozenset(), frozenset({"sentence_embedding"})])
 
-    def run(self, group: Many[Sequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+    def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
         vector = np.full(2, self.difference * bool(outputs))
         states = {} if outputs else {"last_hidden_state": np.zeros((1, 2))}
         return [states | {"sentence_embedding": vector} for _ in group]

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heed.bundle.packing import Sequence
+from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.errors import DeadlineExceeded, Exhausted, Unavailable
 from heed.server.scheduling.batching import Neighbours
@@ -31,7 +31,7 @@ class Named(Doubling):
         self.name = name
         self.log = log
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+    def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         self.log.append(self.name)
         return super().__call__(group, outputs, alone)
 
@@ -79,7 +79,7 @@ class Slow(Doubling):
         super().__init__()
         self.seconds = seconds
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+    def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         answers = super().__call__(group, outputs, alone)
         time.sleep(self.seconds * sum(map(len, group)))
         return answers
@@ -162,7 +162,7 @@ async def test_only_what_has_the_process_to_itself_is_told_so() -> None:
     told: list[tuple[int, bool]] = []
 
     class Noting(Doubling):
-        def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+        def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
             told.append((int(group[0].tokens["input_ids"][0]), alone))
             return super().__call__(group, outputs, alone)
 
@@ -316,7 +316,7 @@ class Counted(Doubling):
     lock = threading.Lock()
     running = most = 0
 
-    def __call__(self, group: Many[Sequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
+    def __call__(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         with Counted.lock:
             Counted.running += 1
             Counted.most = max(Counted.most, Counted.running)
