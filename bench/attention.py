@@ -96,9 +96,9 @@ def row(length: int) -> dict[str, np.ndarray]:
 
 def measure(graph: Path, length: int) -> None:
     """Prints the cost of one graph at one length, for the parent to read."""
-    from heed.server.engine.session import Runtime
+    from heed.server.engine.session import Session
 
-    runtime, inputs = Runtime(graph, "cpu"), row(length)
+    runtime, inputs = Session(graph, "cpu"), row(length)
     before = memory_now("VmRSS")
     runtime.run(inputs)
     seconds = []
@@ -123,11 +123,11 @@ def cost(form: str, graph: Path, length: int) -> Cost:
 
 def difference(folder: Path) -> float:
     """How far the cheap form is from the dense masked one, as a share of the largest value."""
-    from heed.server.engine.session import Runtime
+    from heed.server.engine.session import Session
 
     inputs = row(COMPARED)
     dense, cheap = (
-        Runtime(folder / name, "cpu").run(inputs)["last_hidden_state"] for name in ("dense.onnx", "cheap.onnx")
+        Session(folder / name, "cpu").run(inputs)["last_hidden_state"] for name in ("dense.onnx", "cheap.onnx")
     )
     return float(np.abs(dense - cheap).max() / max(1.0, np.abs(dense).max()))
 

@@ -48,7 +48,7 @@ from heed.model.config import (
 )
 from heed.model.config import PositionRule as ModelRule
 from heed.server.engine.host import usable_cpus
-from heed.server.engine.session import CPU, Runtime
+from heed.server.engine.session import CPU, Session
 
 SEED = 20240229
 BUDGET = BUDGETS["fp32", CPU].vectors.limit
@@ -160,7 +160,7 @@ class PackedGraph:
     """What heed serves, without the serving. May be used from several threads at once."""
 
     def __init__(self, graph: Path, config: EncoderConfig) -> None:
-        self._runtime = Runtime(graph, "cpu")
+        self._runtime = Session(graph, "cpu")
         self._rule = PositionRule(kind=config.position_rule.kind, padding_id=config.position_rule.padding_id)
 
     def token_sequence(self, request: Request) -> TokenSequence:

@@ -23,7 +23,7 @@ from heed.export.bundle import ExportError, write_bundle
 from heed.export.drift import drift
 from heed.model import Checkpoint, Encoder
 from heed.server.engine.model import Model
-from heed.server.engine.session import Runtime, without_driver
+from heed.server.engine.session import Session, without_driver
 from heed.server.errors import DeviceError
 from heed.server.settings import Device
 
@@ -84,7 +84,7 @@ def explain(folder: Path, checkpoint: Checkpoint, finding: Finding) -> str:
     graph = next(graph for graph in graphs if not graph.fused and span <= (graph.longest or span))
     budget = BUDGETS[precision, CUDA if precision == "fp16" else CPU].vectors
     feeds = pack(sequences, model.manifest.aligned)
-    return f"; {drift(checkpoint.encoder, graph, feeds, budget, lambda path, feeds: Runtime(path, 'cpu').run(feeds))}"
+    return f"; {drift(checkpoint.encoder, graph, feeds, budget, lambda path, feeds: Session(path, 'cpu').run(feeds))}"
 
 
 def export_bundle(

@@ -15,16 +15,16 @@ from heed.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer
 from heed.server.engine.host import SWITCH_SECONDS, give_freed_memory_back, settle_memory
 from heed.server.protocols.health import NOT_SERVING, SERVING, Health
 from heed.server.protocols.heed_v1 import SERVICE as MANY
-from heed.server.protocols.heed_v1 import ManyCalls
+from heed.server.protocols.heed_v1 import HeedV1Service
 from heed.server.protocols.open_inference.service import InferenceService
-from heed.server.protocols.tei import TEXT_SERVICES, TextDoor
-from heed.server.repository.model_repository import Entry, Repository
-from heed.server.repository.registry import Registry, Served, State
+from heed.server.protocols.tei import TEXT_SERVICES, TeiServices
+from heed.server.repository.model_repository import IndexEntry, ModelRepository
+from heed.server.repository.registry import ModelRegistry, ModelVersion, State
 from heed.server.settings import Settings
 from heed.server.telemetry.metrics import Metrics
 from heed.server.telemetry.observers import observers_for, start_tracing
 from heed.server.transport.grpc_server import enable_reflection, encryption, new_server, open_port
-from heed.server.transport.interceptors import Slots
+from heed.server.transport.interceptors import ConcurrencyLimit
 
 SERVICES = [OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name, MANY, *TEXT_SERVICES]
 
@@ -36,8 +36,8 @@ class Ready:
     address: str
     encryption: str
     metrics: str  # their address; empty: there are none
-    served: list[Served]
-    others: list[Entry]  # what is not served, and why
+    served: list[ModelVersion]
+    others: list[IndexEntry]  # what is not served, and why
 
 
 class Server:
@@ -47,17 +47,17 @@ class Server:
     def __init__(self, settings: Settings, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
         self._settings = settings
         self._on_ready = on_ready
-        self._registry = Registry(settings.default_model)
+        self._registry = ModelRegistry(settings.default_model)
         self._health = Health(SERVICES)
         self._metrics = Metrics(settings.max_queue_tokens)
         self._tracing = start_tracing() if settings.traces else None
         observers = observers_for(settings, self._metrics, self._tracing)
-        self._repository = Repository(settings, self._registry, self._metrics)
-        self._slots = Slots(settings.max_concurrent_requests, self._metrics.refused)
+        self._repository = ModelRepository(settings, self._registry, self._metrics)
+        self._slots = ConcurrencyLimit(settings.max_concurrent_requests, self._metrics.refused)
         max_message = settings.max_message_mib * 2**20
         self._inference = InferenceService(self._registry, self._repository, max_message, observers, self._slots)
-        self._many = ManyCalls(self._inference.answer_one_of_many, self._inference.refuse_one_of_many)
-        self._texts = TextDoor(self._registry, settings, observers, self._slots)
+        self._many = HeedV1Service(self._inference.answer_stream_request, self._inference.refuse_late_request)
+        self._texts = TeiServices(self._registry, settings, observers, self._slots)
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:

@@ -97,7 +97,7 @@ def _kernels(subject: Subject, plan: Plan, what: str, graph: Callable[[], Path])
         speed.only_on_cuda(subject)
         requests = speed.asked(subject, "sentences", plan.requests["sentences"])
         feeds = ways.feeds_of(requests.members[next(requests.groups(plan.tokens[1]))])
-        run = ways.fetch(subject.runtime(graph()))
+        run = ways.fetch(subject.session(graph()))
         return rates.kernels(subject.name, f"kernels of {what}", lambda: run(feeds))
 
     yield from attempted(subject.name, f"kernels of {what}", rows)

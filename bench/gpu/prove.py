@@ -27,7 +27,7 @@ def contract(subject: Subject, precision: str) -> Iterator[Row]:
     if not has_budget(precision, provider):
         raise Skipped(f"{precision} is not for the CPU")
     model = Model(subject.file("bundle"), subject.device, precision)
-    yield Row(subject.name, f"{precision}, provider", model.runtime.provider, model.runtime.provider == provider)
+    yield Row(subject.name, f"{precision}, provider", model.session.provider, model.session.provider == provider)
     report = Report(list(model.check_contract(everything=True)))
     worst = report.worst
     unit = " of 1 - cosine" if worst.measure == "cosine" else " of scale"

@@ -21,7 +21,7 @@ from heed.bundle.contract import BUDGETS, CUDA
 from heed.bundle.packing import Arrays
 from heed.model import Encoder
 from heed.server.engine.model import Model
-from heed.server.engine.session import FLASH_FROM, FLASH_FROM_NAME, Runtime
+from heed.server.engine.session import FLASH_FROM, FLASH_FROM_NAME, Session
 from heed.server.settings import Device
 
 REFERENCE_ROWS = 32
@@ -46,7 +46,7 @@ class Subject:
     def __init__(self, name: str, encoder: Encoder, device: Device, folder: Path, writing: dict[str, Writing]) -> None:
         self.name, self.encoder, self.device = name, encoder, device
         self._folder, self._writing = folder, writing
-        self._runtimes: dict[Path, Runtime] = {}
+        self._runtimes: dict[Path, Session] = {}
 
     def file(self, kind: str) -> Path:
         """Waits until it is written.
@@ -67,9 +67,9 @@ class Subject:
         graph = graphs[0] if fused and self.device == "cuda" else next(each for each in graphs if not each.fused)
         return self.file("bundle") / graph.file
 
-    def runtime(self, graph: Path) -> Runtime:
+    def runtime(self, graph: Path) -> Session:
         if graph not in self._runtimes:
-            self._runtimes[graph] = Runtime(graph, self.device)
+            self._runtimes[graph] = Session(graph, self.device)
         return self._runtimes[graph]
 
     def model(self, precision: str) -> Model:
@@ -106,11 +106,11 @@ class Way:
 
 
 def _run(subject: Subject, precision: str = "fp16") -> Make:
-    return ways.one_by_one(ways.fetch(subject.runtime(subject.own_graph(precision))))
+    return ways.one_by_one(ways.fetch(subject.session(subject.own_graph(precision))))
 
 
 def _run_plain(subject: Subject) -> Make:
-    return ways.one_by_one(ways.fetch(subject.runtime(subject.own_graph(fused=False))))
+    return ways.one_by_one(ways.fetch(subject.session(subject.own_graph(fused=False))))
 
 
 def _run_otherwise(subject: Subject, flash_from: int = FLASH_FROM, **options: str) -> Make:
@@ -126,11 +126,11 @@ def _run_otherwise(subject: Subject, flash_from: int = FLASH_FROM, **options: st
 
 
 def _run_for_all(subject: Subject) -> Make:
-    return ways.one_by_one(ways.fetch_all(subject.runtime(subject.own_graph())))
+    return ways.one_by_one(ways.fetch_all(subject.session(subject.own_graph())))
 
 
 def _run_in_threads(subject: Subject) -> Make:
-    return ways.in_threads(ways.fetch(subject.runtime(subject.own_graph())), POOL)
+    return ways.in_threads(ways.fetch(subject.session(subject.own_graph())), POOL)
 
 
 def _bound(subject: Subject) -> Make:
@@ -267,11 +267,11 @@ def _one_group(subject: Subject, part: str, feeds: Arrays, plan: Plan) -> Iterat
         session = Bound(own, device, shapes, enable_cuda_graph="1")
         return lambda feeds: session.run(feeds)[EMBEDDING]
 
-    plain = ways.fetch(subject.runtime(own))
+    plain = ways.fetch(subject.session(own))
     expected = plain(feeds)
     trials = {
         "run()": lambda: plain,
-        "its graph for rows with holes": lambda: ways.fetch(subject.runtime(subject.own_graph(fused=False))),
+        "its graph for rows with holes": lambda: ways.fetch(subject.session(subject.own_graph(fused=False))),
         "bound": lambda: ways.bound(own, device, width),
         "CUDA graph": captured,
     }

@@ -24,7 +24,7 @@ from bench.gpu.bound import Bound, open_session
 from heed.bundle.packing import Arrays, TokenSequence, by_length, pack
 from heed.model import Encoder
 from heed.server.engine.graphs import Graphs
-from heed.server.engine.session import Runtime
+from heed.server.engine.session import Session
 from heed.server.settings import Device
 
 EMBEDDING = "sentence_embedding"
@@ -97,11 +97,11 @@ def with_packing(graphs: Graphs, pool: ThreadPoolExecutor) -> Make:
     return make
 
 
-def fetch(runtime: Runtime) -> Callable[[Arrays], np.ndarray]:
+def fetch(runtime: Session) -> Callable[[Arrays], np.ndarray]:
     return lambda feeds: runtime.run(feeds, [EMBEDDING])[EMBEDDING]
 
 
-def fetch_all(runtime: Runtime) -> Callable[[Arrays], np.ndarray]:
+def fetch_all(runtime: Session) -> Callable[[Arrays], np.ndarray]:
     return lambda feeds: runtime.run(feeds)[EMBEDDING]
 
 

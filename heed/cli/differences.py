@@ -105,7 +105,7 @@ def _facts(model: Model) -> dict[str, str]:
         "version": str(manifest.version),
         "task": manifest.task,
         "family": manifest.provenance.family,
-        "computed in": f"{model.precision} on {model.runtime.provider}",
+        "computed in": f"{model.precision} on {model.session.provider}",
         "precisions": ", ".join(manifest.precisions),
         "positions": manifest.position_rule.kind,
     }

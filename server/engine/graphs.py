@@ -9,7 +9,7 @@ import numpy as np
 from heed.bundle import BundleError, Manifest
 from heed.bundle.manifest import Graph, GraphKind
 from heed.bundle.packing import TokenSequence, by_length, pack, split, split_attentions
-from heed.server.engine.session import CUDA, Runtime
+from heed.server.engine.session import CUDA, Session
 from heed.server.errors import DeviceError
 from heed.server.settings import Device
 
@@ -18,12 +18,12 @@ from heed.server.settings import Device
 Answer = dict[str, np.ndarray]
 
 
-def _open(folder: Path, graph: Graph, device: Device, threads: int, kernels: bool) -> Runtime:
+def _open(folder: Path, graph: Graph, device: Device, threads: int, kernels: bool) -> Session:
     path = folder / graph.file
     if not path.is_file():
         raise BundleError(f"{path} is missing")
     try:
-        runtime = Runtime(path, device, threads, kernels)
+        runtime = Session(path, device, threads, kernels)
     except DeviceError:
         raise
     except Exception as error:  # onnxruntime's errors have no other class in common
@@ -48,7 +48,7 @@ class Graphs:
     ) -> None:
         """
         Args:
-            threads, kernels: see `Runtime`.
+            threads, kernels: see `Session`.
 
         Raises:
             BundleError: a graph is not usable, or there is none.
@@ -57,12 +57,12 @@ class Graphs:
         self._aligned = manifest.aligned
         self._per_token = {spec.name for spec in manifest.outputs if spec.shape[:2] == [-1, -1]}
         *others, last = manifest.graphs_of(precision, kind)
-        self.runtime = _open(folder, last, device, threads, kernels)  # for all sequences; the others are on its device
-        settled: Device = "cuda" if self.runtime.provider == CUDA else "cpu"
+        self.session = _open(folder, last, device, threads, kernels)  # for all sequences; the others are on its device
+        settled: Device = "cuda" if self.session.provider == CUDA else "cpu"
         others = [graph for graph in others if settled == "cuda" or not graph.fused]
         self._graphs = [*others, last]
         self._longest = [math.inf if graph.longest is None else graph.longest for graph in self._graphs]
-        self._runtimes = [*(_open(folder, graph, settled, threads, kernels) for graph in others), self.runtime]
+        self._runtimes = [*(_open(folder, graph, settled, threads, kernels) for graph in others), self.session]
 
     @property
     def steps(self) -> list[int]:
@@ -73,8 +73,8 @@ class Graphs:
     def ways(self) -> list[frozenset[str]]:
         """What to ask for so that a sequence is computed in each way that there is: all (empty), and what is told of
         whole sequences, where that leaves out tokens in the last layer."""
-        of_rows = frozenset(self.runtime.outputs) - self._per_token - {"attentions"}
-        return [frozenset(), of_rows] if "kept" in self.runtime.inputs else [frozenset()]
+        of_rows = frozenset(self.session.outputs) - self._per_token - {"attentions"}
+        return [frozenset(), of_rows] if "kept" in self.session.inputs else [frozenset()]
 
     def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = ()) -> list[Answer]:
         """The answers to a group of sequences, of one request or of many: these outputs, or all. Safe in several

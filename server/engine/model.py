@@ -15,10 +15,10 @@ from heed.bundle.manifest import TOKENIZER
 from heed.bundle.packing import Arrays, TokenSequence, unpack, unpack_attentions
 from heed.server.engine.graphs import Answer, Graphs
 from heed.server.engine.host import usable_cpus
-from heed.server.engine.session import CUDA, Runtime, device_for
-from heed.server.requests.preprocess import Form, Request, check_request, read_request
+from heed.server.engine.session import CUDA, Session, device_for
+from heed.server.requests.preprocess import Request, RequestSpec, check_request, read_request
 from heed.server.requests.rows import always
-from heed.server.requests.tokenizer import Side, TextEncoder
+from heed.server.requests.tokenizer import Side, TextTokenizer
 from heed.server.settings import Device
 
 
@@ -39,7 +39,7 @@ class Model:
             device: "auto" is the one that the precision is for, where it is for one only.
             anywhere: on any device, to try what it does there. It proves nothing and cannot be served.
             manifest: the bundle's own, under the name and version it is served as.
-            kernels: see `Runtime`.
+            kernels: see `Session`.
 
         Raises:
             BundleError: the bundle is not usable. Its digests are not looked at here (see `bundle/digests.py`).
@@ -57,9 +57,9 @@ class Model:
         self._per_token = {spec.name for spec in self.manifest.outputs if spec.shape[:2] == [-1, -1]}
 
     @property
-    def runtime(self) -> Runtime:
+    def session(self) -> Session:
         """What runs the plain answers: it knows the provider."""
-        return self.graphs.runtime
+        return self.graphs.session
 
     @cached_property
     def attention_graphs(self) -> Graphs:
@@ -68,7 +68,7 @@ class Model:
         Raises:
             BundleError, DeviceError: as above.
         """
-        device: Device = "cuda" if self.runtime.provider == CUDA else "cpu"
+        device: Device = "cuda" if self.session.provider == CUDA else "cpu"
         return Graphs(self.folder, self.manifest, self.precision, "attentions", device, kernels=self._kernels)
 
     def check_files(self) -> None:
@@ -79,10 +79,10 @@ class Model:
         if bundle_digest(self.folder) != self.digest:
             raise BundleError(f"{self.folder} holds another bundle than the one that was loaded from it")
 
-    def _text_encoder(self) -> TextEncoder | None:
+    def _text_encoder(self) -> TextTokenizer | None:
         if not self.manifest.takes_text:
             return None
-        encoder = TextEncoder(self.folder / TOKENIZER, self.manifest.limits.text_length)
+        encoder = TextTokenizer(self.folder / TOKENIZER, self.manifest.limits.text_length)
         if encoder.vocabulary > self.manifest.limits.vocabulary:
             raise BundleError(
                 f"{TOKENIZER} gives ids up to {encoder.vocabulary - 1}, "
@@ -95,12 +95,12 @@ class Model:
         return check_request(self.manifest, self.text, inputs, outputs, truncate)
 
     def read(
-        self, form: Form, inputs: Arrays, truncate: Side | None = None, wanted: Callable[[], bool] = always
+        self, form: RequestSpec, inputs: Arrays, truncate: Side | None = None, wanted: Callable[[], bool] = always
     ) -> Request:
         """See `read_request`."""
         return read_request(self.manifest, self.text, form, inputs, truncate, wanted)
 
-    def open_wide(self, threads: int) -> None:
+    def open_multi_threaded(self, threads: int) -> None:
         """From now on a run that has the machine to itself takes so many threads. It is for the CPU.
 
         Raises:
@@ -108,11 +108,11 @@ class Model:
         """
         self._wide = Graphs(self.folder, self.manifest, self.precision, "answers", "cpu", threads, self._kernels)
 
-    def close_wide(self) -> None:
+    def close_multi_threaded(self) -> None:
         self._wide = None
 
     @property
-    def is_wide(self) -> bool:
+    def is_multi_threaded(self) -> bool:
         """Whether a run that has the machine to itself takes several threads."""
         return self._wide is not None
 
@@ -176,7 +176,7 @@ class Model:
         """As many cases at a time as there are CPUs: a start waits for this."""
 
         def findings(case: Case) -> list[Finding]:
-            return list(check([case], self.answer, self.precision, self.runtime.provider))
+            return list(check([case], self.answer, self.precision, self.session.provider))
 
         with ThreadPoolExecutor(usable_cpus()) as pool:
             yield from chain.from_iterable(pool.map(findings, cases))
@@ -189,5 +189,5 @@ class Model:
         """
         if not self.manifest.gives_attentions:
             return iter(())
-        provider = self.attention_graphs.runtime.provider
+        provider = self.attention_graphs.session.provider
         return check(attention_cases(read_contract(self.folder)), self.answer, self.precision, provider)

@@ -92,7 +92,7 @@ def without_driver() -> str:
     return ""
 
 
-class Runtime:
+class Session:
     """One graph in one session.
 
     `run` may be called from several threads at once; onnxruntime lets go of the interpreter while it computes.

@@ -17,7 +17,7 @@ from heed.protos import heed_pb2 as pb
 from heed.protos.heed_pb2_grpc import InferenceServicer
 from heed.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from heed.server.errors import InvalidArgument
-from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room
+from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Ticket, WeightedSemaphore
 from heed.server.telemetry.request_trace import Call
 
 MESSAGE_BYTES = 2**18  # of answers that go together; a larger one goes alone
@@ -26,19 +26,19 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # Errors are answers, too. The last is how many seconds the request has waited on its way.
-Answer = Callable[[Call, ModelInferRequest, Place, float], Coroutine[Any, Any, ModelStreamInferResponse]]
+Answer = Callable[[Call, ModelInferRequest, Ticket, float], Coroutine[Any, Any, ModelStreamInferResponse]]
 Refuse = Callable[[Call, ModelInferRequest, float], ModelStreamInferResponse | None]
 
 
-class Answered(NamedTuple):
+class ReadyAnswer(NamedTuple):
     """An answer, and the room that it gives back when it is taken."""
 
     answer: ModelStreamInferResponse
-    place: Place
+    place: Ticket
     taken: int
 
 
-class ManyCalls(InferenceServicer):
+class HeedV1Service(InferenceServicer):
     """The service."""
 
     def __init__(self, answer: Answer, refuse: Refuse) -> None:
@@ -68,7 +68,7 @@ class ManyCalls(InferenceServicer):
             stream.end()
 
 
-class Way:
+class OneWayDelay:
     """How long the messages of a stream have waited on their way: in buffers, and to be read.
 
     By how much the clocks of two machines differ is unknown. The message that was on its way for the shortest time has
@@ -93,16 +93,16 @@ class Way:
 class _Stream:
     def __init__(
         self,
-        answer: Callable[[ModelInferRequest, Place, float], Coroutine[Any, Any, ModelStreamInferResponse]],
+        answer: Callable[[ModelInferRequest, Ticket, float], Coroutine[Any, Any, ModelStreamInferResponse]],
         refuse: Callable[[ModelInferRequest, float], ModelStreamInferResponse | None],
         write: Callable[[pb.Answers], Awaitable[None]],
     ) -> None:
         self._answer, self._refuse, self._write = answer, refuse, write
-        self._way = Way()
-        self._room, self._answers_room = Room(STREAM_REQUESTS), Room(STREAM_ANSWERS)
-        self._last: Place | None = None  # of the requests so far
+        self._way = OneWayDelay()
+        self._room, self._answers_room = WeightedSemaphore(STREAM_REQUESTS), WeightedSemaphore(STREAM_ANSWERS)
+        self._last: Ticket | None = None  # of the requests so far
         self._tasks: dict[str, asyncio.Task[ModelStreamInferResponse]] = {}  # by the request's id
-        self._answered: list[Answered] = []
+        self._answered: list[ReadyAnswer] = []
         self._reading: asyncio.Task[None] | None = None
         self._news = asyncio.Event()  # something is answered, or nothing more will be
 
@@ -141,29 +141,29 @@ class _Stream:
                 if request.id in self._tasks:
                     raise InvalidArgument(f"a request came with the id of another that is under way: {request.id!r}")
                 taken = await self._room.enter(1 + request.ByteSize() // REQUEST_BYTES)
-                self._last = place = Place(self._answers_room, self._last)
+                self._last = place = Ticket(self._answers_room, self._last)
                 waited = self._way.waited(message.sent_us)  # for room, too
                 if waited and (refusal := self._refuse(request, waited)):
-                    self._end(Answered(refusal, place, taken))
+                    self._end(ReadyAnswer(refusal, place, taken))
                     continue
                 self._tasks[request.id] = task = asyncio.create_task(self._answer(request, place, waited))
                 task.add_done_callback(partial(self._ended, request.id, place, taken))
 
-    def _ended(self, id: str, place: Place, taken: int, task: asyncio.Task[ModelStreamInferResponse]) -> None:
+    def _ended(self, id: str, place: Ticket, taken: int, task: asyncio.Task[ModelStreamInferResponse]) -> None:
         del self._tasks[id]
         if not task.cancelled():
-            return self._end(Answered(task.result(), place, taken))
+            return self._end(ReadyAnswer(task.result(), place, taken))
         place.let_pass()
         place.leave()
         self._room.leave(taken)
         self._news.set()
 
-    def _end(self, answered: Answered) -> None:
+    def _end(self, answered: ReadyAnswer) -> None:
         answered.place.let_pass()  # it may not have asked to be admitted
         self._answered.append(answered)
         self._news.set()
 
-    async def _next(self) -> list[Answered]:
+    async def _next(self) -> list[ReadyAnswer]:
         """What goes into the next message; nothing at the end."""
         while not self._answered:
             if not self._tasks and self._reading and self._reading.done():

@@ -18,7 +18,7 @@ Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
-class Room:
+class WeightedSemaphore:
     """So much at a time, for one who asks after the other."""
 
     def __init__(self, size: int) -> None:
@@ -39,10 +39,10 @@ class Room:
         self._left.set()
 
 
-class Place:
+class Ticket:
     """That of one request among the others of its stream."""
 
-    def __init__(self, answers: Room, before: "Place | None") -> None:
+    def __init__(self, answers: WeightedSemaphore, before: "Ticket | None") -> None:
         self._answers = answers
         self._before = before.passed if before else None
         self._size = 0
@@ -80,7 +80,7 @@ class Streams:
         self,
         requests: AsyncIterator[Request],
         size: Callable[[Request], int],
-        answer: Callable[[Request, Place], Coroutine[Any, Any, Answer]],
+        answer: Callable[[Request, Ticket], Coroutine[Any, Any, Answer]],
         write: Callable[[Answer], Awaitable[None]],
     ) -> None:
         """Returns when all is answered. If the caller goes, all of it is cancelled.
@@ -90,10 +90,10 @@ class Streams:
             answer: asks its place to be admitted before it computes what is large. What it raises ends the stream,
                 after the answers before were written.
         """
-        answers: asyncio.Queue[tuple[asyncio.Task[Answer], Place, int] | None] = asyncio.Queue()
-        room, answers_room = Room(STREAM_REQUESTS), Room(STREAM_ANSWERS)
+        answers: asyncio.Queue[tuple[asyncio.Task[Answer], Ticket, int] | None] = asyncio.Queue()
+        room, answers_room = WeightedSemaphore(STREAM_REQUESTS), WeightedSemaphore(STREAM_ANSWERS)
 
-        async def answered(request: Request, place: Place) -> Answer:
+        async def answered(request: Request, place: Ticket) -> Answer:
             try:
                 return await answer(request, place)
             finally:
@@ -103,7 +103,7 @@ class Streams:
             place = None
             async for request in requests:
                 taken = await room.enter(1 + size(request) // REQUEST_BYTES)
-                place = Place(answers_room, place)
+                place = Ticket(answers_room, place)
                 answers.put_nowait((asyncio.create_task(answered(request, place)), place, taken))
 
         if self._over:
@@ -131,7 +131,7 @@ class Streams:
 
 
 async def _cancel(
-    reading: asyncio.Task[None], answers: asyncio.Queue[tuple[asyncio.Task[Answer], Place, int] | None]
+    reading: asyncio.Task[None], answers: asyncio.Queue[tuple[asyncio.Task[Answer], Ticket, int] | None]
 ) -> None:
     """Ends what is left of a stream, and returns when it has ended."""
     left: list[asyncio.Task[Any]] = [reading]

@@ -7,7 +7,7 @@ from heed.bundle import BundleError
 from heed.bundle.contract import Report
 from heed.server.engine.model import Model
 from heed.server.errors import DeviceError, FailedPrecondition
-from heed.server.scheduling.batching import Alone
+from heed.server.scheduling.batching import OneByOne
 from heed.server.scheduling.model_queue import observed
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.scheduling.workers import Workers
@@ -36,7 +36,7 @@ def _proven(model: Model) -> Report:
 
 
 class Attentions:
-    """Loaded and proven when somebody first asks, while everybody else is served."""
+    """VerifiedModel and proven when somebody first asks, while everybody else is served."""
 
     def __init__(self, model: Model, max_tokens: int, statistics: Statistics) -> None:
         """`max_tokens` may wait."""
@@ -63,7 +63,7 @@ class Attentions:
             log.error("%s", error)
             raise
         log.info("attention weights of %s: equal to the reference", self._model.manifest.name)
-        return Scheduler(self._run, Alone(), self._workers, self._max_tokens), report
+        return Scheduler(self._run, OneByOne(), self._workers, self._max_tokens), report
 
     async def close(self) -> None:
         """Returns when everything that was taken is answered."""

@@ -15,7 +15,7 @@ Files = tuple[tuple[str, int, int, int], ...]  # name, number, size and time of 
 
 
 @dataclass(frozen=True)
-class Place:
+class BundleFolder:
     """Where one version of a model lies."""
 
     name: str
@@ -37,7 +37,7 @@ def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
     return [path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_dir()]
 
 
-def find_places(folder: Path) -> list[Place]:
+def find_bundle_folders(folder: Path) -> list[BundleFolder]:
     """What there is, the newest first.
 
     Raises:
@@ -46,10 +46,10 @@ def find_places(folder: Path) -> list[Place]:
     """
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
-        return [Place(manifest.name, manifest.version, folder)]
+        return [BundleFolder(manifest.name, manifest.version, folder)]
     try:
         places = [
-            Place(model.name, int(version.name), version)
+            BundleFolder(model.name, int(version.name), version)
             for model in _folders(folder, NAME)
             for version in _folders(model, VERSION)
         ]

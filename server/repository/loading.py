@@ -28,7 +28,7 @@ class NoRoom(StartError):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class VerifiedModel:
     """A model, how well it was proven, and how it will be served."""
 
     model: Model
@@ -82,7 +82,7 @@ def proven(
     """
     model = Model(folder, device, precision, manifest=manifest, kernels=kernels)
     report = Report(list(follow(model.check_contract(everything))))
-    if report.holds or not model.runtime.has_kernels:
+    if report.holds or not model.session.has_kernels:
         return model, report
     log.warning("%s; all of %s is left to onnxruntime", report.worst, folder)
     del model  # before the other one comes
@@ -123,10 +123,10 @@ def verified(folder: Path, settings: Settings, manifest: Manifest | None = None)
 
 def default_threads(model: Model) -> int:
     """How many groups to compute at a time: one on each CPU, or one on a GPU while the next is prepared."""
-    return 2 if model.runtime.provider == CUDA else usable_cpus()
+    return 2 if model.session.provider == CUDA else usable_cpus()
 
 
-def load(folder: Path, settings: Settings, manifest: Manifest) -> Loaded:
+def load(folder: Path, settings: Settings, manifest: Manifest) -> VerifiedModel:
     """Verifies a bundle and warms it up.
 
     Raises:
@@ -134,4 +134,4 @@ def load(folder: Path, settings: Settings, manifest: Manifest) -> Loaded:
     """
     model, report = verified(folder, settings, manifest)
     threads = settings.threads or default_threads(model)
-    return Loaded(model, report, warm_up(model, threads), threads)
+    return VerifiedModel(model, report, warm_up(model, threads), threads)

@@ -15,11 +15,11 @@ from heed.bundle.manifest import MANIFEST
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, HeedError, NotFound, StartError
 from heed.server.repository.attentions import Attentions
-from heed.server.repository.folders import Files, Place, find_places
-from heed.server.repository.loading import Loaded, NoRoom, load
+from heed.server.repository.folders import BundleFolder, Files, find_bundle_folders
+from heed.server.repository.loading import NoRoom, VerifiedModel, load
 from heed.server.repository.recheck import Recheck
-from heed.server.repository.registry import Registry, Served, State
-from heed.server.repository.served_model import Serving
+from heed.server.repository.registry import ModelRegistry, ModelVersion, State
+from heed.server.repository.served_model import ServedModel
 from heed.server.requests.limits import Limits
 from heed.server.scheduling.model_queue import observed
 from heed.server.scheduling.scheduler import Scheduler
@@ -32,7 +32,7 @@ log = logging.getLogger("heed.repository")
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """A line of the index."""
 
     name: str
@@ -42,18 +42,18 @@ class Entry:
     failed: bool = False  # it was to be served, or its files have changed, and it cannot be
 
 
-class Repository:
+class ModelRepository:
     """Loads, swaps and unloads. It belongs to the event loop's thread; what takes long is done in others."""
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, registry: ModelRegistry, metrics: Metrics) -> None:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
         metrics.watch_failures(lambda: len(registry.failures))
         self._workers: Workers | None = None
         self._one_at_a_time = asyncio.Lock()
-        self._failed: dict[Place, Files] = {}  # not tried again until they change
-        self._seen: dict[Place, Files] = {}  # by the watch, the last time it looked
+        self._failed: dict[BundleFolder, Files] = {}  # not tried again until they change
+        self._seen: dict[BundleFolder, Files] = {}  # by the watch, the last time it looked
         self._unloaded: set[str] = set()  # by a caller: no watch loads them again
         self._retiring: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -131,7 +131,7 @@ class Repository:
             for served in self._registry.all(name):
                 self._retire(served)
 
-    async def index(self) -> list[Entry]:
+    async def index(self) -> list[IndexEntry]:
         """Everything there is, and why some of it is not served."""
         states = {(place.name, place.version): State.UNAVAILABLE for place in await self._places()}
         states |= {(one.name, one.version): one.state for one in reversed(self._registry.all())}
@@ -148,8 +148,8 @@ class Repository:
         if self._workers:
             self._workers.close()
 
-    async def _places(self) -> list[Place]:
-        return await asyncio.to_thread(find_places, self._settings.bundle)
+    async def _places(self) -> list[BundleFolder]:
+        return await asyncio.to_thread(find_bundle_folders, self._settings.bundle)
 
     def _nothing_there(self) -> StartError:
         folder = self._settings.bundle
@@ -172,14 +172,14 @@ class Repository:
         if not self._settings.repository_control:
             raise FailedPrecondition("callers may not load and unload models here; --repository-control lets them")
 
-    def _entry(self, name: str, version: int, state: State) -> Entry:
+    def _entry(self, name: str, version: int, state: State) -> IndexEntry:
         if reason := self._registry.failures.get((name, version)):
-            return Entry(name, version, state, reason, failed=True)
+            return IndexEntry(name, version, state, reason, failed=True)
         if state is not State.UNAVAILABLE:
-            return Entry(name, version, state)
+            return IndexEntry(name, version, state)
         if name in self._unloaded:
-            return Entry(name, version, state, "unloaded by a caller")
-        return Entry(name, version, state, f"newer ones are served, and --versions is {self._settings.versions}")
+            return IndexEntry(name, version, state, "unloaded by a caller")
+        return IndexEntry(name, version, state, f"newer ones are served, and --versions is {self._settings.versions}")
 
     async def _watch(self, seconds: float) -> None:
         while True:
@@ -191,15 +191,15 @@ class Repository:
             except Exception:  # a defect of ours: it shall be seen, and the watch goes on
                 log.exception("the repository could not be looked at; everything stays as it is")
 
-    def _announce(self, place: Place) -> None:
+    def _announce(self, place: BundleFolder) -> None:
         """Callers who come while it is loading are told so. What is wrong with it will be told when it is loaded."""
         with suppress(BundleError, OSError):
-            self._registry.add(Served(place.renamed(read_manifest(place.folder))))
+            self._registry.add(ModelVersion(place.renamed(read_manifest(place.folder))))
 
-    async def _refresh_model(self, name: str, places: list[Place], settled: bool) -> list[Exception]:
+    async def _refresh_model(self, name: str, places: list[BundleFolder], settled: bool) -> list[Exception]:
         """Serves the newest versions that can be served, and then no others: none goes while its successor is still
         being copied."""
-        kept: list[Served] = []
+        kept: list[ModelVersion] = []
         errors: list[Exception] = []
         some_wait = False
         for place in places:
@@ -217,7 +217,7 @@ class Repository:
             del self._registry.failures[key]
         return errors
 
-    async def _serve(self, place: Place, settled: bool) -> tuple[Served | None, Exception | None]:
+    async def _serve(self, place: BundleFolder, settled: bool) -> tuple[ModelVersion | None, Exception | None]:
         """What serves this version from now on, if anything can, and what is wrong with its files."""
         ready = [one for one in self._registry.all(place.name) if one.state is State.READY]
         now = next((one for one in ready if one.version == place.version), None)
@@ -235,14 +235,14 @@ class Repository:
             self._fail(place, files, error)
             return now, error
 
-    async def _load(self, place: Place, files: Files) -> Served:
+    async def _load(self, place: BundleFolder, files: Files) -> ModelVersion:
         own = read_manifest(place.folder)
         self._tell_other_name(place, own)
         manifest = place.renamed(own)
         announced = [one for one in self._registry.all(place.name) if one.state is State.LOADING]
         served = next((one for one in announced if one.version == place.version), None)
         if served is None:
-            served = Served(manifest)
+            served = ModelVersion(manifest)
             self._registry.add(served)
         served.files = files
         log.info("version %d of %s is being proven", place.version, place.name)
@@ -254,14 +254,14 @@ class Repository:
             raise
         return served
 
-    def _tell_other_name(self, place: Place, own: Manifest) -> None:
+    def _tell_other_name(self, place: BundleFolder, own: Manifest) -> None:
         if (own.name, own.version) != (place.name, place.version):
             log.warning(
                 "%s says it is %s version %d; it is served as %s version %d",
                 *(place.folder, own.name, own.version, place.name, place.version),
             )
 
-    async def _take_over(self, served: Served, loaded: Loaded) -> None:
+    async def _take_over(self, served: ModelVersion, loaded: VerifiedModel) -> None:
         """The model answers from now on. What answered as the same version before goes."""
         model, tokens = loaded.model, self._settings.max_queue_tokens
         statistics = Statistics()
@@ -276,7 +276,7 @@ class Repository:
         scheduler = Scheduler(run, loaded.warmup.strategy, workers, max_tokens=tokens)
         metrics.watch(scheduler)
         metrics.contract.compared(loaded.report.findings)
-        serving = Serving(model, scheduler, attentions, statistics, Limits.of(self._settings))
+        serving = ServedModel(model, scheduler, attentions, statistics, Limits.of(self._settings))
         served.loaded, served.serving, served.state = loaded, serving, State.READY
         log.info("version %d of %s is ready", served.version, served.name)
         for other in self._registry.all(served.name):
@@ -286,12 +286,12 @@ class Repository:
         if seconds := self._settings.recheck_seconds:
             served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, metrics.contract, seconds).run())
 
-    def _workers_for(self, loaded: Loaded) -> Workers:
+    def _workers_for(self, loaded: VerifiedModel) -> Workers:
         """The same for all models. The first one says on what they compute, and so how many there are."""
         self._workers = self._workers or Workers(loaded.threads)
         return self._workers
 
-    def _fail(self, place: Place, files: Files, error: Exception) -> None:
+    def _fail(self, place: BundleFolder, files: Files, error: Exception) -> None:
         if not isinstance(error, NoRoom):  # then it is tried again
             self._failed[place] = files
         reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
@@ -299,7 +299,7 @@ class Repository:
         self._metrics.failed(place.name)
         log.error("version %d of %s is not served: %s", place.version, place.name, reason)
 
-    def _retire(self, served: Served) -> None:
+    def _retire(self, served: ModelVersion) -> None:
         """It takes nothing more. It goes when what it has taken is finished."""
         if served.state is State.UNLOADING:
             return
@@ -312,7 +312,7 @@ class Repository:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _finish(self, served: Served) -> None:
+    async def _finish(self, served: ModelVersion) -> None:
         assert served.serving  # as it was ready
         await served.serving.close()
         self._metrics.remove(served.serving.model)

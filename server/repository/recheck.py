@@ -70,7 +70,7 @@ class Recheck:
                 raise answers
             return answers
 
-        findings = check([case], answer, self._model.precision, self._model.runtime.provider)
+        findings = check([case], answer, self._model.precision, self._model.session.provider)
         return await asyncio.to_thread(list, findings)
 
     async def _answers(self, case: Case) -> Arrays:

@@ -7,8 +7,8 @@ from typing import Any
 
 from heed.bundle import Manifest
 from heed.server.errors import FailedPrecondition, NotFound, Reason, Unavailable
-from heed.server.repository.loading import Loaded
-from heed.server.repository.served_model import Serving
+from heed.server.repository.loading import VerifiedModel
+from heed.server.repository.served_model import ServedModel
 
 
 class State(Enum):
@@ -19,14 +19,14 @@ class State(Enum):
 
 
 @dataclass(eq=False)
-class Served:
+class ModelVersion:
     """One version's place. Something serves there from the moment it is ready."""
 
     manifest: Manifest  # with the name and the version that callers use
     files: Any = None  # what its files looked like when it was loaded
     state: State = State.LOADING
-    loaded: Loaded | None = None
-    serving: Serving | None = None
+    loaded: VerifiedModel | None = None
+    serving: ServedModel | None = None
     recheck: asyncio.Task[None] | None = None
 
     @property
@@ -38,24 +38,24 @@ class Served:
         return self.manifest.version
 
 
-class Registry:
+class ModelRegistry:
     """Finds models by name and version. It belongs to the event loop's thread."""
 
     def __init__(self, default: str = "") -> None:
         """`default` is the model of callers who name none."""
         self._default = default
-        self._served: list[Served] = []  # the newest first, and of one version what was added last
+        self._served: list[ModelVersion] = []  # the newest first, and of one version what was added last
         self.failures: dict[tuple[str, int], str] = {}  # why a version is not served, by name and version
         self.ready = False  # whether the start is over, and the end has not begun
 
-    def add(self, served: Served) -> None:
+    def add(self, served: ModelVersion) -> None:
         self._served.insert(0, served)
         self._served.sort(key=lambda one: -one.version)  # stable
 
-    def remove(self, served: Served) -> None:
+    def remove(self, served: ModelVersion) -> None:
         self._served.remove(served)
 
-    def all(self, name: str = "") -> list[Served]:
+    def all(self, name: str = "") -> list[ModelVersion]:
         """Those of one model, or of all; the newest first."""
         return [one for one in self._served if name in ("", one.name)]
 
@@ -63,7 +63,7 @@ class Registry:
     def names(self) -> list[str]:
         return sorted({one.name for one in self._served if one.state is not State.UNLOADING})
 
-    def find(self, name: str, version: str = "") -> Served:
+    def find(self, name: str, version: str = "") -> ModelVersion:
         """The version that is asked for, or else the newest that is ready.
 
         Args:
@@ -101,7 +101,7 @@ class Registry:
         others = f"only {', '.join(self.names)}" if self.names else "and no other is"
         return NotFound(f"model {name!r} is not served here, {others}")
 
-    def use(self, name: str, version: str = "") -> Serving:
+    def use(self, name: str, version: str = "") -> ServedModel:
         """What answers as this model, for a `with`: it stays until its end, whatever takes its place.
 
         Raises:

@@ -10,9 +10,9 @@ from heed.bundle.packing import Arrays
 from heed.server.engine.model import Model
 from heed.server.repository.attentions import Attentions
 from heed.server.requests.limits import TEXTS, Limits
-from heed.server.requests.preprocess import Form, Request, check_form
+from heed.server.requests.preprocess import Request, RequestSpec, check_form
 from heed.server.requests.tokenizer import Side
-from heed.server.scheduling.scheduler import Answered, Scheduler
+from heed.server.scheduling.scheduler import RequestResult, Scheduler
 from heed.server.telemetry.statistics import Statistics
 
 # Smaller requests are read at once: handing them to a thread would take longer than the work.
@@ -21,7 +21,7 @@ TEXT_CHARACTERS = 32  # that a text counts as, however short it is
 INLINE_VALUES = 2**16  # of the tensor that a request is about
 
 
-def _is_large(form: Form, inputs: Arrays) -> bool:
+def _is_large(form: RequestSpec, inputs: Arrays) -> bool:
     if form.main != "text":
         return inputs[form.main].size > INLINE_VALUES
     texts = [inputs[name] for name in TEXTS if name in inputs]
@@ -29,7 +29,7 @@ def _is_large(form: Form, inputs: Arrays) -> bool:
 
 
 @dataclass(eq=False)
-class Serving:
+class ServedModel:
     """The model, the queue of its plain answers, the attention weights with theirs, and what was asked of all that.
 
     Within a `with` of it the model is not closed, even if another version has taken its place.
@@ -43,7 +43,7 @@ class Serving:
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def __enter__(self) -> "Serving":
+    def __enter__(self) -> "ServedModel":
         self._users += 1
         self._unused.clear()
         return self
@@ -61,7 +61,7 @@ class Serving:
         """
         return await self.read(check_form(self.model.manifest, inputs, outputs), inputs, truncate)
 
-    async def read(self, form: Form, inputs: Arrays, truncate: Side | None = None) -> Request:
+    async def read(self, form: RequestSpec, inputs: Arrays, truncate: Side | None = None) -> Request:
         """Rows of a request that has this form, of a large one in a thread, which ends soon if the caller goes.
 
         Raises:
@@ -76,7 +76,7 @@ class Serving:
         finally:
             over.set()
 
-    async def answer(self, request: Request, deadline: float = math.inf, priority: int = 0) -> Answered:
+    async def answer(self, request: Request, deadline: float = math.inf, priority: int = 0) -> RequestResult:
         """Waits for the answers to a request's rows.
 
         Args:

@@ -14,7 +14,7 @@ from heed.server.engine.host import usable_cpus
 from heed.server.engine.model import Model
 from heed.server.engine.session import CPU
 from heed.server.requests.rows import row_of
-from heed.server.scheduling.batching import Alone, Neighbours, Strategy
+from heed.server.scheduling.batching import BatchingPolicy, OneByOne, SimilarLengths
 
 TYPICAL_LENGTH = 24
 GROUP_TOKENS = {CPU: (64, 128, 256)}
@@ -33,7 +33,7 @@ LENGTHS = [1, 1, 2, 3, 5, 8, 13, 16, 17, 21, 31, 32, 33, 47, 64, 80]  # tokens o
 class Warmup:
     """What was found."""
 
-    strategy: Strategy
+    strategy: BatchingPolicy
     bit_equal: bool  # the same request gave the same bits alone and in groups
     difference: float  # the largest absolute difference that a group made
 
@@ -107,30 +107,30 @@ def _seconds(model: Model, group: Sequence[TokenSequence], alone: bool = False) 
     return time.perf_counter() - started
 
 
-def _try_wide(model: Model, threads: int, random: np.random.Generator) -> None:
+def _try_multi_threaded(model: Model, threads: int, random: np.random.Generator) -> None:
     """Leaves the model wide if that is faster for a lone request, and gives the same bits."""
-    model.open_wide(threads)
+    model.open_multi_threaded(threads)
     longest = model.manifest.limits.length
     for member in [*_samples(model, random)[::4], random_sequence(model.manifest, min(longest, LONG), random)]:
         (narrow,), (wide,) = model.run([member]), model.run([member], alone=True)
         if not all(np.array_equal(narrow[name], wide[name]) for name in narrow):
-            return model.close_wide()
+            return model.close_multi_threaded()
     lone = [random_sequence(model.manifest, min(longest, TYPICAL_LENGTH), random)]
     on_one = on_all = np.inf
     for number in range(WIDE_ROUNDS):
         on_one, on_all = min(on_one, _seconds(model, lone)), min(on_all, _seconds(model, lone, alone=True))
         if number > 0 and on_all <= WIDE * on_one:
             return
-    model.close_wide()
+    model.close_multi_threaded()
 
 
-def _choose(model: Model, threads: int, random: np.random.Generator) -> Strategy:
+def _choose(model: Model, threads: int, random: np.random.Generator) -> BatchingPolicy:
     """The group size whose tokens cost least; one by one unless a group is clearly cheaper.
 
     All threads measure side by side: when many ask, they share caches and memory, too.
     """
     length = min(model.manifest.limits.length, TYPICAL_LENGTH)
-    sizes = GROUP_TOKENS.get(model.runtime.provider, GPU_GROUP_TOKENS)
+    sizes = GROUP_TOKENS.get(model.session.provider, GPU_GROUP_TOKENS)
     lone = [random_sequence(model.manifest, length, random)]
     length = len(lone[0])
     groups = [
@@ -147,8 +147,8 @@ def _choose(model: Model, threads: int, random: np.random.Generator) -> Strategy
     alone, *grouped = map(min, zip(*rounds, strict=True))
     best = min(grouped)
     size = sizes[grouped.index(best)]
-    window = WINDOW.get(model.runtime.provider, GPU_WINDOW)
-    return Neighbours(size, window) if best < alone * WORTHWHILE else Alone()
+    window = WINDOW.get(model.session.provider, GPU_WINDOW)
+    return SimilarLengths(size, window) if best < alone * WORTHWHILE else OneByOne()
 
 
 def warm_up(model: Model, threads: int = 1) -> Warmup:
@@ -159,10 +159,10 @@ def warm_up(model: Model, threads: int = 1) -> Warmup:
     precisions and on other providers the largest difference is measured and told.
     """
     random = np.random.default_rng(0)
-    threads = threads if model.runtime.provider == CPU else 1
+    threads = threads if model.session.provider == CPU else 1
     if threads > 1:
-        _try_wide(model, threads, random)
+        _try_multi_threaded(model, threads, random)
     bit_equal, difference = _compare_groups(model, random)
-    if (model.precision, model.runtime.provider) == ("fp32", CPU) and not bit_equal:
-        return Warmup(Alone(), bit_equal, difference)
+    if (model.precision, model.session.provider) == ("fp32", CPU) and not bit_equal:
+        return Warmup(OneByOne(), bit_equal, difference)
     return Warmup(_choose(model, threads, random), bit_equal, difference)

@@ -15,7 +15,7 @@ from heed.bundle.manifest import GraphKind, TensorSpec
 from heed.bundle.packing import Arrays, TokenSequence
 from heed.server.errors import InvalidArgument
 from heed.server.requests.rows import Rows, always, from_images, from_tensors, from_texts, shape_text
-from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
+from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
 
 DATATYPES = {"BOOL": np.bool_, "INT64": np.int64, "FP32": np.float32, "BYTES": np.object_}
 
@@ -41,7 +41,7 @@ class Shaped(Protocol):
 
 
 @dataclass(frozen=True)
-class Form:
+class RequestSpec:
     """What a request is about, and what the caller wants to see of the answers; known to be right."""
 
     main: str  # one of `BESIDE`
@@ -62,10 +62,10 @@ class Form:
 class Request:
     """A request that is known to be right, and its rows."""
 
-    form: Form
+    form: RequestSpec
     sequences: list[TokenSequence]
     length: int  # L of the answers
-    texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
+    texts: list[TokenizedText] = field(default_factory=list)  # one for each row, if they came as texts
 
     @property
     def tokens(self) -> int:
@@ -173,7 +173,7 @@ def check_outputs(manifest: Manifest, wanted: Iterable[str], main: str) -> list[
 
 def _rows(
     manifest: Manifest,
-    encoder: TextEncoder | None,
+    encoder: TextTokenizer | None,
     inputs: Arrays,
     main: str,
     truncate: Side | None,
@@ -187,7 +187,7 @@ def _rows(
     return from_tensors(manifest, inputs, main)
 
 
-def check_form(manifest: Manifest, inputs: Mapping[str, Shaped], outputs: Iterable[str] = ()) -> Form:
+def check_form(manifest: Manifest, inputs: Mapping[str, Shaped], outputs: Iterable[str] = ()) -> RequestSpec:
     """
     Args:
         inputs: what came, by name.
@@ -202,13 +202,13 @@ def check_form(manifest: Manifest, inputs: Mapping[str, Shaped], outputs: Iterab
     wanted = check_outputs(manifest, outputs, main)
     if main in ("input_ids", "features"):
         _check_sizes(manifest, inputs, main)
-    return Form(main, wanted)
+    return RequestSpec(main, wanted)
 
 
 def read_request(
     manifest: Manifest,
-    encoder: TextEncoder | None,
-    form: Form,
+    encoder: TextTokenizer | None,
+    form: RequestSpec,
     inputs: Arrays,
     truncate: Side | None = None,
     wanted: Callable[[], bool] = always,
@@ -232,7 +232,7 @@ def read_request(
 
 def check_request(
     manifest: Manifest,
-    encoder: TextEncoder | None,
+    encoder: TextTokenizer | None,
     inputs: Arrays,
     outputs: Iterable[str] = (),
     truncate: Side | None = None,

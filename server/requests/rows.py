@@ -20,7 +20,7 @@ from heed.bundle.packing import (
     token_sequence,
 )
 from heed.server.errors import DeadlineExceeded, InvalidArgument
-from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
+from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rows:
 
     sequences: list[TokenSequence]
     length: int  # L: columns of the answers
-    texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
+    texts: list[TokenizedText] = field(default_factory=list)  # one for each row, if they came as texts
 
 
 def shape_text(shape: Iterable[int]) -> str:
@@ -149,7 +149,11 @@ def always() -> bool:
 
 
 def from_texts(
-    manifest: Manifest, encoder: TextEncoder, inputs: Arrays, truncate: Side | None, wanted: Callable[[], bool] = always
+    manifest: Manifest,
+    encoder: TextTokenizer,
+    inputs: Arrays,
+    truncate: Side | None,
+    wanted: Callable[[], bool] = always,
 ) -> Rows:
     """`wanted` is asked before each text: to tokenize many takes long.
 
@@ -163,7 +167,7 @@ def from_texts(
         pairs = _decoded(inputs, "text_pair")
         if len(pairs) != len(texts):
             raise InvalidArgument(f"input text_pair has {len(pairs)} texts, text has {len(texts)}; they differ")
-    encoded: list[Tokens] = []
+    encoded: list[TokenizedText] = []
     for index, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
         if not wanted():
             raise DeadlineExceeded("nobody waits for the answer any more")

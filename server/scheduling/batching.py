@@ -3,29 +3,29 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from heed.server.scheduling.queue import Entry
+from heed.server.scheduling.priority_queue import QueueEntry
 
 
-class Strategy(Protocol):
+class BatchingPolicy(Protocol):
     """Must take the first entry: that bounds everyone's wait."""
 
     @property
     def window(self) -> int:
         """How many of the entries that go next it wants to choose from."""
 
-    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
+    def take(self, waiting: list[QueueEntry], fair_tokens: int) -> list[QueueEntry]:
         """The next group, out of the entries that go next, in their order (at least one, at most `window`).
 
         `fair_tokens` is one thread's share of all that waits and is under way: a larger group would leave others idle.
         """
 
 
-class Alone:
+class OneByOne:
     """One sequence at a time."""
 
     window = 1
 
-    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
+    def take(self, waiting: list[QueueEntry], fair_tokens: int) -> list[QueueEntry]:
         return waiting[:1]
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class SimilarLengths:
     """The first entry with those nearest to it in length, so that little padding is left inside attention.
 
     Less urgent entries get the room that more urgent ones leave.
@@ -42,7 +42,7 @@ class Neighbours:
     max_tokens: int
     window: int = 32
 
-    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
+    def take(self, waiting: list[QueueEntry], fair_tokens: int) -> list[QueueEntry]:
         first, *others = waiting
         length = len(first.sequence)
         room = min(self.max_tokens, fair_tokens) - length

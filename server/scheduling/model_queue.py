@@ -10,8 +10,8 @@ from typing import Protocol
 
 from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
-from heed.server.scheduling.batching import Strategy
-from heed.server.scheduling.queue import Entry, Queue
+from heed.server.scheduling.batching import BatchingPolicy
+from heed.server.scheduling.priority_queue import PriorityQueue, QueueEntry
 
 MEMORY = 8192  # tokens, over which a thread's pace is averaged
 
@@ -55,7 +55,7 @@ def observed(run: Run, *observers: Observer) -> Run:
     return run_and_tell
 
 
-class Pace:
+class ThroughputEstimate:
     """How long a thread takes, judged by what it did last."""
 
     def __init__(self) -> None:
@@ -77,18 +77,18 @@ class Pace:
         self.seconds_per_token += tokens / self._known * (seconds / tokens - self.seconds_per_token)
 
 
-class Lane:
+class ModelQueue:
     """One model's side of the workers. Whoever calls holds their lock."""
 
-    def __init__(self, run: Run, strategy: Strategy, ended: Callable[[], None]) -> None:
+    def __init__(self, run: Run, strategy: BatchingPolicy, ended: Callable[[], None]) -> None:
         """Made by the event loop, which calls `ended` after each group."""
         self.loop = asyncio.get_running_loop()
         self.run = run
         self.strategy = strategy
         self.ended = ended
-        self.queue = Queue()
-        self.spare: dict[Entry, None] = {}  # what is in no hurry
-        self.pace = Pace()
+        self.queue = PriorityQueue()
+        self.spare: dict[QueueEntry, None] = {}  # what is in no hurry
+        self.pace = ThroughputEstimate()
         self.taken_tokens = 0  # at work, or of a group that is being halved
 
     @property
@@ -100,7 +100,7 @@ class Lane:
         """Of one thread, for what is at work and all that goes before what now comes at this level."""
         return (self.queue.tokens_before(level) + self.taken_tokens) * self.pace.seconds_per_token
 
-    def spare_later(self, entry: Entry) -> None:
+    def spare_later(self, entry: QueueEntry) -> None:
         """It is in no hurry."""
         self.spare[entry] = None
 
@@ -112,10 +112,10 @@ class Lane:
             return math.inf, entry.arrived
         return None
 
-    def take(self, now: float, fair_tokens: int) -> "Group":
+    def take(self, now: float, fair_tokens: int) -> "Batch":
         """What goes next, with what suits it; nothing if all that waited has been left by its callers since `turn`."""
         waiting = self.queue.first(self.strategy.window, now)
-        group = Group(self, self.strategy.take(waiting, fair_tokens) if waiting else [*islice(self.spare, 1)])
+        group = Batch(self, self.strategy.take(waiting, fair_tokens) if waiting else [*islice(self.spare, 1)])
         for entry in group.entries:
             self.queue.remove(entry)
             self.spare.pop(entry, None)
@@ -124,11 +124,11 @@ class Lane:
 
 
 @dataclass
-class Group:
+class Batch:
     """What one thread computes at a time."""
 
-    lane: Lane
-    entries: list[Entry]
+    lane: ModelQueue
+    entries: list[QueueEntry]
 
     def __post_init__(self) -> None:
         self.taken_tokens = self.tokens  # also of entries that are let go of later
@@ -168,10 +168,10 @@ class Group:
             return frozenset()
         return frozenset().union(*(entry.outputs for entry in self.entries))
 
-    def halves(self) -> list["Group"]:
+    def halves(self) -> list["Batch"]:
         """To find out which of several entries fails."""
         middle = len(self.entries) // 2
-        return [Group(self.lane, self.entries[:middle]), Group(self.lane, self.entries[middle:])]
+        return [Batch(self.lane, self.entries[:middle]), Batch(self.lane, self.entries[middle:])]
 
     def tell(self, outcome: list[Answer] | Exception) -> None:
         """Hands out the answers, or the error of an entry that fails alone. From any thread."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
-from heed.server.scheduling.batching import Strategy
-from heed.server.scheduling.model_queue import Lane, Run
-from heed.server.scheduling.queue import LAST_LEVEL, Entry, level_of
+from heed.server.scheduling.batching import BatchingPolicy
+from heed.server.scheduling.model_queue import ModelQueue, Run
+from heed.server.scheduling.priority_queue import LAST_LEVEL, QueueEntry, level_of
 from heed.server.scheduling.workers import Workers
 
 CLOSED = "the server is shutting down; call another one"
@@ -26,7 +26,7 @@ SOONEST = 0.05  # seconds: nobody who was refused is asked back before
 
 
 @dataclass(frozen=True)
-class Answered:
+class RequestResult:
     """The answers to a request's sequences, in order, and where the time went."""
 
     answers: list[Answer]
@@ -37,7 +37,7 @@ class Answered:
 class Scheduler:
     """Owns the queue of one model."""
 
-    def __init__(self, run: Run, strategy: Strategy, workers: Workers, max_tokens: int) -> None:
+    def __init__(self, run: Run, strategy: BatchingPolicy, workers: Workers, max_tokens: int) -> None:
         """
         Args:
             workers: the threads that compute, shared with other models' schedulers.
@@ -47,7 +47,7 @@ class Scheduler:
         self._max_tokens = max_tokens
         self._requests = 0  # that are not answered yet
         self._ended = asyncio.Event()  # something has come to its end
-        self._lane = Lane(run, strategy, self._ended.set)
+        self._lane = ModelQueue(run, strategy, self._ended.set)
         self._closed = False
         workers.join(self._lane)
 
@@ -57,7 +57,7 @@ class Scheduler:
         deadline: float = math.inf,
         outputs: frozenset[str] = frozenset(),
         priority: int = 0,
-    ) -> Answered:
+    ) -> RequestResult:
         """Waits for the answers to all sequences of one request.
 
         Args:
@@ -73,11 +73,11 @@ class Scheduler:
         """
         self._admit(sequences, deadline, priority)
         loop, level = asyncio.get_running_loop(), level_of(priority)
-        entries = [Entry(sequence, outputs, deadline, loop.create_future(), level) for sequence in sequences]
+        entries = [QueueEntry(sequence, outputs, deadline, loop.create_future(), level) for sequence in sequences]
         self._workers.put(self._lane.queue.add, entries)
         answers = await self._answers(entries)
         started = [entry.started for entry in entries]
-        return Answered(
+        return RequestResult(
             answers,
             queue_seconds=max(started) - entries[0].arrived,
             compute_seconds=max(entry.finished for entry in entries) - min(started),
@@ -90,12 +90,12 @@ class Scheduler:
             Unavailable: the scheduler is closed.
         """
         self._check_open()
-        entry = Entry(sequence, frozenset(), math.inf, asyncio.get_running_loop().create_future())
+        entry = QueueEntry(sequence, frozenset(), math.inf, asyncio.get_running_loop().create_future())
         self._workers.put(self._lane.spare_later, [entry])
         (answer,) = await self._answers([entry])
         return answer
 
-    async def _answers(self, entries: list[Entry]) -> list[Answer]:
+    async def _answers(self, entries: list[QueueEntry]) -> list[Answer]:
         self._requests += 1
         try:
             # A request of one row, as most are, does without what gathering costs.

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from heed.server.engine.graphs import Answer
-from heed.server.scheduling.model_queue import Group, Lane
-from heed.server.scheduling.queue import Entry
+from heed.server.scheduling.model_queue import Batch, ModelQueue
+from heed.server.scheduling.priority_queue import QueueEntry
 
 log = logging.getLogger("heed.workers")
 
@@ -27,17 +27,17 @@ class Workers:
         self.threads = threads
         self.lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="heed-worker")
-        self._lanes: dict[Lane, None] = {}
+        self._lanes: dict[ModelQueue, None] = {}
         self._awake = 0  # threads that compute or look for work
         self._computing = 0
-        self._halves: deque[Group] = deque()  # of groups that failed
+        self._halves: deque[Batch] = deque()  # of groups that failed
         self._half_was_last = False
 
-    def join(self, lane: Lane) -> None:
+    def join(self, lane: ModelQueue) -> None:
         with self.lock:
             self._lanes[lane] = None
 
-    def leave(self, lane: Lane) -> None:
+    def leave(self, lane: ModelQueue) -> None:
         """Nothing waits there any more."""
         with self.lock:
             self._lanes.pop(lane, None)
@@ -51,7 +51,7 @@ class Workers:
         with self.lock:
             return sum([lane.seconds_before(level) for lane in self._lanes]) / self.threads
 
-    def put(self, add: Callable[[Entry], None], entries: list[Entry]) -> None:
+    def put(self, add: Callable[[QueueEntry], None], entries: list[QueueEntry]) -> None:
         """Adds what has come to its lane; as many idle threads look for work."""
         with self.lock:
             for entry in entries:
@@ -85,7 +85,7 @@ class Workers:
             with self.lock:
                 self._awake -= 1
 
-    def _next(self) -> Group | None:
+    def _next(self) -> Batch | None:
         with self.lock:
             group = self._take(time.monotonic())
             if group:
@@ -94,7 +94,7 @@ class Workers:
                 self._awake -= 1
             return group
 
-    def _take(self, now: float) -> Group | None:
+    def _take(self, now: float) -> Batch | None:
         turns = [(turn, lane) for lane in self._lanes if (turn := lane.turn(now))]
         urgency, lane = min(turns, key=lambda pair: pair[0], default=((math.inf, math.inf), None))
         # Halves take every other turn, so that however much of a group fails, nothing else waits for all of it.
@@ -104,7 +104,7 @@ class Workers:
         self._half_was_last = False
         return lane.take(now, self._fair_tokens(lane)) if lane else None
 
-    def _fair_tokens(self, lane: Lane) -> int:
+    def _fair_tokens(self, lane: ModelQueue) -> int:
         """One thread's share of all work, waiting and under way, in tokens of this model."""
         pace = lane.pace.seconds_per_token
         others = sum(other.tokens * other.pace.seconds_per_token for other in self._lanes if other is not lane)
@@ -115,7 +115,7 @@ class Workers:
         with self.lock:
             return self._computing == 1 and not self._halves and not any(lane.queue for lane in self._lanes)
 
-    def _end(self, group: Group, outcome: list[Answer] | Exception, alone: bool, seconds: float) -> None:
+    def _end(self, group: Batch, outcome: list[Answer] | Exception, alone: bool, seconds: float) -> None:
         """Before anybody is told: a caller who has the answer finds nothing of it at work.
 
         `seconds` are the thread's since the group before, so that what lies between groups counts as well.

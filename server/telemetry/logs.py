@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from heed.server.settings import LogFormat, LogLevel
-from heed.server.telemetry.request_trace import Record
+from heed.server.telemetry.request_trace import RequestTrace
 
 log = logging.getLogger("heed.requests")
 
@@ -78,11 +78,11 @@ class RequestLog:
     def __init__(self, level: int) -> None:
         self._level = level
 
-    def ended(self, record: Record) -> None:
+    def ended(self, record: RequestTrace) -> None:
         log.log(self._level, "request", extra={"fields": _fields_of(record)})
 
 
-def _fields_of(record: Record) -> dict[str, Any]:
+def _fields_of(record: RequestTrace) -> dict[str, Any]:
     """What there is to say of a request, without what is empty."""
     fields: dict[str, Any] = {
         "id": _id(record),
@@ -102,7 +102,7 @@ def _fields_of(record: Record) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value != ""}
 
 
-def _id(record: Record) -> str:
+def _id(record: RequestTrace) -> str:
     """The caller's, if it is one: not too long, and nothing that could not be typed. Otherwise a new one."""
     return record.id if 0 < len(record.id) <= MAX_ID and record.id.isprintable() else uuid.uuid4().hex
 

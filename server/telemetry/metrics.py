@@ -24,7 +24,7 @@ from heed.bundle.contract import Finding
 from heed.server.engine.host import usable_memory
 from heed.server.engine.model import Model
 from heed.server.errors import REASONS, StartError
-from heed.server.telemetry.request_trace import Record
+from heed.server.telemetry.request_trace import RequestTrace
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -130,7 +130,7 @@ class Metrics:
 
     # What others tell
 
-    def ended(self, record: Record) -> None:
+    def ended(self, record: RequestTrace) -> None:
         """A request came to its end."""
         self._models.get(record.model, self._nobody).ended(record)
 
@@ -220,7 +220,7 @@ class RequestMetrics:
         # All from the beginning: a rate misses the step from no series to the first refusal.
         self.refused = {reason: metrics.refused_requests.labels(model, reason) for reason in REASONS}
 
-    def ended(self, record: Record) -> None:
+    def ended(self, record: RequestTrace) -> None:
         self._by_method_and_code[record.call.method, record.code].observe(record.seconds)
         for stage, begun, ended in record.stages():
             self._stages[stage].observe(ended - begun)
@@ -234,7 +234,7 @@ class VersionMetrics:
     def __init__(self, metrics: Metrics, model: Model) -> None:
         self.model = model
         name, number = of = model.manifest.name, str(model.manifest.version)
-        metrics.info.labels(*of, model.digest, model.precision, model.runtime.provider).set(1)
+        metrics.info.labels(*of, model.digest, model.precision, model.session.provider).set(1)
         self._waiting = metrics.waiting_rows.labels(*of), metrics.waiting_tokens.labels(*of)
         self._rows, self._tokens = metrics.group_rows.labels(*of), metrics.group_tokens.labels(*of)
         self._seconds, self._slots = metrics.group_seconds.labels(*of), metrics.attention_slots.labels(*of)

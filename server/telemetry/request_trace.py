@@ -22,7 +22,7 @@ import grpc
 from heed.server.engine.model import Model
 from heed.server.errors import HeedError, reason_of, reference_of, status_of
 from heed.server.requests.preprocess import Request
-from heed.server.scheduling.scheduler import Answered
+from heed.server.scheduling.scheduler import RequestResult
 
 Stage = Literal["prepare", "queue", "compute", "encode"]
 
@@ -48,7 +48,7 @@ class Call:
         return {key: value for key, value in pairs if isinstance(value, str)}
 
 
-class Record:
+class RequestTrace:
     """One request. Times are on time.monotonic's clock, in seconds."""
 
     def __init__(self, call: Call, id: str, observers: "Observers") -> None:
@@ -77,7 +77,7 @@ class Record:
         self._prepared = time.monotonic()
         self.rows, self.tokens = len(request.sequences), request.tokens
 
-    def answered(self, answered: Answered) -> None:
+    def answered(self, answered: RequestResult) -> None:
         """All its rows are computed."""
         self._answered = time.monotonic()
         self._compute_seconds = answered.compute_seconds
@@ -97,7 +97,7 @@ class Record:
             yield "compute", computing, self._answered
             yield "encode", self._answered, self.ended
 
-    def __enter__(self) -> "Record":
+    def __enter__(self) -> "RequestTrace":
         return self
 
     def __exit__(
@@ -117,7 +117,7 @@ class Record:
         self._observers.ended(self)
 
 
-Listener = Callable[[Record], None]
+Listener = Callable[[RequestTrace], None]
 
 
 class Observers:
@@ -128,16 +128,16 @@ class Observers:
         self._listeners = listeners
         self.in_flight = 0  # requests that have come and not come to their end
 
-    def record(self, call: Call, id: str = "") -> Record:
+    def record(self, call: Call, id: str = "") -> RequestTrace:
         """A request has come; the `with` ends when it is answered or not to be answered.
 
         Args:
             id: the caller's own, if there is one.
         """
         self.in_flight += 1
-        return Record(call, id, self)
+        return RequestTrace(call, id, self)
 
-    def ended(self, record: Record) -> None:
+    def ended(self, record: RequestTrace) -> None:
         self.in_flight -= 1
         for tell in self._listeners:
             tell(record)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from threading import Lock
 
-from heed.server.telemetry.request_trace import Record, Stage
+from heed.server.telemetry.request_trace import RequestTrace, Stage
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Statistics:
     _groups: dict[int, Duration] = field(default_factory=dict)  # by rows
     _lock: Lock = field(default_factory=Lock)
 
-    def ended(self, record: Record) -> None:
+    def ended(self, record: RequestTrace) -> None:
         """A request came to its end."""
         if record.code == "OK" and not record.rows:
             return  # it wanted no more than a tokenizer

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from heed.server.errors import StartError
-from heed.server.telemetry.request_trace import Record
+from heed.server.telemetry.request_trace import RequestTrace
 
 # The codes that are a server's own failures, by the semantic conventions for gRPC.
 FAILURES = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -56,7 +56,7 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("heed", version("heed-serve"))
 
-    def ended(self, record: Record) -> None:
+    def ended(self, record: RequestTrace) -> None:
         """A request came to its end."""
         since_epoch = time.time_ns() - time.monotonic_ns()
 
@@ -85,7 +85,7 @@ class Tracing:
         self._provider.shutdown()
 
 
-def _attributes(method: str, record: Record) -> Mapping[str, str | int]:
+def _attributes(method: str, record: RequestTrace) -> Mapping[str, str | int]:
     """By the semantic conventions for gRPC servers, and heed's own."""
     address, _, port = record.call.peer.rpartition(":")
     attributes: dict[str, str | int] = {

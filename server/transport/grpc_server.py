@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from heed.protos import POOL
 from heed.server.errors import StartError
 from heed.server.settings import Compression, Settings
-from heed.server.transport.interceptors import Reading, Refused, Slots
+from heed.server.transport.interceptors import ConcurrencyLimit, Reading, Refused
 from heed.server.transport.tokens import authorization
 
 COMPRESSIONS: dict[Compression, grpc.Compression] = {
@@ -50,7 +50,7 @@ def _options(settings: Settings) -> dict[str, int]:
     return options
 
 
-def new_server(settings: Settings, slots: Slots, refused: Refused) -> grpc.aio.Server:
+def new_server(settings: Settings, slots: ConcurrencyLimit, refused: Refused) -> grpc.aio.Server:
     """A server without services, with what the settings say about connections, messages and callers.
 
     Args:

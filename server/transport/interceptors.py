@@ -49,11 +49,11 @@ def refuse(refusal: Refusal, refused: Refused) -> Any:
     return grpc.stream_stream_rpc_method_handler(abort)
 
 
-class GivenBack:
+class Released:
     """A slot while a request on a stream waits for its own caller to take answers, in a `with`: no other caller shall
     wait for that."""
 
-    def __init__(self, slots: "Slots") -> None:
+    def __init__(self, slots: "ConcurrencyLimit") -> None:
         self._slots = slots
 
     def __enter__(self) -> None:
@@ -63,7 +63,7 @@ class GivenBack:
         self._slots.take()
 
 
-class Slots(grpc.aio.ServerInterceptor):
+class ConcurrencyLimit(grpc.aio.ServerInterceptor):
     """How many requests are in the server: each call with one request from its arrival until its answer has been
     taken, and each request on a stream while it is worked on, in a `with`. An open stream without a request takes
     none."""
@@ -72,7 +72,7 @@ class Slots(grpc.aio.ServerInterceptor):
         self._limit = limit
         self._refused = refused
         self._taken = 0
-        self.given_back = GivenBack(self)
+        self.given_back = Released(self)
 
     @property
     def _full(self) -> Exhausted | None:

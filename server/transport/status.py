@@ -70,7 +70,7 @@ def pushback(error: Exception) -> tuple[tuple[str, str], ...]:
     return () if milliseconds is None else ((PUSHBACK, str(milliseconds)),)
 
 
-def guarded(method: Method) -> Method:
+def errors_to_status(method: Method) -> Method:
     """Wraps a method that is one coroutine: its errors become statuses."""
 
     @functools.wraps(method)

@@ -27,7 +27,7 @@ from heed.model.config import EncoderConfig, FeedForwardConfig, LayerConfig, Log
 from heed.model.patterns import Causal, Window
 from heed.server.engine.graphs import Graphs
 from heed.server.engine.model import Model
-from heed.server.engine.session import CPU, CUDA, Runtime, without_driver
+from heed.server.engine.session import CPU, CUDA, Session, without_driver
 from heed.server.errors import DeviceError
 
 LENGTHS = (3, 9, 1, 20)
@@ -115,7 +115,7 @@ def most_off(graph: Path, feeds: Arrays) -> float:
     onnx.save(fused(graph), path)
     found = ReferenceEvaluator(str(path), new_ops=OPERATORS)
     answers = found.run(None, {name: feeds[name] for name in found.input_names})
-    expected = Runtime(graph, "cpu", kernels=False).run(feeds)
+    expected = Session(graph, "cpu", kernels=False).run(feeds)
     return max(float(np.abs(one - other).max()) for one, other in zip(answers, expected.values(), strict=True))
 
 

@@ -116,7 +116,7 @@ def test_each_channel_has_its_own_scale() -> None:
 def test_int8_holds_on_the_cpu_and_has_the_same_bits_in_any_group(bundle: Path) -> None:
     """Each token has its own scale, so that nobody's neighbours change it."""
     model = Model(bundle, "auto", "int8")
-    assert model.runtime.provider == "CPUExecutionProvider"
+    assert model.session.provider == "CPUExecutionProvider"
     assert Report(list(model.check_contract(everything=True))).holds
     warmup = warm_up(model)
     assert warmup.bit_equal

@@ -12,9 +12,9 @@ import pytest
 
 from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
-from heed.server.scheduling.batching import Alone, Strategy
-from heed.server.scheduling.queue import LAST_LEVEL
-from heed.server.scheduling.scheduler import Answered, Scheduler
+from heed.server.scheduling.batching import BatchingPolicy, OneByOne
+from heed.server.scheduling.priority_queue import LAST_LEVEL
+from heed.server.scheduling.scheduler import RequestResult, Scheduler
 from heed.server.scheduling.workers import Workers
 from tests.server.support import row
 
@@ -57,14 +57,14 @@ class Doubling:
 
 @asynccontextmanager
 async def sharing(
-    *runs: Doubling, strategy: Strategy | None = None, threads: int = 1, max_tokens: int = 1000
+    *runs: Doubling, strategy: BatchingPolicy | None = None, threads: int = 1, max_tokens: int = 1000
 ) -> AsyncIterator[list[Scheduler]]:
     """A scheduler for each run. They are closed at the end, and must have left nothing behind then."""
     complaints: list[dict[str, Any]] = []
     gc.freeze()  # what was there before need not be looked through at the end
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     workers = Workers(threads)
-    schedulers = [Scheduler(run, strategy or Alone(), workers, max_tokens) for run in runs]
+    schedulers = [Scheduler(run, strategy or OneByOne(), workers, max_tokens) for run in runs]
     try:
         async with asyncio.timeout(PATIENCE):
             yield schedulers
@@ -86,14 +86,14 @@ async def sharing(
 
 @asynccontextmanager
 async def scheduling(
-    run: Doubling, strategy: Strategy | None = None, *, workers: int = 1, max_tokens: int = 1000
+    run: Doubling, strategy: BatchingPolicy | None = None, *, workers: int = 1, max_tokens: int = 1000
 ) -> AsyncIterator[Scheduler]:
     """One scheduler with threads of its own."""
     async with sharing(run, strategy=strategy, threads=workers, max_tokens=max_tokens) as (scheduler,):
         yield scheduler
 
 
-async def blocked(scheduler: Scheduler, run: Doubling, workers: int = 1) -> list[asyncio.Task[Answered]]:
+async def blocked(scheduler: Scheduler, run: Doubling, workers: int = 1) -> list[asyncio.Task[RequestResult]]:
     """Every worker has a row of one token to compute, and is held back."""
     tasks = [asyncio.create_task(scheduler.submit([row(0)])) for _ in range(workers)]
     await run.is_entered(workers)
@@ -103,7 +103,7 @@ async def blocked(scheduler: Scheduler, run: Doubling, workers: int = 1) -> list
 
 async def waiting(
     scheduler: Scheduler, *rows: TokenSequence, deadline: float = math.inf, priority: int = 0
-) -> asyncio.Task[Answered]:
+) -> asyncio.Task[RequestResult]:
     """A request that is in the queue."""
     task = asyncio.create_task(scheduler.submit(list(rows), deadline, priority=priority))
     await asyncio.sleep(0)
@@ -111,11 +111,11 @@ async def waiting(
     return task
 
 
-async def cancel(task: asyncio.Task[Answered]) -> None:
+async def cancel(task: asyncio.Task[RequestResult]) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-def doubles(answered: Answered) -> list[list[int]]:
+def doubles(answered: RequestResult) -> list[list[int]]:
     return [answer["double"].tolist() for answer in answered.answers]

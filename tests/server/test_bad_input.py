@@ -23,9 +23,9 @@ from heed.bundle import read_manifest
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.errors import InvalidArgument
-from heed.server.protocols.open_inference.headers import Headers
+from heed.server.protocols.open_inference.headers import HeaderCache
 from heed.server.requests.preprocess import Request, read_request
-from heed.server.requests.tokenizer import TextEncoder
+from heed.server.requests.tokenizer import TextTokenizer
 from tests.server.support import add_tensor, ids_request, refusal, text_request
 from tests.support import Running, run_server
 
@@ -332,9 +332,9 @@ def test_good_requests_beside_bad_ones_get_the_same_bits(stub: GRPCInferenceServ
 def check(tiny_bundle: Path) -> Callable[[pb.ModelInferRequest], Request]:
     """What the server does with a request before it computes anything."""
     manifest = read_manifest(tiny_bundle)
-    encoder = TextEncoder(tiny_bundle / "tokenizer.json", manifest.limits.text_length)
+    encoder = TextTokenizer(tiny_bundle / "tokenizer.json", manifest.limits.text_length)
 
-    headers = Headers(manifest)
+    headers = HeaderCache(manifest)
 
     def decode_and_check(request: pb.ModelInferRequest) -> Request:
         header, raws = headers.take(request)

@@ -135,13 +135,13 @@ def test_tokens_that_nobody_asks_for_are_left_out_of_the_last_layer(
     tiny_cls_bundle: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...], kept: int
 ) -> None:
     model = Model(tiny_cls_bundle, "cpu")
-    seen, run = list[int](), model.runtime.run
+    seen, run = list[int](), model.session.run
 
     def noted(feeds: Arrays, names: Collection[str] = ()) -> Arrays:
         seen.append(len(feeds["kept"]))
         return run(feeds, names)
 
-    monkeypatch.setattr(model.runtime, "run", noted)
+    monkeypatch.setattr(model.session, "run", noted)
     answers = model.run(rows_of(model), outputs)
     assert seen == [kept]
     assert all(set(answer) == set(outputs or ["last_hidden_state", "sentence_embedding"]) for answer in answers)
@@ -165,4 +165,4 @@ def test_the_contract_is_compared_in_both_ways(tiny_cls_bundle: Path, monkeypatc
 def test_a_model_that_reads_every_token_is_computed_in_one_way(tiny_bundle: Path) -> None:
     model = Model(tiny_bundle, "cpu")
     assert model.graphs.ways == [frozenset()]
-    assert "kept" not in model.runtime.inputs
+    assert "kept" not in model.session.inputs

@@ -10,7 +10,7 @@ from heed.client.wire import infer_request
 from heed.protos import open_inference_pb2 as pb
 from heed.server.errors import InvalidArgument
 from heed.server.protocols.open_inference import headers as module
-from heed.server.protocols.open_inference.headers import Header, Headers
+from heed.server.protocols.open_inference.headers import HeaderCache, RequestHeader
 from tests.server.support import ids_request, manifest_of
 
 MODEL = manifest_of("input_ids", "attention_mask", outputs=["last_hidden_state", "logits"])
@@ -25,13 +25,13 @@ def asked(*ids: int, outputs: tuple[str, ...] = ("logits",), id: str = "", **par
     return request
 
 
-def read(headers: Headers, request: pb.ModelInferRequest) -> tuple[Header, Arrays]:
+def read(headers: HeaderCache, request: pb.ModelInferRequest) -> tuple[RequestHeader, Arrays]:
     header, raws = headers.take(request)
     return header, header.read(request, raws)
 
 
 def test_requests_that_differ_in_values_and_ids_alone_share_a_header() -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL)
     first, first_inputs = read(headers, asked(5, 6, 7, id="a"))
     second, second_inputs = read(headers, asked(7, 8, 9, id="b"))
     assert first is second
@@ -51,15 +51,15 @@ def test_requests_that_differ_in_values_and_ids_alone_share_a_header() -> None:
     ],
 )
 def test_a_request_that_says_something_else_has_a_header_of_its_own(other: Callable[[], pb.ModelInferRequest]) -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL)
     first, _ = read(headers, asked(5, 6, 7))
     second, _ = read(headers, other())
-    fresh, _ = read(Headers(MODEL), other())
+    fresh, _ = read(HeaderCache(MODEL), other())
     assert second == fresh != first
 
 
 def test_a_request_keeps_its_id() -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL)
     for id in ("a", "b"):
         request = asked(5, id=id)
         read(headers, request)
@@ -67,7 +67,7 @@ def test_a_request_keeps_its_id() -> None:
 
 
 def test_values_are_checked_under_a_header_that_is_known() -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL)
     read(headers, asked(5, 6, 7))
     short = asked(5, 6, 7)
     short.raw_input_contents[1] = short.raw_input_contents[1][:-8]
@@ -84,7 +84,7 @@ def test_values_are_checked_under_a_header_that_is_known() -> None:
 
 
 def test_what_is_wrong_is_said_to_everyone_who_asks_for_it() -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL)
     for _ in range(2):
         with pytest.raises(InvalidArgument, match="output labels is unknown"):
             read(headers, asked(5, outputs=("labels",)))
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_said_to_everyone_who_asks_for_it() -> None:
 
 def test_only_so_many_are_remembered_and_none_that_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 2)
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL)
     first, _ = read(headers, asked(5))
     for length in (2, 3):
         read(headers, asked(*range(length)))

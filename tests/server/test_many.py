@@ -13,8 +13,8 @@ from heed.protos import heed_pb2 as pb
 from heed.protos.heed_pb2_grpc import InferenceStub
 from heed.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from heed.server.protocols.heed_v1 import MESSAGE_BYTES, Way, _Stream
-from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place
+from heed.server.protocols.heed_v1 import MESSAGE_BYTES, OneWayDelay, _Stream
+from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Ticket
 from tests.server.support import ids_request
 from tests.server.test_streams import numbered
 from tests.support import Running, start_server, stop, wait_until_serving
@@ -108,7 +108,7 @@ class Service:
         while (message := await self._messages.get()) is not None:
             yield message
 
-    async def _answer(self, request: ModelInferRequest, place: Place, waited: float) -> ModelStreamInferResponse:
+    async def _answer(self, request: ModelInferRequest, place: Ticket, waited: float) -> ModelStreamInferResponse:
         await place.admit(self._size)
         self.waited[request.id] = waited
         self.begun[request.id] = asyncio.get_running_loop().create_future()
@@ -252,7 +252,7 @@ async def test_to_wait_for_room_is_to_wait(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_clocks_that_go_apart_are_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sender's clock loses a second in three hours."""
-    way = Way()
+    way = OneWayDelay()
     for second in range(0, 24 * 3600, 60):
         monkeypatch.setattr(time, "monotonic", lambda now=second: float(now))
         assert way.waited(int((1e6 + second * (1 - 1e-4)) * 1e6)) < 0.01

@@ -1,4 +1,4 @@
-"""What callers hear over gRPC when more is asked than can be done: whether, and when, another try is worth it."""
+"""What callers hear over gRPC when more is ask than can be done: whether, and when, another try is worth it."""
 
 import asyncio
 import json
@@ -21,19 +21,19 @@ from heed.server.engine.graphs import Answer
 from heed.server.engine.model import Model
 from heed.server.errors import Exhausted, Unavailable
 from heed.server.protocols.open_inference.service import InferenceService
-from heed.server.protocols.streams import Place, Room
+from heed.server.protocols.streams import Ticket, WeightedSemaphore
 from heed.server.repository.attentions import Attentions
-from heed.server.repository.model_repository import Repository
-from heed.server.repository.registry import Registry, Served, State
-from heed.server.repository.served_model import Serving
-from heed.server.scheduling.batching import Alone
+from heed.server.repository.model_repository import ModelRepository
+from heed.server.repository.registry import ModelRegistry, ModelVersion, State
+from heed.server.repository.served_model import ServedModel
+from heed.server.scheduling.batching import OneByOne
 from heed.server.scheduling.scheduler import SAFE, Scheduler, _retry_after
 from heed.server.scheduling.workers import Workers
 from heed.server.settings import Settings
 from heed.server.telemetry.metrics import Metrics
-from heed.server.telemetry.request_trace import Call, Observers, Record
+from heed.server.telemetry.request_trace import Call, Observers, RequestTrace
 from heed.server.telemetry.statistics import Statistics
-from heed.server.transport.interceptors import Slots
+from heed.server.transport.interceptors import ConcurrencyLimit
 from heed.server.transport.status import NEVER, PUSHBACK, SPREAD, retry_after_ms
 from tests.server.support import ids_request
 
@@ -55,7 +55,7 @@ RETRYING = {
 }
 
 
-class Door:
+class TextEndpoint:
     """A server with room for four tokens, whose one thread is held back by a request of one token."""
 
     def __init__(self, bundle: Path) -> None:
@@ -64,16 +64,16 @@ class Door:
         self.computed: list[int] = []  # the first id of each row
         self.codes: list[str] = []  # of every attempt
         self._workers = Workers(1)
-        self.scheduler = Scheduler(self._run, Alone(), self._workers, max_tokens=4)
+        self.scheduler = Scheduler(self._run, OneByOne(), self._workers, max_tokens=4)
         self.stub: Any = None
-        self.slots = Slots(1000, lambda _: None)
+        self.slots = ConcurrencyLimit(1000, lambda _: None)
 
     def _run(self, group: Sequence[TokenSequence], outputs: frozenset[str], alone: bool) -> list[Answer]:
         self.computed.append(int(group[0].tokens["input_ids"][0]))
         assert self.gate.wait(PATIENCE)
         return self._model.run(group, outputs)
 
-    def _ended(self, record: Record) -> None:
+    def _ended(self, record: RequestTrace) -> None:
         self.codes.append(record.code)
 
     def ask(self, first: int, length: int = 1, timeout: float | None = None, **parameters: int) -> Any:
@@ -87,13 +87,13 @@ class Door:
             await asyncio.sleep(0.001)
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator["Door"]:
-        registry = Registry()
+    async def open(self) -> AsyncIterator["TextEndpoint"]:
+        registry = ModelRegistry()
         statistics = Statistics()
-        serving = Serving(self._model, self.scheduler, Attentions(self._model, 1000, statistics), statistics)
-        registry.add(Served(self._model.manifest, state=State.READY, serving=serving))
+        serving = ServedModel(self._model, self.scheduler, Attentions(self._model, 1000, statistics), statistics)
+        registry.add(ModelVersion(self._model.manifest, state=State.READY, serving=serving))
         server = grpc.aio.server()
-        repository = Repository(Settings(bundle=self._model.folder), registry, Metrics())
+        repository = ModelRepository(Settings(bundle=self._model.folder), registry, Metrics())
         self.service = InferenceService(registry, repository, 2**20, Observers(self._ended), self.slots)
         add_GRPCInferenceServiceServicer_to_server(self.service, server)
         port = server.add_insecure_port("127.0.0.1:0")
@@ -116,8 +116,8 @@ class Door:
 
 
 @pytest.fixture
-async def door(tiny_bundle: Path) -> AsyncIterator[Door]:
-    async with Door(tiny_bundle).open() as door:
+async def door(tiny_bundle: Path) -> AsyncIterator[TextEndpoint]:
+    async with TextEndpoint(tiny_bundle).open() as door:
         yield door
 
 
@@ -125,13 +125,13 @@ def pushback_of(error: grpc.aio.AioRpcError) -> int:
     return int(str(dict(error.trailing_metadata())[PUSHBACK]))
 
 
-async def test_who_does_not_take_his_answers_takes_no_slot_from_others(door: Door) -> None:
-    room = Room(1)
-    before = Place(room, None)
+async def test_who_does_not_take_his_answers_takes_no_slot_from_others(door: TextEndpoint) -> None:
+    room = WeightedSemaphore(1)
+    before = Ticket(room, None)
     await before.admit(1)
     call: Any = Call("", "", None)  # type: ignore[arg-type]
     async with asyncio.TaskGroup() as group:
-        waits = group.create_task(door.service.answer_one_of_many(call, ids_request([[5]]), Place(room, before)))
+        waits = group.create_task(door.service.answer_stream_request(call, ids_request([[5]]), Ticket(room, before)))
         for _ in range(20):
             await asyncio.sleep(0)
         assert not waits.done()
@@ -154,13 +154,13 @@ def in_time(seconds: float) -> pb.ModelInferRequest:
 
 @pytest.mark.parametrize(("seconds", "waited", "refused"), [(1.0, 0.7, False), (1.0, 0.8, True), (8.0, 0.8, False)])
 async def test_who_had_waited_for_most_of_his_time_when_he_was_read_is_refused(
-    door: Door, seconds: float, waited: float, refused: bool
+    door: TextEndpoint, seconds: float, waited: float, refused: bool
 ) -> None:
     call: Any = Call("", "", None)  # type: ignore[arg-type]
-    answer = door.service.refuse_one_of_many(call, in_time(seconds), waited)
+    answer = door.service.refuse_late_request(call, in_time(seconds), waited)
     assert (answer is not None) == refused
     assert door.codes == ["RESOURCE_EXHAUSTED"] * refused
-    assert door.service.refuse_one_of_many(call, ids_request([[5]]), waited) is None  # nobody said how long he waits
+    assert door.service.refuse_late_request(call, ids_request([[5]]), waited) is None  # nobody said how long he waits
     if answer:
         assert "the request had waited 0.80 s of 1.00 s when it was read" in answer.error_message
         assert answer.infer_response.id == "7"
@@ -170,27 +170,29 @@ async def test_who_had_waited_for_most_of_his_time_when_he_was_read_is_refused(
 
 @pytest.mark.parametrize(("wait", "code"), [(0.0, "CANCELLED"), (0.3, "DEADLINE_EXCEEDED")])
 async def test_who_leaves_a_stream_when_his_time_is_up_was_late_and_did_not_just_leave(
-    door: Door, wait: float, code: str
+    door: TextEndpoint, wait: float, code: str
 ) -> None:
     call: Any = Call("", "", SimpleNamespace(time_remaining=lambda: None))  # type: ignore[arg-type]
     request = in_time(0.3)
     door.scheduler._lane.pace.seconds_per_token = 0.0
-    asked = asyncio.create_task(door.service.answer_one_of_many(call, request, Place(Room(2**20), None)))
+    ask = asyncio.create_task(door.service.answer_stream_request(call, request, Ticket(WeightedSemaphore(2**20), None)))
     await door.waits(1)
     await asyncio.sleep(wait)
-    asked.cancel()
+    ask.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asked
+        await ask
     assert door.codes == [code]
 
 
-async def test_time_on_the_way_is_time_that_a_request_has_had(door: Door) -> None:
+async def test_time_on_the_way_is_time_that_a_request_has_had(door: TextEndpoint) -> None:
     call: Any = Call("", "", None)  # type: ignore[arg-type]
-    answer = await door.service.answer_one_of_many(call, in_time(1.0), Place(Room(2**20), None), waited=1.5)
+    answer = await door.service.answer_stream_request(
+        call, in_time(1.0), Ticket(WeightedSemaphore(2**20), None), waited=1.5
+    )
     assert answer.error_message == "the deadline had passed when the request arrived"
 
 
-async def test_a_full_queue_says_when_there_will_be_room(door: Door) -> None:
+async def test_a_full_queue_says_when_there_will_be_room(door: TextEndpoint) -> None:
     waiting = asyncio.ensure_future(door.ask(7, length=4))
     await door.waits(4)
     before = time.monotonic()
@@ -206,7 +208,9 @@ async def test_a_full_queue_says_when_there_will_be_room(door: Door) -> None:
     assert door.computed == [5, 7, 8]
 
 
-async def test_the_time_travels_as_trailing_metadata_and_a_client_gives_up_after_its_attempts(door: Door) -> None:
+async def test_the_time_travels_as_trailing_metadata_and_a_client_gives_up_after_its_attempts(
+    door: TextEndpoint,
+) -> None:
     waiting = asyncio.ensure_future(door.ask(7, length=4))
     await door.waits(4)
     with pytest.raises(grpc.aio.AioRpcError, match="the queue is full: 4 of 4 tokens wait, 1 more do not fit") as told:
@@ -218,7 +222,7 @@ async def test_the_time_travels_as_trailing_metadata_and_a_client_gives_up_after
     await waiting
 
 
-async def test_who_cannot_be_answered_in_time_is_not_to_try_again(door: Door) -> None:
+async def test_who_cannot_be_answered_in_time_is_not_to_try_again(door: TextEndpoint) -> None:
     door.scheduler._lane.pace.seconds_per_token = 1000.0
     with pytest.raises(grpc.aio.AioRpcError, match="too much is waiting") as told:
         await door.ask(8, timeout=30)
@@ -226,7 +230,7 @@ async def test_who_cannot_be_answered_in_time_is_not_to_try_again(door: Door) ->
     assert door.codes == ["RESOURCE_EXHAUSTED"]  # though the policy would have tried three times
 
 
-async def test_an_answer_on_a_stream_says_the_same(door: Door) -> None:
+async def test_an_answer_on_a_stream_says_the_same(door: TextEndpoint) -> None:
     waiting = asyncio.ensure_future(door.ask(7, length=4))
     await door.waits(4)
     late, full = ids_request([[8]]), ids_request([[8]])
@@ -242,7 +246,7 @@ async def test_an_answer_on_a_stream_says_the_same(door: Door) -> None:
     await waiting
 
 
-async def test_the_parameter_priority_decides_who_goes_first(door: Door) -> None:
+async def test_the_parameter_priority_decides_who_goes_first(door: TextEndpoint) -> None:
     waiting = []
     for tokens, (number, parameters) in enumerate([(7, {}), (8, {"priority": 11}), (9, {"priority": 1})], 1):
         waiting.append(asyncio.ensure_future(door.ask(number, **parameters)))
@@ -252,7 +256,7 @@ async def test_the_parameter_priority_decides_who_goes_first(door: Door) -> None
     assert door.computed == [5, 9, 7, 8]
 
 
-async def test_an_urgent_request_is_not_refused_for_what_goes_after_it(door: Door) -> None:
+async def test_an_urgent_request_is_not_refused_for_what_goes_after_it(door: TextEndpoint) -> None:
     waiting = asyncio.ensure_future(door.ask(7, length=3))
     await door.waits(3)
     door.scheduler._lane.pace.seconds_per_token = 10.0  # 10 seconds of work are before urgent ones, 40 in all
@@ -265,7 +269,7 @@ async def test_an_urgent_request_is_not_refused_for_what_goes_after_it(door: Doo
 
 
 @pytest.mark.parametrize("value", [{"string_param": "high"}, {"int64_param": -1}, {"double_param": 1.0}])
-async def test_a_priority_that_is_none_is_refused(door: Door, value: dict[str, Any]) -> None:
+async def test_a_priority_that_is_none_is_refused(door: TextEndpoint, value: dict[str, Any]) -> None:
     request = ids_request([[5]])
     request.parameters["priority"].CopyFrom(pb.InferParameter(**value))
     with pytest.raises(grpc.aio.AioRpcError, match="parameter priority must be an integer from 0 on"):

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heed.server.scheduling.queue import DEFAULT_LEVEL, LAST_LEVEL, LONGEST_WAIT, OVERDUE, Entry, Queue, level_of
+from heed.server.scheduling.priority_queue import (
+    DEFAULT_LEVEL,
+    LAST_LEVEL,
+    LONGEST_WAIT,
+    OVERDUE,
+    PriorityQueue,
+    QueueEntry,
+    level_of,
+)
 from tests.server.support import row
 
 
@@ -39,13 +47,13 @@ events = st.lists(
 def test_urgent_ones_go_first_but_none_waits_longer_than_the_bound_for_those_that_came_later(
     loop: asyncio.AbstractEventLoop, events: list[tuple[float, int, int, float] | None], step: float
 ) -> None:
-    queue, waiting, now = Queue(), list[Entry](), 0.0
+    queue, waiting, now = PriorityQueue(), list[QueueEntry](), 0.0
     for event in [*events, *[None] * len(events)]:  # all that is left goes at the end
         if event is not None:
             wait, priority, tokens, left = event
             now += wait
             waiting.append(
-                Entry(row(*range(tokens)), frozenset(), now + left, loop.create_future(), level_of(priority), now)
+                QueueEntry(row(*range(tokens)), frozenset(), now + left, loop.create_future(), level_of(priority), now)
             )
             queue.add(waiting[-1])
         else:
@@ -70,9 +78,9 @@ def test_urgent_ones_go_first_but_none_waits_longer_than_the_bound_for_those_tha
 
 
 def test_first_gives_as_many_as_are_asked_for_in_their_order(loop: asyncio.AbstractEventLoop) -> None:
-    queue = Queue()
+    queue = PriorityQueue()
     made = [
-        Entry(row(1), frozenset(), math.inf, loop.create_future(), level, arrived)
+        QueueEntry(row(1), frozenset(), math.inf, loop.create_future(), level, arrived)
         for arrived, level in enumerate([10, 1, 20, 1, 10])
     ]
     for entry in made:
@@ -86,17 +94,17 @@ def test_first_gives_as_many_as_are_asked_for_in_their_order(loop: asyncio.Abstr
 
 
 def test_a_deadline_is_noticed_soon_wherever_it_stands(loop: asyncio.AbstractEventLoop) -> None:
-    queue = Queue()
+    queue = PriorityQueue()
     for priority, deadline in ((1, math.inf), (1, math.inf), (50, 2.0)):
-        queue.add(Entry(row(1), frozenset(), deadline, loop.create_future(), level_of(priority), arrived=0.0))
+        queue.add(QueueEntry(row(1), frozenset(), deadline, loop.create_future(), level_of(priority), arrived=0.0))
     for now in (0.0, 1.0, 2.0):
         assert len(queue.first(1, now)) == 1
     assert queue.rows == 2
 
 
 def test_those_whose_caller_has_gone_are_let_go(loop: asyncio.AbstractEventLoop) -> None:
-    queue = Queue()
-    gone, stays = (Entry(row(1, 2), frozenset(), math.inf, loop.create_future()) for _ in range(2))
+    queue = PriorityQueue()
+    gone, stays = (QueueEntry(row(1, 2), frozenset(), math.inf, loop.create_future()) for _ in range(2))
     queue.add(gone)
     queue.add(stays)
     gone.reply.cancel()

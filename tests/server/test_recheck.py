@@ -21,7 +21,7 @@ from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.engine.graphs import Answer
 from heed.server.engine.model import Model
 from heed.server.repository.recheck import Recheck
-from heed.server.scheduling.batching import Alone
+from heed.server.scheduling.batching import OneByOne
 from heed.server.scheduling.model_queue import Run
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.scheduling.workers import Workers
@@ -56,7 +56,7 @@ class Watch:
     def __init__(self, bundle: Path, run: Callable[[Run], Run] = Spoiled) -> None:
         self.model = Model(bundle, "cpu")
         self.run = run(self.model.run)
-        self.scheduler = Scheduler(self.run, Alone(), Workers(2), max_tokens=1000)
+        self.scheduler = Scheduler(self.run, OneByOne(), Workers(2), max_tokens=1000)
         self.cases = StoredCases(bundle, at_start=True)
         self._metrics = Metrics()
         shown = self._metrics.add(self.model).contract

@@ -17,9 +17,9 @@ from heed.bundle.manifest import Image, PositionRule
 from heed.bundle.packing import Arrays, pack
 from heed.server.engine.model import Model
 from heed.server.errors import InvalidArgument
-from heed.server.repository.served_model import Serving, _is_large
-from heed.server.requests.preprocess import Form, Request, check_request
-from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
+from heed.server.repository.served_model import ServedModel, _is_large
+from heed.server.requests.preprocess import Request, RequestSpec, check_request
+from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
 from tests.server.support import manifest_of
 from tests.support import VOCABULARY, save_tokenizer
 
@@ -34,10 +34,10 @@ WORDS = manifest_of(*TEXT, outputs=["logits", "labels", "tokens", "offsets", "at
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
-    return TextEncoder(folder / "tokenizer.json", 12)
+    return TextTokenizer(folder / "tokenizer.json", 12)
 
 
 async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
@@ -47,7 +47,7 @@ async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
     assert model.text
     begun, gone, encode = Semaphore(0), Event(), model.text.encode
 
-    def encode_later(*arguments: Any) -> Tokens:
+    def encode_later(*arguments: Any) -> TokenizedText:
         begun.release()
         assert gone.wait(60)
         return encode(*arguments)
@@ -55,7 +55,7 @@ async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
     monkeypatch.setattr(model.text, "encode", encode_later)
     inputs: Arrays = {"text": np.array([b"a fox"] * 1000, object)}
     none: Any = None
-    reading = asyncio.create_task(Serving(model, none, none, none).prepare(inputs))
+    reading = asyncio.create_task(ServedModel(model, none, none, none).prepare(inputs))
     assert await asyncio.to_thread(begun.acquire, timeout=60)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -77,7 +77,7 @@ async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
 )
 def test_what_is_large_is_read_beside_the_event_loop(inputs: dict[str, Any], large: bool) -> None:
     arrays = {name: np.array(values, object if "text" in name else np.int64) for name, values in inputs.items()}
-    assert _is_large(Form(next(iter(arrays)), []), arrays) is large
+    assert _is_large(RequestSpec(next(iter(arrays)), []), arrays) is large
 
 
 def features(*shape: int) -> Arrays:
@@ -93,7 +93,7 @@ def texts(*values: str, pairs: list[str] | None = None) -> Arrays:
     return inputs if pairs is None else inputs | {"text_pair": np.array(pairs, object)}
 
 
-def refused(manifest: Manifest, inputs: Arrays, *outputs: str, encoder: TextEncoder | None = None) -> str:
+def refused(manifest: Manifest, inputs: Arrays, *outputs: str, encoder: TextTokenizer | None = None) -> str:
     with pytest.raises(InvalidArgument) as error:
         check_request(manifest, encoder, inputs, outputs)
     return str(error.value)
@@ -239,7 +239,7 @@ def test_an_image_of_another_size_is_refused() -> None:
 # Texts and pairs
 
 
-def test_pairs_are_joined_by_the_tokenizers_own_template(encoder: TextEncoder, tmp_path: Path) -> None:
+def test_pairs_are_joined_by_the_tokenizers_own_template(encoder: TextTokenizer, tmp_path: Path) -> None:
     request = check_request(TEXTS, encoder, texts("the fox", "a", pairs=["dog", "quick fox."]))
     save_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -251,7 +251,7 @@ def test_pairs_are_joined_by_the_tokenizers_own_template(encoder: TextEncoder, t
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextEncoder, tmp_path: Path, side: Side) -> None:
+def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextTokenizer, tmp_path: Path, side: Side) -> None:
     """Against the library's own truncation."""
     save_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -264,23 +264,23 @@ def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextEncoder, tmp_path: 
             assert row.tokens["input_ids"].tolist() == tokenizer.encode(*pair).ids, (first, second)
 
 
-def test_a_pair_is_too_long_by_its_total(encoder: TextEncoder) -> None:
+def test_a_pair_is_too_long_by_its_total(encoder: TextTokenizer) -> None:
     check_request(TEXTS, encoder, texts("fox " * 5, pairs=["dog " * 4]))
     message = refused(TEXTS, texts("fox", "fox " * 5, pairs=["dog", "dog " * 5]), encoder=encoder)
     assert message.startswith("input text[1] with its pair has 13 tokens, at most 12 are allowed")
 
 
-def test_pairs_are_as_many_as_texts(encoder: TextEncoder) -> None:
+def test_pairs_are_as_many_as_texts(encoder: TextTokenizer) -> None:
     message = refused(TEXTS, texts("a", "b", pairs=["c"]), encoder=encoder)
     assert message == "input text_pair has 1 texts, text has 2; they differ"
 
 
-def test_a_pair_that_is_not_utf_8_is_named(encoder: TextEncoder) -> None:
+def test_a_pair_that_is_not_utf_8_is_named(encoder: TextTokenizer) -> None:
     inputs = texts("a", "b") | {"text_pair": np.array([b"a", b"\xff"], object)}
     assert refused(TEXTS, inputs, encoder=encoder).startswith("input text_pair[1] is not UTF-8")
 
 
-def test_a_model_without_token_types_gets_none(encoder: TextEncoder) -> None:
+def test_a_model_without_token_types_gets_none(encoder: TextTokenizer) -> None:
     manifest = manifest_of("input_ids", "attention_mask", "text", "text_pair")
     for inputs in (texts("a", pairs=["b"]), ids([5, 6])):
         (row,) = check_request(manifest, encoder, inputs).sequences
@@ -318,7 +318,7 @@ def test_a_model_without_token_types_gets_none(encoder: TextEncoder) -> None:
     ],
 )
 def test_what_does_not_go_together_is_named(
-    encoder: TextEncoder, manifest: Manifest, inputs: Arrays, message: str
+    encoder: TextTokenizer, manifest: Manifest, inputs: Arrays, message: str
 ) -> None:
     assert refused(manifest, inputs, encoder=encoder).startswith(message)
 
@@ -326,11 +326,11 @@ def test_what_does_not_go_together_is_named(
 # Outputs
 
 
-def outputs(manifest: Manifest, inputs: Arrays, *wanted: str, encoder: TextEncoder | None = None) -> list[str]:
+def outputs(manifest: Manifest, inputs: Arrays, *wanted: str, encoder: TextTokenizer | None = None) -> list[str]:
     return check_request(manifest, encoder, inputs, wanted).outputs
 
 
-def test_attentions_are_never_given_unasked(encoder: TextEncoder) -> None:
+def test_attentions_are_never_given_unasked(encoder: TextTokenizer) -> None:
     assert outputs(TEXTS, ids([1])) == ["last_hidden_state"]
     assert outputs(TEXTS, texts("a"), encoder=encoder) == ["last_hidden_state"]
     asked = check_request(TEXTS, None, ids([1]), ["attentions"])
@@ -338,7 +338,7 @@ def test_attentions_are_never_given_unasked(encoder: TextEncoder) -> None:
     assert check_request(TEXTS, None, ids([1])).form.kind == "answers"
 
 
-def test_words_are_given_unasked_where_they_are_what_is_labelled(encoder: TextEncoder) -> None:
+def test_words_are_given_unasked_where_they_are_what_is_labelled(encoder: TextTokenizer) -> None:
     assert outputs(WORDS, texts("a"), encoder=encoder) == ["logits", "labels", "tokens", "offsets"]
     assert outputs(WORDS, ids([1])) == ["logits", "labels"]
     assert outputs(TEXTS, texts("a"), "offsets", encoder=encoder) == ["offsets"]
@@ -349,7 +349,7 @@ def test_words_need_text(name: str) -> None:
     assert refused(WORDS, ids([1]), "labels", name) == f"output {name} needs text, but input_ids came"
 
 
-def test_tokens_are_written_as_in_the_vocabulary_and_offsets_count_code_points(encoder: TextEncoder) -> None:
+def test_tokens_are_written_as_in_the_vocabulary_and_offsets_count_code_points(encoder: TextTokenizer) -> None:
     """`é` loses its accent, `👩` is one code point and no word, and a pair's texts are counted each from 0."""
     (tokens,) = check_request(WORDS, encoder, texts("é 👩 foxs", pairs=["saw a"])).texts
     assert tokens.words.tolist() == ["[CLS]", "e", "[UNK]", "fox", "##s", "[SEP]", "saw", "a", "[SEP]"]

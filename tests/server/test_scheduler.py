@@ -11,26 +11,26 @@ import pytest
 from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
-from heed.server.scheduling.batching import Alone, Neighbours, Strategy
-from heed.server.scheduling.model_queue import MEMORY, Group, Lane, Pace
-from heed.server.scheduling.queue import Entry
-from heed.server.scheduling.scheduler import Answered
+from heed.server.scheduling.batching import BatchingPolicy, OneByOne, SimilarLengths
+from heed.server.scheduling.model_queue import MEMORY, Batch, ModelQueue, ThroughputEstimate
+from heed.server.scheduling.priority_queue import QueueEntry
+from heed.server.scheduling.scheduler import RequestResult
 from tests.server.scheduling import BAD, PATIENCE, BadRow, Doubling, blocked, cancel, doubles, scheduling, waiting
 from tests.server.support import row
 
-STRATEGIES: list[Strategy] = [Alone(), Neighbours(8)]
+STRATEGIES: list[BatchingPolicy] = [OneByOne(), SimilarLengths(8)]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 @pytest.mark.parametrize("workers", [1, 3])
-async def test_answers_come_in_the_order_of_the_rows(strategy: Strategy, workers: int) -> None:
+async def test_answers_come_in_the_order_of_the_rows(strategy: BatchingPolicy, workers: int) -> None:
     async with scheduling(Doubling(), strategy, workers=workers) as scheduler:
         answered = await scheduler.submit([row(1), row(2, 3, 4), row(5), row(6, 7), row(8)])
     assert doubles(answered) == [[2], [4, 6, 8], [10], [12, 14], [16]]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-async def test_everyone_gets_their_own_answers(strategy: Strategy) -> None:
+async def test_everyone_gets_their_own_answers(strategy: BatchingPolicy) -> None:
     async with scheduling(Doubling(), strategy, workers=2) as scheduler:
         requests = [[row(*range(number, number + 1 + number % 4)), row(number)] for number in range(100)]
         answers = await asyncio.gather(*map(scheduler.submit, requests))
@@ -127,7 +127,7 @@ async def test_a_request_cancelled_while_a_thread_forms_its_group_costs_no_threa
         workers = scheduler._workers
         seen, gone, share = threading.Event(), threading.Event(), workers._fair_tokens
 
-        def share_later(lane: Lane) -> int:
+        def share_later(lane: ModelQueue) -> int:
             seen.set()
             assert gone.wait(PATIENCE)
             return share(lane)
@@ -152,7 +152,7 @@ async def test_a_thread_that_fails_for_a_reason_of_ours_is_seen_and_replaced(
         failing = iter([ZeroDivisionError("a defect")])
         take = scheduler._workers._take
 
-        def take_or_fail(now: float) -> Group | None:
+        def take_or_fail(now: float) -> Batch | None:
             for error in failing:
                 raise error
             return take(now)
@@ -205,10 +205,10 @@ async def test_expired_requests_give_their_room_back() -> None:
 
 async def test_more_expired_requests_than_the_window_holds_do_not_hide_those_that_wait() -> None:
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(8)) as scheduler:
+    async with scheduling(run, SimilarLengths(8)) as scheduler:
         first = await blocked(scheduler, run)
         soon = time.monotonic() + 0.05
-        late = [await waiting(scheduler, row(1), deadline=soon) for _ in range(Neighbours(8).window + 5)]
+        late = [await waiting(scheduler, row(1), deadline=soon) for _ in range(SimilarLengths(8).window + 5)]
         stays = await waiting(scheduler, row(2))
         await asyncio.sleep(soon + 0.01 - time.monotonic())
         run.gate.set()
@@ -228,7 +228,7 @@ async def test_a_deadline_that_has_passed_already_is_refused_at_once() -> None:
 
 async def test_in_a_group_that_fails_only_the_bad_one_fails() -> None:
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(100)) as scheduler:
+    async with scheduling(run, SimilarLengths(100)) as scheduler:
         first = await blocked(scheduler, run)
         tasks = [await waiting(scheduler, row(number)) for number in (1, 2, BAD, 4, 5, 6, 7)]
         run.gate.set()
@@ -236,14 +236,14 @@ async def test_in_a_group_that_fails_only_the_bad_one_fails() -> None:
         await asyncio.gather(*first)
     assert run.groups[0] == [[1], [2], [BAD], [4], [5], [6], [7]]
     assert isinstance(results.pop(2), BadRow)
-    assert [doubles(result) for result in results if isinstance(result, Answered)] == [
+    assert [doubles(result) for result in results if isinstance(result, RequestResult)] == [
         [[2]], [[4]], [[8]], [[10]], [[12]], [[14]]
     ]  # fmt: skip
 
 
 async def test_several_bad_ones_in_a_group_fail_and_no_other() -> None:
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(100), workers=2) as scheduler:
+    async with scheduling(run, SimilarLengths(100), workers=2) as scheduler:
         first = await blocked(scheduler, run, workers=2)
         numbers = [BAD, 1, 2, BAD, BAD, 3, 4, BAD]
         tasks = [await waiting(scheduler, row(number)) for number in numbers]
@@ -254,13 +254,13 @@ async def test_several_bad_ones_in_a_group_fail_and_no_other() -> None:
         if number == BAD:
             assert isinstance(result, BadRow)
         else:
-            assert isinstance(result, Answered)
+            assert isinstance(result, RequestResult)
             assert doubles(result) == [[2 * number]]
 
 
 async def test_one_bad_row_fails_its_request_and_no_other_request() -> None:
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(100)) as scheduler:
+    async with scheduling(run, SimilarLengths(100)) as scheduler:
         first = await blocked(scheduler, run)
         bad = await waiting(scheduler, row(1), row(BAD), row(2))
         good = await waiting(scheduler, row(3), row(4))
@@ -323,7 +323,7 @@ async def test_close_waits_for_what_is_at_work_and_for_what_waits() -> None:
 
 async def test_the_oldest_row_is_in_every_next_group() -> None:
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(24)) as scheduler:
+    async with scheduling(run, SimilarLengths(24)) as scheduler:
         tasks = await blocked(scheduler, run)
         lengths = [20, 1, 7, 3, 19, 2, 2, 11, 1, 24, 6, 5, 1, 18, 3] * 4
         for number, length in enumerate(lengths, 1):
@@ -341,7 +341,7 @@ async def test_the_oldest_row_is_in_every_next_group() -> None:
 
 async def test_a_long_row_does_not_starve_under_a_stream_of_short_ones_that_never_runs_dry() -> None:
     loop = asyncio.get_running_loop()
-    tasks: list[asyncio.Task[Answered]] = []
+    tasks: list[asyncio.Task[RequestResult]] = []
 
     class Fed(Doubling):
         """For every group it computes, more rows have come when it is done than a group takes."""
@@ -355,7 +355,7 @@ async def test_a_long_row_does_not_starve_under_a_stream_of_short_ones_that_neve
         tasks.extend(asyncio.create_task(scheduler.submit([row(1)])) for _ in range(10))
 
     run = Fed(gate_open=False)
-    async with scheduling(run, Neighbours(8)) as scheduler:
+    async with scheduling(run, SimilarLengths(8)) as scheduler:
         tasks += await blocked(scheduler, run)
         tasks += [await waiting(scheduler, row(1)) for _ in range(5)]
         long = await waiting(scheduler, row(*range(30)))
@@ -367,14 +367,14 @@ async def test_a_long_row_does_not_starve_under_a_stream_of_short_ones_that_neve
     assert place <= 5  # at most one group for each of the five that came before it
 
 
-def entry(length: int) -> Entry:
-    return Entry(row(*range(length)), frozenset(), math.inf, asyncio.get_running_loop().create_future())
+def entry(length: int) -> QueueEntry:
+    return QueueEntry(row(*range(length)), frozenset(), math.inf, asyncio.get_running_loop().create_future())
 
 
 async def taken(lengths: list[int], max_tokens: int, fair_tokens: int = 1000) -> list[int]:
-    """The lengths of the rows that `Neighbours` takes out of a queue, in the queue's order."""
+    """The lengths of the rows that `SimilarLengths` takes out of a queue, in the queue's order."""
     queue = [entry(length) for length in lengths]
-    group = Neighbours(max_tokens).take(queue, fair_tokens)
+    group = SimilarLengths(max_tokens).take(queue, fair_tokens)
     assert group[0] is queue[0]
     assert len({id(member) for member in group}) == len(group)
     return [len(member.sequence) for member in sorted(group, key=queue.index)]
@@ -401,7 +401,7 @@ async def test_neighbours_leaves_idle_workers_their_share() -> None:
 
 async def test_rows_that_come_at_once_are_shared_by_idle_workers() -> None:
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(1000), workers=2) as scheduler:
+    async with scheduling(run, SimilarLengths(1000), workers=2) as scheduler:
         task = asyncio.create_task(scheduler.submit([row(number, number) for number in range(8)]))
         await run.is_entered(2)  # both workers are at work at the same time
         run.gate.set()
@@ -411,7 +411,7 @@ async def test_rows_that_come_at_once_are_shared_by_idle_workers() -> None:
 
 async def test_alone_computes_one_row_at_a_time() -> None:
     run = Doubling()
-    async with scheduling(run, Alone()) as scheduler:
+    async with scheduling(run, OneByOne()) as scheduler:
         await scheduler.submit([row(1), row(2), row(3)])
     assert run.groups == [[[1]], [[2]], [[3]]]
 
@@ -437,7 +437,7 @@ async def test_random_traffic_is_answered_whole_and_never_mixed_up() -> None:
         lambda n: [row(*range(n, n + 9))],
         lambda n: [row(n), row(BAD)],
     ]
-    async with scheduling(run, Neighbours(16), workers=3, max_tokens=10_000) as scheduler:
+    async with scheduling(run, SimilarLengths(16), workers=3, max_tokens=10_000) as scheduler:
         tasks = []
         for number in range(0, 2000, 10):
             deadline = time.monotonic() + 0.001 if number % 7 == 0 else math.inf
@@ -449,7 +449,7 @@ async def test_random_traffic_is_answered_whole_and_never_mixed_up() -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
     for index, result in enumerate(results):
         number = index * 10
-        if isinstance(result, Answered):
+        if isinstance(result, RequestResult):
             wanted = [(sequence.tokens["input_ids"] * 2).tolist() for sequence in kinds[index % 4](number)]
             assert doubles(result) == wanted
         elif isinstance(result, BadRow):
@@ -459,7 +459,7 @@ async def test_random_traffic_is_answered_whole_and_never_mixed_up() -> None:
         else:
             assert isinstance(result, asyncio.CancelledError)
             assert number % 11 == 0
-    answered = sum(isinstance(result, Answered) for result in results)
+    answered = sum(isinstance(result, RequestResult) for result in results)
     assert answered > 100
 
 
@@ -475,7 +475,7 @@ async def test_what_is_in_no_hurry_is_computed_when_nothing_waits() -> None:
 
 async def test_what_is_in_no_hurry_lets_everybody_go_first_and_goes_alone() -> None:
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(100)) as scheduler:
+    async with scheduling(run, SimilarLengths(100)) as scheduler:
         first = asyncio.create_task(scheduler.submit([row(1)]))
         await run.is_entered()
         spare = [asyncio.create_task(scheduler.submit_spare(row(7 + number))) for number in range(2)]
@@ -562,7 +562,7 @@ async def test_an_idle_server_tries_whatever_time_is_left() -> None:
 
 async def test_what_would_come_too_late_is_not_computed_while_others_could_use_the_time() -> None:
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(8)) as scheduler:
+    async with scheduling(run, SimilarLengths(8)) as scheduler:
         first = await blocked(scheduler, run)
         soon, later = time.monotonic() + 5, time.monotonic() + 50
         late = await waiting(scheduler, row(1, 1), deadline=soon)
@@ -579,7 +579,7 @@ async def test_what_would_come_too_late_is_not_computed_while_others_could_use_t
 async def test_one_request_is_tried_whatever_is_expected() -> None:
     """Otherwise nothing would be computed any more, and so nothing would show that the expectation is wrong."""
     run = Doubling(gate_open=False)
-    async with scheduling(run, Neighbours(4)) as scheduler:
+    async with scheduling(run, SimilarLengths(4)) as scheduler:
         first = await blocked(scheduler, run)
         deadline = time.monotonic() + PATIENCE
         tasks = [await waiting(scheduler, row(number, number), deadline=deadline) for number in range(1, 5)]
@@ -615,7 +615,7 @@ async def test_a_pace_that_a_stall_has_left_behind_does_not_refuse_for_ever() ->
 
 
 def test_a_run_on_all_cores_bounds_the_pace_of_one() -> None:
-    pace = Pace()
+    pace = ThroughputEstimate()
     pace.saw(10, 10.0)
     pace.saw(10, 6.0, cores=2)  # up to 12 on one
     assert pace.seconds_per_token == 1.0
@@ -624,7 +624,7 @@ def test_a_run_on_all_cores_bounds_the_pace_of_one() -> None:
 
 
 def test_a_pace_follows_what_workers_do_and_forgets_what_they_did_long_ago() -> None:
-    pace = Pace()
+    pace = ThroughputEstimate()
     pace.saw(10, 10.0)
     assert pace.seconds_per_token == 1.0
     pace.saw(990, 9.9 - 0.01)  # the first group was slow, and counts for its size and no more
@@ -643,7 +643,7 @@ async def test_a_group_computes_what_its_members_ask_for() -> None:
             return super().__call__(group, outputs, alone)
 
     run = Noting(gate_open=False)
-    async with scheduling(run, Neighbours(4)) as scheduler:
+    async with scheduling(run, SimilarLengths(4)) as scheduler:
         tasks = await blocked(scheduler, run)
         for number, names in enumerate(["ab", "bc", "b", "b", "a", ""]):
             tasks.append(asyncio.create_task(scheduler.submit([row(number, number)], outputs=frozenset(names))))

@@ -12,7 +12,14 @@ import pytest
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.errors import InvalidArgument
-from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room, Streams
+from heed.server.protocols.streams import (
+    REQUEST_BYTES,
+    STREAM_ANSWERS,
+    STREAM_REQUESTS,
+    Streams,
+    Ticket,
+    WeightedSemaphore,
+)
 from tests.server.support import ids_request
 from tests.support import Running, start_server, stop, wait_until_serving
 
@@ -104,7 +111,7 @@ async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it
         for number in range(5):
             yield number
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, place: Ticket) -> int:
         try:
             await asyncio.sleep(0.02 if number == 0 else 60 if number > 2 else 0)
         except asyncio.CancelledError:
@@ -132,7 +139,7 @@ async def test_who_does_not_read_is_not_read_from() -> None:
             asked += 1
             yield asked
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, place: Ticket) -> int:
         return number
 
     async def never(number: int) -> None:
@@ -148,7 +155,7 @@ async def test_a_connection_that_breaks_is_not_an_end() -> None:
         yield 1
         raise ConnectionError("gone")
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, place: Ticket) -> int:
         return number
 
     written: list[int] = []
@@ -169,7 +176,7 @@ async def test_answers_are_computed_in_their_order_and_only_as_many_as_may_wait_
         for number in range(7):
             yield number
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, place: Ticket) -> int:
         await asyncio.sleep(0.01 * (7 - number))  # the last is prepared first
         if number != 3:  # which needs no room
             await place.admit(STREAM_ANSWERS // 2 if number < 6 else 2 * STREAM_ANSWERS)
@@ -191,11 +198,11 @@ async def test_answers_are_computed_in_their_order_and_only_as_many_as_may_wait_
 
 
 async def test_a_request_that_is_cancelled_lets_nobody_overtake_those_before_it() -> None:
-    room = Room(100)
-    first = Place(room, None)
-    second = Place(room, first)
-    third = Place(room, second)
-    fourth = Place(room, third)
+    room = WeightedSemaphore(100)
+    first = Ticket(room, None)
+    second = Ticket(room, first)
+    third = Ticket(room, second)
+    fourth = Ticket(room, third)
     await first.admit(90)
     waits, gone, last = (
         asyncio.create_task(place.admit(size)) for place, size in ((second, 50), (third, 5), (fourth, 5))
@@ -219,7 +226,7 @@ async def test_a_stream_that_begins_while_all_are_ended_ends(before: bool) -> No
         await asyncio.Event().wait()
         yield 0
 
-    async def answer(request: int, place: Place) -> int:
+    async def answer(request: int, place: Ticket) -> int:
         return request
 
     async def write(answer: int) -> None:
@@ -243,7 +250,7 @@ async def test_long_requests_count_as_several() -> None:
             asked += 1
             yield asked
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, place: Ticket) -> int:
         return number
 
     async def never(number: int) -> None:

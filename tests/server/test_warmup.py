@@ -14,7 +14,7 @@ from heed.server.engine.graphs import Answer
 from heed.server.engine.session import CPU, CUDA
 from heed.server.repository import warmup
 from heed.server.repository.warmup import random_sequence, warm_up
-from heed.server.scheduling.batching import Alone, Neighbours
+from heed.server.scheduling.batching import OneByOne, SimilarLengths
 from tests.server.support import manifest_of
 
 MODELS = [
@@ -66,10 +66,10 @@ def test_bits_that_neighbours_change_forbid_groups_in_float32_on_the_cpu_only(
     monkeypatch: pytest.MonkeyPatch, precision: str, provider: str, equal: bool, alone: bool
 ) -> None:
     monkeypatch.setattr(warmup, "_compare_groups", lambda *_: (equal, 0.0 if equal else 0.25))
-    monkeypatch.setattr(warmup, "_choose", lambda *_: Neighbours(128))
+    monkeypatch.setattr(warmup, "_choose", lambda *_: SimilarLengths(128))
     model: Any = SimpleNamespace(precision=precision, runtime=SimpleNamespace(provider=provider))
     found = warm_up(model)
-    assert isinstance(found.strategy, Alone if alone else Neighbours)
+    assert isinstance(found.strategy, OneByOne if alone else SimilarLengths)
     assert (found.bit_equal, found.difference) == (equal, 0.0 if equal else 0.25)
 
 
@@ -84,17 +84,17 @@ class Timed:
     def __init__(self, narrow: float, wide: float, difference: float = 0.0) -> None:
         self.seconds = {False: narrow, True: wide}
         self.difference = difference
-        self.is_wide = False
+        self.is_multi_threaded = False
         self.now = 0.0
 
-    def open_wide(self, threads: int) -> None:
-        self.is_wide = True
+    def open_multi_threaded(self, threads: int) -> None:
+        self.is_multi_threaded = True
 
-    def close_wide(self) -> None:
-        self.is_wide = False
+    def close_multi_threaded(self) -> None:
+        self.is_multi_threaded = False
 
     def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
-        wide = alone and self.is_wide
+        wide = alone and self.is_multi_threaded
         self.now += self.seconds[wide]
         return [{"last_hidden_state": np.full(len(each), self.difference * wide)} for each in group]
 
@@ -109,13 +109,13 @@ def test_a_lone_request_takes_all_cores_where_that_is_faster_and_gives_the_same_
     model: Any = Timed(narrow, wide, difference)
     monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: model.now))
     warm_up(model, threads=2)
-    assert model.is_wide == stays
+    assert model.is_multi_threaded == stays
 
 
 def test_one_thread_is_never_wide() -> None:
     model: Any = Timed(0.002, 0.0)
     warm_up(model, threads=1)
-    assert not model.is_wide
+    assert not model.is_multi_threaded
 
 
 class Choosy(Timed):

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from heed.bundle.packing import TokenSequence
 from heed.server.engine.graphs import Answer
 from heed.server.errors import DeadlineExceeded, Exhausted, Unavailable
-from heed.server.scheduling.batching import Neighbours
-from heed.server.scheduling.queue import Entry
-from heed.server.scheduling.scheduler import Answered, Scheduler
+from heed.server.scheduling.batching import SimilarLengths
+from heed.server.scheduling.priority_queue import QueueEntry
+from heed.server.scheduling.scheduler import RequestResult, Scheduler
 from heed.server.scheduling.workers import Workers
 from tests.server.scheduling import BAD, BadRow, Doubling, blocked, doubles, sharing, waiting
 from tests.server.support import row
@@ -63,7 +63,7 @@ async def test_what_is_urgent_goes_first_whichever_model_it_is_for() -> None:
 
 async def test_a_group_takes_less_urgent_rows_only_where_urgent_ones_leave_room() -> None:
     run = Doubling(gate_open=False)
-    async with sharing(run, strategy=Neighbours(8)) as (scheduler,):
+    async with sharing(run, strategy=SimilarLengths(8)) as (scheduler,):
         tasks = await blocked(scheduler, run)
         for ids, priority in [((1, 1), 0), ((2, 2), 0), ((3, 3, 3, 3, 3), 1), ((4,), 1)]:
             tasks.append(await waiting(scheduler, row(*ids), priority=priority))
@@ -132,10 +132,10 @@ async def test_two_threads_halve_the_wait() -> None:
 
 async def test_an_idle_thread_takes_its_share_of_what_waits_for_all_models() -> None:
     workers = Workers(2)
-    first, second = (Scheduler(Doubling(), Neighbours(1000), workers, 1000)._lane for _ in range(2))
+    first, second = (Scheduler(Doubling(), SimilarLengths(1000), workers, 1000)._lane for _ in range(2))
     for lane in (first, second):
         for _ in range(4):
-            lane.queue.add(Entry(row(1, 1), frozenset(), math.inf, asyncio.get_running_loop().create_future()))
+            lane.queue.add(QueueEntry(row(1, 1), frozenset(), math.inf, asyncio.get_running_loop().create_future()))
     assert workers._fair_tokens(first) == 4  # nothing is known of the other model's pace
     first.pace.seconds_per_token = second.pace.seconds_per_token = 0.1
     assert workers._fair_tokens(first) == 8  # both threads have work without halving it
@@ -148,9 +148,9 @@ async def test_an_idle_thread_takes_its_share_of_what_waits_for_all_models() -> 
 async def test_what_is_under_way_counts_so_that_threads_share_the_work_evenly() -> None:
     """Else the first one that is free would take all that waits, and the other one next to nothing when it is done."""
     workers = Workers(2)
-    lane = Scheduler(Doubling(), Neighbours(1000), workers, 1000)._lane
+    lane = Scheduler(Doubling(), SimilarLengths(1000), workers, 1000)._lane
     for _ in range(12):
-        lane.queue.add(Entry(row(1), frozenset(), math.inf, asyncio.get_running_loop().create_future()))
+        lane.queue.add(QueueEntry(row(1), frozenset(), math.inf, asyncio.get_running_loop().create_future()))
     lane.taken_tokens = 4
     assert workers._fair_tokens(lane) == 8
     lane.taken_tokens = 40  # long work elsewhere: this thread may take all that waits
@@ -194,7 +194,7 @@ async def test_halving_a_group_that_fails_never_takes_two_turns_while_others_wai
     bad, good = Named("bad", log, gate_open=False), Named("good", log)
     async with sharing(bad, good) as (first, second):
         # One group of eight that all fail: 15 turns in all.
-        first._lane.strategy = Neighbours(8)
+        first._lane.strategy = SimilarLengths(8)
         start = await blocked(first, bad)
         failing = [await waiting(first, row(BAD)) for _ in range(8)]
         waits = [await waiting(second, row(number)) for number in range(20)]
@@ -211,7 +211,7 @@ async def test_halving_a_group_that_fails_never_takes_two_turns_while_others_wai
 
 async def test_of_a_group_that_failed_those_who_left_are_not_tried_again() -> None:
     other, run = Doubling(gate_open=False), Doubling(gate_open=False)
-    async with sharing(other, run, strategy=Neighbours(8)) as (first, second):
+    async with sharing(other, run, strategy=SimilarLengths(8)) as (first, second):
         start = await blocked(first, other)
         good, gone, bad = [await waiting(second, row(number)) for number in (1, 2, BAD)]
         other.gate.set()
@@ -229,7 +229,7 @@ async def test_of_a_group_that_failed_those_who_left_are_not_tried_again() -> No
 
 async def test_of_a_request_that_failed_no_row_is_tried_again() -> None:
     first_of_all, run, between = Doubling(gate_open=False), Doubling(), Doubling(gate_open=False)
-    async with sharing(first_of_all, run, between, strategy=Neighbours(8)) as (first, second, third):
+    async with sharing(first_of_all, run, between, strategy=SimilarLengths(8)) as (first, second, third):
         tasks = await blocked(first, first_of_all)
         bad = await waiting(second, row(BAD), row(1))
         tasks.append(await waiting(third, row(2)))
@@ -243,7 +243,7 @@ async def test_of_a_request_that_failed_no_row_is_tried_again() -> None:
 
 async def test_one_models_failures_and_slowness_reach_no_other_models_requests() -> None:
     bad, slow, good = Doubling(), Slow(0.001), Doubling()
-    async with sharing(bad, slow, good, strategy=Neighbours(8), threads=2) as (first, second, third):
+    async with sharing(bad, slow, good, strategy=SimilarLengths(8), threads=2) as (first, second, third):
         failing = [asyncio.create_task(first.submit([row(BAD), row(BAD)])) for _ in range(30)]
         lasting = [asyncio.create_task(second.submit([row(*range(5))])) for _ in range(30)]
         answers = await asyncio.gather(*(third.submit([row(number)]) for number in range(100)))
@@ -254,7 +254,7 @@ async def test_one_models_failures_and_slowness_reach_no_other_models_requests()
 
 async def test_closing_one_of_two_under_load_loses_nothing_and_the_other_goes_on() -> None:
     a, b = Slow(0.0005), Slow(0.0005)
-    async with sharing(a, b, strategy=Neighbours(4), threads=2) as (first, second):
+    async with sharing(a, b, strategy=SimilarLengths(4), threads=2) as (first, second):
         tasks = [asyncio.create_task(one.submit([row(n)])) for n in range(200) for one in (first, second)]
         await asyncio.sleep(0)
         closing = asyncio.create_task(first.close())
@@ -336,8 +336,8 @@ def test_whatever_comes_every_request_ends_once_and_nothing_is_left(arrivals: li
 async def traffic(arrivals: list[Arrival], threads: int) -> None:
     Counted.most = 0
     runs = [Counted() for _ in range(3)]
-    async with sharing(*runs, strategy=Neighbours(8), threads=threads) as schedulers:  # which looks at what is left
-        tasks: list[asyncio.Task[Answered]] = []
+    async with sharing(*runs, strategy=SimilarLengths(8), threads=threads) as schedulers:  # which looks at what is left
+        tasks: list[asyncio.Task[RequestResult]] = []
         for number, one in enumerate(arrivals):
             rows = [row(*[1000 * (number + 1) + at] * length) for at, length in enumerate(one.lengths)]
             if one.bad:
@@ -350,7 +350,7 @@ async def traffic(arrivals: list[Arrival], threads: int) -> None:
                 tasks[-1].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     for number, (one, result) in enumerate(zip(arrivals, results, strict=True)):
-        if isinstance(result, Answered):
+        if isinstance(result, RequestResult):
             assert not one.bad
             assert doubles(result) == [
                 [2 * (1000 * (number + 1) + at)] * length for at, length in enumerate(one.lengths)

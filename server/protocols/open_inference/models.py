@@ -9,9 +9,9 @@ import grpc
 from heed.bundle import Manifest
 from heed.bundle.manifest import TensorSpec
 from heed.protos import open_inference_pb2 as pb
-from heed.server.repository.registry import Registry, Served, State
+from heed.server.repository.registry import ModelRegistry, ModelVersion, State
 from heed.server.telemetry.statistics import Duration, Statistics
-from heed.server.transport.status import guarded
+from heed.server.transport.status import errors_to_status
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -101,37 +101,37 @@ def statistics_of(name: str, version: str, seen: Statistics) -> pb.ModelStatisti
 class ModelCalls:
     """The calls that compute nothing."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
 
-    @guarded
+    @errors_to_status
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    @guarded
+    @errors_to_status
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._registry.ready)
 
-    @guarded
+    @errors_to_status
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         served = self._registry.find(request.name, request.version)
         return pb.ModelReadyResponse(ready=served.state is State.READY)
 
-    @guarded
+    @errors_to_status
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="heed", version=version("heed-serve"), extensions=EXTENSIONS)
 
-    @guarded
+    @errors_to_status
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         served = self._registry.find(request.name, request.version)
         return metadata_of(served.manifest, self._versions(served.name))
 
-    @guarded
+    @errors_to_status
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         served = self._registry.find(request.name, request.version)
         return pb.ModelConfigResponse(config=config_of(served.manifest, self._versions(served.name)))
 
-    @guarded
+    @errors_to_status
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """Of one version, of all versions of a model, or of all models. What is not ready has been asked nothing."""
         seen = (
@@ -140,7 +140,7 @@ class ModelCalls:
         )
         return pb.ModelStatisticsResponse(model_stats=seen)
 
-    def _asked_about(self, name: str, version: str) -> list[Served]:
+    def _asked_about(self, name: str, version: str) -> list[ModelVersion]:
         if version:
             return [self._registry.find(name, version)]
         if name:

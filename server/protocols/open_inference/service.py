@@ -16,20 +16,20 @@ from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from heed.server.engine.model import Model
 from heed.server.errors import Exhausted
 from heed.server.protocols.open_inference.classification import put_classes
-from heed.server.protocols.open_inference.headers import Headers
+from heed.server.protocols.open_inference.headers import HeaderCache
 from heed.server.protocols.open_inference.models import ModelCalls
 from heed.server.protocols.open_inference.repository import RepositoryCalls
 from heed.server.protocols.open_inference.tensors import check_response_size, encode_outputs
-from heed.server.protocols.open_inference.unimplemented import AbsentCalls
-from heed.server.protocols.streams import Place, Streams
-from heed.server.repository.model_repository import Repository
-from heed.server.repository.registry import Registry
-from heed.server.repository.served_model import Serving
+from heed.server.protocols.open_inference.unimplemented import UnimplementedCalls
+from heed.server.protocols.streams import Streams, Ticket
+from heed.server.repository.model_repository import ModelRepository
+from heed.server.repository.registry import ModelRegistry
+from heed.server.repository.served_model import ServedModel
 from heed.server.requests.preprocess import Request
-from heed.server.scheduling.scheduler import SAFE, Answered
-from heed.server.telemetry.request_trace import Call, Observers, Record
-from heed.server.transport.interceptors import Slots
-from heed.server.transport.status import describe, guarded, retry_after_ms
+from heed.server.scheduling.scheduler import SAFE, RequestResult
+from heed.server.telemetry.request_trace import Call, Observers, RequestTrace
+from heed.server.transport.interceptors import ConcurrencyLimit
+from heed.server.transport.status import describe, errors_to_status, retry_after_ms
 
 # On a stream it is the caller who says that his time is up. His clock began earlier than ours, by a little.
 EARLY = 0.05  # of the time
@@ -42,7 +42,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 def _fill(
-    response: pb.ModelInferResponse, model: Model, prepared: Request, answered: Answered, classes: Classes
+    response: pb.ModelInferResponse, model: Model, prepared: Request, answered: RequestResult, classes: Classes
 ) -> None:
     """The answer, and what produced it."""
     response.model_name, response.model_version = model.manifest.name, str(model.manifest.version)
@@ -50,7 +50,7 @@ def _fill(
     put_classes(model.manifest, arrays, classes)
     encode_outputs(response, arrays)
     response.parameters["digest"].string_param = model.digest
-    response.parameters["provider"].string_param = model.runtime.provider
+    response.parameters["provider"].string_param = model.session.provider
     response.parameters["precision"].string_param = model.precision
     response.parameters["queue_ns"].int64_param = int(answered.queue_seconds * 1e9)
     response.parameters["compute_ns"].int64_param = int(answered.compute_seconds * 1e9)
@@ -66,11 +66,16 @@ def _error_answer(request: pb.ModelInferRequest, error: Exception) -> pb.ModelSt
     return answer
 
 
-class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceServiceServicer):
+class InferenceService(ModelCalls, RepositoryCalls, UnimplementedCalls, GRPCInferenceServiceServicer):
     """Every call of the service; those that compute are here."""
 
     def __init__(
-        self, registry: Registry, repository: Repository, max_message: int, observers: Observers, slots: Slots
+        self,
+        registry: ModelRegistry,
+        repository: ModelRepository,
+        max_message: int,
+        observers: Observers,
+        slots: ConcurrencyLimit,
     ) -> None:
         """
         Args:
@@ -84,9 +89,9 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         self._slots = slots
         self._max_message = max_message
         self._streams = Streams()
-        self._headers: WeakKeyDictionary[Serving, Headers] = WeakKeyDictionary()
+        self._headers: WeakKeyDictionary[ServedModel, HeaderCache] = WeakKeyDictionary()
 
-    @guarded
+    @errors_to_status
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         response = pb.ModelInferResponse()
         await self._infer(Call(SERVICE, "ModelInfer", context), request, response, context.time_remaining())
@@ -96,14 +101,14 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         """An error is an answer, too: it ends nothing."""
         call = Call(SERVICE, "ModelStreamInfer", context)
         size = pb.ModelInferRequest.ByteSize
-        await self._streams.serve(requests, size, partial(self.answer_one_of_many, call), context.write)
+        await self._streams.serve(requests, size, partial(self.answer_stream_request, call), context.write)
 
     def end_streams(self) -> None:
         """Streams read nothing more and end when what they have read is answered."""
         self._streams.end()
 
-    async def answer_one_of_many(
-        self, call: Call, request: pb.ModelInferRequest, place: Place, waited: float = 0.0
+    async def answer_stream_request(
+        self, call: Call, request: pb.ModelInferRequest, place: Ticket, waited: float = 0.0
     ) -> pb.ModelStreamInferResponse:
         """The answer to one request on a stream, which has `waited` for so many seconds before it was read. What is
         wrong with it is an answer, too."""
@@ -116,7 +121,7 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
             answer.infer_response.parameters["triton_final_response"].bool_param = True
         return answer
 
-    def refuse_one_of_many(
+    def refuse_late_request(
         self, call: Call, request: pb.ModelInferRequest, waited: float
     ) -> pb.ModelStreamInferResponse | None:
         """The refusal of a request that has `waited` for most of its time before it was read; None if it has not.
@@ -142,7 +147,7 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         request: pb.ModelInferRequest,
         response: pb.ModelInferResponse,
         remaining: float | None,
-        place: Place | None = None,
+        place: Ticket | None = None,
         waited: float = 0.0,
     ) -> None:
         """Fills the response.
@@ -162,12 +167,12 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
 
     async def _infer_with(
         self,
-        serving: Serving,
-        record: Record,
+        serving: ServedModel,
+        record: RequestTrace,
         request: pb.ModelInferRequest,
         response: pb.ModelInferResponse,
         remaining: float | None,
-        place: Place | None,
+        place: Ticket | None,
         waited: float,
     ) -> None:
         response.id = request.id
@@ -192,8 +197,8 @@ class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceSe
         else:  # putting them together here would make all others wait
             await asyncio.to_thread(_fill, response, serving.model, prepared, answered, header.classes)
 
-    def _headers_of(self, serving: Serving) -> Headers:
+    def _headers_of(self, serving: ServedModel) -> HeaderCache:
         headers = self._headers.get(serving)
         if headers is None:
-            headers = self._headers[serving] = Headers(serving.model.manifest, serving.limits.max_batch)
+            headers = self._headers[serving] = HeaderCache(serving.model.manifest, serving.limits.max_batch)
         return headers

@@ -44,7 +44,7 @@ OVERHEAD = 4096  # bytes of a message for names, shapes and parameters
 _LENGTH = struct.Struct("<I")
 
 
-class Described(NamedTuple):
+class WireTensor(NamedTuple):
     """One input, before its values are read."""
 
     spec: TensorSpec
@@ -103,7 +103,7 @@ def _from_raw(name: str, datatype: str, raw: bytes, count: int) -> np.ndarray:
     return np.frombuffer(raw, dtype)
 
 
-def _from_contents(name: str, described: Described, contents: InferTensorContents) -> np.ndarray:
+def _from_contents(name: str, described: WireTensor, contents: InferTensorContents) -> np.ndarray:
     datatype = described.datatype
     dtype, field = WIRE[datatype]
     if not field:
@@ -157,35 +157,35 @@ def check_counts(request: ModelInferRequest) -> None:
         raise InvalidArgument(f"{came}; a request has at most {MAX_TENSORS} of each")
 
 
-def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> dict[str, Described]:
+def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> dict[str, WireTensor]:
     """The request's tensors by name, in the order of their values.
 
     Raises:
         InvalidArgument: one is unknown, named twice, of the wrong datatype, or larger than any that the model takes.
     """
-    described: dict[str, Described] = {}
+    described: dict[str, WireTensor] = {}
     for tensor in request.inputs:
         spec = spec_of(manifest, tensor.name)
         if tensor.name in described:
             raise InvalidArgument(f"input {tensor.name} came twice")
         _check_datatype(spec, tensor.datatype)
         _check_shape(manifest, spec, tensor.shape, max_batch)
-        described[tensor.name] = Described(spec, tensor.datatype, tuple(tensor.shape), math.prod(tensor.shape))
+        described[tensor.name] = WireTensor(spec, tensor.datatype, tuple(tensor.shape), math.prod(tensor.shape))
     return described
 
 
-def _check_count(name: str, described: Described, came: int) -> None:
+def _check_count(name: str, described: WireTensor, came: int) -> None:
     if came != described.size:
         raise InvalidArgument(
             f"input {name} has shape {list(described.shape)}, which is {described.size} values, but {came} came"
         )
 
 
-def _shaped(described: Described, values: np.ndarray) -> np.ndarray:
+def _shaped(described: WireTensor, values: np.ndarray) -> np.ndarray:
     return _widened(described.spec, described.datatype, values).reshape(described.shape)
 
 
-def read_raw(inputs: Mapping[str, Described], raws: Sequence[bytes]) -> Arrays:
+def read_raw(inputs: Mapping[str, WireTensor], raws: Sequence[bytes]) -> Arrays:
     """The values of tensors that came as bytes.
 
     Raises:
@@ -201,7 +201,7 @@ def read_raw(inputs: Mapping[str, Described], raws: Sequence[bytes]) -> Arrays:
     return arrays
 
 
-def read_contents(inputs: Mapping[str, Described], request: ModelInferRequest) -> Arrays:
+def read_contents(inputs: Mapping[str, WireTensor], request: ModelInferRequest) -> Arrays:
     """The values of tensors that came in fields of theirs. Raises InvalidArgument: they do not fill their shapes, or
     are in another field."""
     return {

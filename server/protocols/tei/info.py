@@ -6,9 +6,9 @@ from heed.bundle.manifest import Task
 from heed.protos import tei_pb2 as pb
 from heed.protos.tei_pb2_grpc import InfoServicer
 from heed.server.protocols.tei.service import Context
-from heed.server.repository.registry import Registry
+from heed.server.repository.registry import ModelRegistry
 from heed.server.settings import Settings
-from heed.server.transport.status import guarded
+from heed.server.transport.status import errors_to_status
 
 KINDS: dict[Task, pb.ModelType] = {
     "encoder": pb.MODEL_TYPE_EMBEDDING,
@@ -21,11 +21,11 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
 class InfoService(InfoServicer):
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
         self._registry = registry
         self._settings = settings
 
-    @guarded
+    @errors_to_status
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
         with self._registry.use("") as serving:
             model = serving.model

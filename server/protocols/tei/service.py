@@ -16,14 +16,14 @@ from heed.bundle import Manifest
 from heed.protos import tei_pb2 as pb
 from heed.server.errors import InvalidArgument, Unavailable
 from heed.server.protocols.open_inference.tensors import check_response_size
-from heed.server.protocols.streams import Place, Room, Streams
-from heed.server.repository.registry import Registry
-from heed.server.repository.served_model import Serving
+from heed.server.protocols.streams import Streams, Ticket, WeightedSemaphore
+from heed.server.repository.registry import ModelRegistry
+from heed.server.repository.served_model import ServedModel
 from heed.server.requests.limits import Limits
 from heed.server.requests.tokenizer import Side
 from heed.server.settings import Settings
-from heed.server.telemetry.request_trace import Call, Observers, Record
-from heed.server.transport.interceptors import Slots
+from heed.server.telemetry.request_trace import Call, Observers, RequestTrace
+from heed.server.transport.interceptors import ConcurrencyLimit
 from heed.server.transport.status import ItemError
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,11 +72,11 @@ def prompted(manifest: Manifest, request: pb.EmbedRequest | pb.EmbedAllRequest |
     return manifest.prompts[name] + request.inputs
 
 
-class SharedRoom:
-    """Room for many, in the order of their arrival."""
+class SharedSemaphore:
+    """WeightedSemaphore for many, in the order of their arrival."""
 
     def __init__(self, size: int) -> None:
-        self._room = Room(size)
+        self._room = WeightedSemaphore(size)
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
@@ -90,16 +90,16 @@ class SharedRoom:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TextRequest:
     """One request's way to the model."""
 
-    serving: Serving
-    record: Record
+    serving: ServedModel
+    record: RequestTrace
     deadline: float  # on time.monotonic's clock, as all times
-    room: SharedRoom
+    room: SharedSemaphore
     max_message: int
-    slots: Slots
-    place: Place | None  # of a request on a stream
+    slots: ConcurrencyLimit
+    place: Ticket | None  # of a request on a stream
 
     @property
     def manifest(self) -> Manifest:
@@ -111,7 +111,7 @@ class Asked:
         """One output about these texts, `[B, ...]`, and what it took.
 
         Raises:
-            HeedError: see `Serving.prepare` and `Serving.answer`.
+            HeedError: see `ServedModel.prepare` and `ServedModel.answer`.
         """
         serving = self.serving
         serving.scheduler.check_time(self.deadline)
@@ -145,23 +145,25 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-Handler = Callable[[Asked, Message], Awaitable[Answer]]
+Handler = Callable[[TextRequest, Message], Awaitable[Answer]]
 
 
-class Door:
+class TextEndpoint:
     """The one model of this door, and how its services ask it."""
 
-    def __init__(self, registry: Registry, settings: Settings, observers: Observers, slots: Slots) -> None:
+    def __init__(
+        self, registry: ModelRegistry, settings: Settings, observers: Observers, slots: ConcurrencyLimit
+    ) -> None:
         self.streams = Streams()
         self.limits = Limits.of(settings)
         self._registry = registry
         self._observers = observers
         self._slots = slots
         self._max_message = settings.max_message_mib * 2**20
-        self._unlimited = SharedRoom(2**62)
+        self._unlimited = SharedSemaphore(2**62)
         # The queue refuses what finds no room, and a stream would end with that. So streams wait here, and leave the
         # other half of the queue to calls.
-        self._of_streams = SharedRoom(max(1, settings.max_queue_tokens // 2))
+        self._of_streams = SharedSemaphore(max(1, settings.max_queue_tokens // 2))
 
     async def answer(self, call: Call, handler: Handler[Message, Answer], request: Message) -> Answer:
         """The answer to a call of its own."""
@@ -192,7 +194,7 @@ class Door:
                 index += 1
             whole = True
 
-        async def answer(item: tuple[int, Message], place: Place) -> Answer:
+        async def answer(item: tuple[int, Message], place: Ticket) -> Answer:
             index, request = item
             try:
                 with self._slots:
@@ -210,9 +212,11 @@ class Door:
         handler: Handler[Message, Answer],
         request: Message,
         deadline: float,
-        room: SharedRoom,
-        place: Place | None = None,
+        room: SharedSemaphore,
+        place: Ticket | None = None,
     ) -> Answer:
         with self._observers.record(call) as record, self._registry.use("") as serving:
             record.of(serving.model, serving.statistics.ended)
-            return await handler(Asked(serving, record, deadline, room, self._max_message, self._slots, place), request)
+            return await handler(
+                TextRequest(serving, record, deadline, room, self._max_message, self._slots, place), request
+            )

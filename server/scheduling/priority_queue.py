@@ -27,7 +27,7 @@ def level_of(priority: int) -> int:
 
 
 @dataclass(eq=False)
-class Entry:
+class QueueEntry:
     """One sequence in the queue. Its reply is touched by the event loop's thread alone."""
 
     sequence: TokenSequence
@@ -61,19 +61,19 @@ class Entry:
         self.reply.get_loop().call_soon_threadsafe(self.fail, error)
 
 
-class Queue:
+class PriorityQueue:
     """Entries by level, and in each level in the order of arrival. Whoever calls holds a lock."""
 
     def __init__(self) -> None:
-        self._levels: defaultdict[int, dict[Entry, None]] = defaultdict(dict)
+        self._levels: defaultdict[int, dict[QueueEntry, None]] = defaultdict(dict)
         self._tokens: defaultdict[int, int] = defaultdict(int)
         self._next_look = 0.0
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: QueueEntry) -> None:
         self._levels[entry.level][entry] = None
         self._tokens[entry.level] += len(entry.sequence)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: QueueEntry) -> None:
         """Takes it out, if it is in."""
         level = self._levels[entry.level]
         if entry in level:
@@ -95,14 +95,14 @@ class Queue:
         """Of all that goes before what now comes at this level."""
         return sum([tokens for at, tokens in self._tokens.items() if at <= level])
 
-    def first(self, count: int, now: float) -> list[Entry]:
+    def first(self, count: int, now: float) -> list[QueueEntry]:
         """Those that go next, in their order; entries that nobody wants any more are let go."""
         self._promote(now)
         every = now >= self._next_look
         if every:
             self._next_look = now + LOOK_SECONDS
-        wanted: list[Entry] = []
-        unwanted: list[Entry] = []
+        wanted: list[QueueEntry] = []
+        unwanted: list[QueueEntry] = []
         for entry in self._in_order():
             (wanted if entry.is_wanted(now) else unwanted).append(entry)
             if len(wanted) == count and not every:
@@ -112,7 +112,7 @@ class Queue:
             entry.expire()
         return wanted[:count]
 
-    def _in_order(self) -> Iterator[Entry]:
+    def _in_order(self) -> Iterator[QueueEntry]:
         return chain.from_iterable(self._levels[level] for level in sorted(self._levels))
 
     def _promote(self, now: float) -> None:
