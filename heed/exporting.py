@@ -17,7 +17,7 @@ from heed.bundle.contract import (
     plain_cases,
     read_contract,
 )
-from heed.bundle.manifest import Precision
+from heed.bundle.manifest import Device, Precision
 from heed.bundle.packing import pack
 from heed.export.bundle import ExportError, write_bundle
 from heed.export.drift import drift
@@ -25,7 +25,6 @@ from heed.model import Checkpoint, Encoder
 from heed.server.engine.model import Model
 from heed.server.engine.session import Session, without_driver
 from heed.server.errors import DeviceError
-from heed.server.settings import Device
 
 
 def unprovable() -> dict[Precision, str]:
@@ -78,7 +77,7 @@ def explain(folder: Path, checkpoint: Checkpoint, finding: Finding) -> str:
     precision = finding.precision
     model = Model(folder, "cpu", precision, anywhere=True)
     case = next(case for case in read_contract(folder) if finding.case in (case.name, f"{case.name} with attentions"))
-    sequences = model.prepare(case.inputs).sequences
+    sequences = model.preprocessor.preprocess(case.inputs).rows
     span = max(member.span(model.manifest.aligned) for member in sequences)
     graphs = model.manifest.graphs_of(precision)
     graph = next(graph for graph in graphs if not graph.fused and span <= (graph.longest or span))

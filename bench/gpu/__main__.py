@@ -18,8 +18,8 @@ from rich.console import Console
 from bench.gpu import exporting, prove, rates, rows, serve, speed, subjects, ways
 from bench.gpu.rows import Row, attempted
 from bench.gpu.speed import Plan, Subject
+from heed.bundle.manifest import Device
 from heed.server.engine.session import without_driver
-from heed.server.settings import Device
 
 
 class Part(StrEnum):
@@ -97,7 +97,7 @@ def _kernels(subject: Subject, plan: Plan, what: str, graph: Callable[[], Path])
         speed.only_on_cuda(subject)
         requests = speed.asked(subject, "sentences", plan.requests["sentences"])
         feeds = ways.feeds_of(requests.members[next(requests.groups(plan.tokens[1]))])
-        run = ways.fetch(subject.session(graph()))
+        run = ways.fetch(subject.runtime(graph()))
         return rates.kernels(subject.name, f"kernels of {what}", lambda: run(feeds))
 
     yield from attempted(subject.name, f"kernels of {what}", rows)

@@ -35,7 +35,7 @@ def contract(subject: Subject, precision: str) -> Iterator[Row]:
     where = f"{found} ({worst.output} in {worst.case}) {worst.reason}"
     yield Row(subject.name, f"{precision}, contract", where, report.holds, {"error": worst.error})
     warmup = warm_up(model)
-    found = f"{warmup.strategy}; a group moves an answer by {warmup.difference:.1e}"
+    found = f"{warmup.policy}; a group moves an answer by {warmup.difference:.1e}"
     yield Row(subject.name, f"{precision}, warm-up", found, None, {"difference": warmup.difference})
 
 

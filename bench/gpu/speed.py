@@ -18,11 +18,11 @@ from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.ways import EMBEDDING, Asked, Make, Work
 from heed.bundle import Manifest, read_manifest
 from heed.bundle.contract import BUDGETS, CUDA
+from heed.bundle.manifest import Device
 from heed.bundle.packing import Arrays
 from heed.model import Encoder
 from heed.server.engine.model import Model
 from heed.server.engine.session import FLASH_FROM, FLASH_FROM_NAME, Session
-from heed.server.settings import Device
 
 REFERENCE_ROWS = 32
 POOL = ThreadPoolExecutor(2)  # hands groups to a GPU: one thread packs while the other's group is computed
@@ -106,11 +106,11 @@ class Way:
 
 
 def _run(subject: Subject, precision: str = "fp16") -> Make:
-    return ways.one_by_one(ways.fetch(subject.session(subject.own_graph(precision))))
+    return ways.one_by_one(ways.fetch(subject.runtime(subject.own_graph(precision))))
 
 
 def _run_plain(subject: Subject) -> Make:
-    return ways.one_by_one(ways.fetch(subject.session(subject.own_graph(fused=False))))
+    return ways.one_by_one(ways.fetch(subject.runtime(subject.own_graph(fused=False))))
 
 
 def _run_otherwise(subject: Subject, flash_from: int = FLASH_FROM, **options: str) -> Make:
@@ -126,11 +126,11 @@ def _run_otherwise(subject: Subject, flash_from: int = FLASH_FROM, **options: st
 
 
 def _run_for_all(subject: Subject) -> Make:
-    return ways.one_by_one(ways.fetch_all(subject.session(subject.own_graph())))
+    return ways.one_by_one(ways.fetch_all(subject.runtime(subject.own_graph())))
 
 
 def _run_in_threads(subject: Subject) -> Make:
-    return ways.in_threads(ways.fetch(subject.session(subject.own_graph())), POOL)
+    return ways.in_threads(ways.fetch(subject.runtime(subject.own_graph())), POOL)
 
 
 def _bound(subject: Subject) -> Make:
@@ -267,11 +267,11 @@ def _one_group(subject: Subject, part: str, feeds: Arrays, plan: Plan) -> Iterat
         session = Bound(own, device, shapes, enable_cuda_graph="1")
         return lambda feeds: session.run(feeds)[EMBEDDING]
 
-    plain = ways.fetch(subject.session(own))
+    plain = ways.fetch(subject.runtime(own))
     expected = plain(feeds)
     trials = {
         "run()": lambda: plain,
-        "its graph for rows with holes": lambda: ways.fetch(subject.session(subject.own_graph(fused=False))),
+        "its graph for rows with holes": lambda: ways.fetch(subject.runtime(subject.own_graph(fused=False))),
         "bound": lambda: ways.bound(own, device, width),
         "CUDA graph": captured,
     }

@@ -21,11 +21,11 @@ from torch import Tensor
 from bench.bare import Request, padded
 from bench.gpu.attend import EndToEnd, sdpa, swapped, varlen
 from bench.gpu.bound import Bound, open_session
+from heed.bundle.manifest import Device
 from heed.bundle.packing import Arrays, TokenSequence, by_length, pack
 from heed.model import Encoder
 from heed.server.engine.graphs import Graphs
 from heed.server.engine.session import Session
-from heed.server.settings import Device
 
 EMBEDDING = "sentence_embedding"
 

@@ -1,4 +1,4 @@
-"""From a bundle's folder to a model that is proven and warm. Blocking: it takes seconds."""
+"""From a bundle's folder to a model that is verified and warm. Blocking: it takes seconds."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -8,12 +8,13 @@ from pathlib import Path
 from heed.bundle import Manifest, read_manifest
 from heed.bundle.contract import Finding, Report
 from heed.bundle.digests import check_digests
+from heed.bundle.manifest import Device
 from heed.server.engine.host import resident_bytes, usable_cpus, usable_memory
 from heed.server.engine.model import Model
 from heed.server.engine.session import CUDA
 from heed.server.errors import StartError
 from heed.server.repository.warmup import Warmup, warm_up
-from heed.server.settings import Device, Settings
+from heed.server.settings import Settings
 
 log = logging.getLogger("heed.loading")
 
@@ -23,18 +24,18 @@ MIB = 2**20
 MEMORY_FACTOR = 1.5
 
 
-class NoRoom(StartError):
+class OutOfMemory(StartError):
     """There is not enough memory now. Later there may be."""
 
 
 @dataclass(frozen=True)
 class VerifiedModel:
-    """A model, how well it was proven, and how it will be served."""
+    """A model, the report of its verification, and how its requests will be batched."""
 
     model: Model
     report: Report
     warmup: Warmup
-    threads: int  # that compute groups of this and of other models
+    threads: int  # that compute batches of this and of other models
 
 
 def memory_needed(folder: Path, precision: str) -> int:
@@ -48,11 +49,11 @@ def memory_needed(folder: Path, precision: str) -> int:
 
 
 def check_memory(folder: Path, settings: Settings) -> None:
-    """Raises NoRoom if a model is not to be expected to fit beside those that are there."""
+    """Raises OutOfMemory if a model is not expected to fit beside those that are loaded."""
     budget = settings.memory_mib * MIB or usable_memory()
     needed, taken = memory_needed(folder, settings.precision), resident_bytes()
     if taken + needed > budget:
-        raise NoRoom(
+        raise OutOfMemory(
             f"{folder} needs about {needed // MIB} MiB, and {taken // MIB} of {budget // MIB} MiB are taken; "
             "give more memory (a container's limit, or --memory-mib), or serve less"
         )
@@ -122,7 +123,7 @@ def verified(folder: Path, settings: Settings, manifest: Manifest | None = None)
 
 
 def default_threads(model: Model) -> int:
-    """How many groups to compute at a time: one on each CPU, or one on a GPU while the next is prepared."""
+    """How many batches to compute at a time: one on each CPU, or one on a GPU while the next is prepared."""
     return 2 if model.session.provider == CUDA else usable_cpus()
 
 

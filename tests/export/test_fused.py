@@ -248,4 +248,4 @@ def test_on_cuda_it_takes_the_rows_whose_tokens_are_all_real(bundle: Path, monke
     assert len(graphs.run([whole[0], holed[1], whole[2], holed[3]])) == len(LENGTHS)
     assert opened["fused.fp16.onnx"].lengths == [[LENGTHS[0], LENGTHS[2]]]
     assert opened["model.fp16.onnx"].lengths == [[LENGTHS[1], LENGTHS[3]]]
-    assert graphs.steps == []
+    assert graphs.span_limits == []

@@ -49,10 +49,10 @@ async def serving(folder: Path, **settings: Any) -> Any:
 
 
 async def embed(registry: ModelRegistry, name: str, version: str = "") -> np.ndarray:
-    with registry.use(name, version) as serving:
-        request = await serving.prepare({"text": TEXT}, ["last_hidden_state"])
-        answered = await serving.answer(request)
-        return serving.model.assemble(request, answered.answers)["last_hidden_state"]
+    with registry.use(name, version) as served:
+        request = served.preprocessor.preprocess({"text": TEXT}, ["last_hidden_state"])
+        result = await served.scheduler.admit().submit(request.rows)
+        return request.assemble(result.answers)["last_hidden_state"]
 
 
 def states(registry: ModelRegistry) -> dict[tuple[str, int], State]:
@@ -76,7 +76,7 @@ def test_versions_are_positive_numbers_and_the_newest_comes_first(tiny_bundle: P
     found = [(one.name, one.version) for one in find_bundle_folders(repository)]
     assert found == [("a", 1), ("b", 10), ("b", 2)]
     (bundle,) = find_bundle_folders(tiny_bundle)
-    assert (bundle.name, bundle.version, bundle.folder) == ("tiny", 1, tiny_bundle)
+    assert (bundle.name, bundle.version, bundle.path) == ("tiny", 1, tiny_bundle)
 
 
 async def test_the_newest_version_is_served_and_the_index_tells_of_the_others(
@@ -101,8 +101,8 @@ async def test_the_newest_version_is_served_and_the_index_tells_of_the_others(
             ("words", 10, "ready", ""),
         ]
         (entry,) = registry.all("words")
-        assert entry.serving
-        assert (entry.serving.model.manifest.name, entry.serving.model.manifest.version) == ("words", 10)
+        assert entry.served
+        assert (entry.served.model.manifest.name, entry.served.model.manifest.version) == ("words", 10)
     async with serving(repository, versions=2, default_model="words") as (_, registry):
         assert states(registry) == dict.fromkeys([("other", 1), ("words", 2), ("words", 10)], State.READY)
         assert np.array_equal(await embed(registry, "words", "2"), other)
@@ -161,11 +161,11 @@ async def test_the_old_version_finishes_what_it_has_taken(
     place(tiny_bundle, repository, "words", 1)
     async with serving(repository) as (served, registry):
         with registry.use("words") as old:
-            request = await old.prepare({"text": TEXT}, ["last_hidden_state"])
+            request = old.preprocessor.preprocess({"text": TEXT}, ["last_hidden_state"])
             place(tiny_cls_bundle, repository, "words", 2)
             await served.refresh()
             assert states(registry) == {("words", 2): State.READY, ("words", 1): State.UNLOADING}
-            assert (await old.answer(request)).answers
+            assert (await old.scheduler.admit().submit(request.rows)).answers
         await asyncio.sleep(0.2)
         assert states(registry) == {("words", 2): State.READY}
 

@@ -4,6 +4,7 @@ Letters: B batch, L length, F features.
 """
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Semaphore
 from typing import Any
@@ -17,9 +18,9 @@ from heed.bundle.manifest import Image, PositionRule
 from heed.bundle.packing import Arrays, pack
 from heed.server.engine.model import Model
 from heed.server.errors import InvalidArgument
-from heed.server.repository.served_model import ServedModel, _is_large
-from heed.server.requests.preprocess import Request, RequestSpec, check_request
+from heed.server.requests.preprocess import Preprocessor, Request, _is_large
 from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
+from heed.server.requests.validation import RequestSpec
 from tests.server.support import manifest_of
 from tests.support import VOCABULARY, save_tokenizer
 
@@ -44,18 +45,17 @@ async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model(tiny_bundle, "cpu")
-    assert model.text
-    begun, gone, encode = Semaphore(0), Event(), model.text.encode
+    assert model.tokenizer
+    begun, gone, encode = Semaphore(0), Event(), model.tokenizer.encode
 
     def encode_later(*arguments: Any) -> TokenizedText:
         begun.release()
         assert gone.wait(60)
         return encode(*arguments)
 
-    monkeypatch.setattr(model.text, "encode", encode_later)
+    monkeypatch.setattr(model.tokenizer, "encode", encode_later)
     inputs: Arrays = {"text": np.array([b"a fox"] * 1000, object)}
-    none: Any = None
-    reading = asyncio.create_task(ServedModel(model, none, none, none).prepare(inputs))
+    reading = asyncio.create_task(model.preprocessor.prepare_async(model.preprocessor.validate(inputs), inputs))
     assert await asyncio.to_thread(begun.acquire, timeout=60)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -77,7 +77,17 @@ async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
 )
 def test_what_is_large_is_read_beside_the_event_loop(inputs: dict[str, Any], large: bool) -> None:
     arrays = {name: np.array(values, object if "text" in name else np.int64) for name, values in inputs.items()}
-    assert _is_large(RequestSpec(next(iter(arrays)), []), arrays) is large
+    assert _is_large(RequestSpec(next(iter(arrays)), [], frozenset()), arrays) is large
+
+
+def check_request(
+    manifest: Manifest,
+    tokenizer: TextTokenizer | None,
+    inputs: Arrays,
+    outputs: Sequence[str] = (),
+    truncate: Side | None = None,
+) -> Request:
+    return Preprocessor(manifest, tokenizer).preprocess(inputs, outputs, truncate)
 
 
 def features(*shape: int) -> Arrays:
@@ -106,7 +116,7 @@ def test_vectors_become_rows_without_padding() -> None:
     inputs = features(2, 3, 2) | {"attention_mask": np.array([[1, 0, 1], [0, 1, 0]])}
     request = check_request(FRAMES, None, inputs)
     assert request.length == 3
-    first, second = request.sequences
+    first, second = request.rows
     np.testing.assert_array_equal(first.tokens["features"], inputs["features"][0, [0, 2]])
     np.testing.assert_array_equal(second.tokens["features"], inputs["features"][1, [0, 1]])
     assert second.real.tolist() == [False, True]
@@ -132,7 +142,7 @@ def test_floats_must_be_finite_even_under_the_mask(value: float, text: str, mask
 
 def test_finite_floats_are_taken() -> None:
     inputs = {"features": np.array([[[-3.4e38, 1e-45]]], np.float32)}
-    assert len(check_request(FRAMES, None, inputs).sequences) == 1
+    assert len(check_request(FRAMES, None, inputs).rows) == 1
 
 
 def test_a_mask_must_be_as_long_as_the_vectors() -> None:
@@ -153,13 +163,13 @@ def edges(*pairs: tuple[int, int], size: int = 3) -> np.ndarray:
 
 def test_edges_come_with_their_nodes() -> None:
     inputs = features(1, 3, 2) | {"adjacency": edges((0, 2), (2, 1)), "attention_mask": np.array([[1, 0, 1]])}
-    (row,) = check_request(GRAPHS, None, inputs).sequences
+    (row,) = check_request(GRAPHS, None, inputs).rows
     assert row.adjacency is not None
     assert row.adjacency.astype(int).tolist() == [[0, 1], [0, 0]]
 
 
 def test_an_isolated_node_is_a_node() -> None:
-    (row,) = check_request(GRAPHS, None, features(1, 3, 2) | {"adjacency": edges()}).sequences
+    (row,) = check_request(GRAPHS, None, features(1, 3, 2) | {"adjacency": edges()}).rows
     assert row.real.all()
     assert row.adjacency is not None
     assert not row.adjacency.any()
@@ -172,7 +182,7 @@ def test_a_model_over_graphs_needs_edges() -> None:
 def test_edges_that_may_be_left_out_are_all_there() -> None:
     optional = GRAPHS.inputs[2].model_copy(update={"optional": True})
     manifest = GRAPHS.model_copy(update={"inputs": [*GRAPHS.inputs[:2], optional]})
-    (row,) = check_request(manifest, None, features(1, 3, 2)).sequences
+    (row,) = check_request(manifest, None, features(1, 3, 2)).rows
     assert row.adjacency is not None
     assert row.adjacency.all()
 
@@ -189,7 +199,7 @@ def test_edges_must_fit_the_nodes(shape: tuple[int, ...]) -> None:
 
 def test_global_tokens_are_those_that_the_request_names() -> None:
     inputs = ids([5, 6, 7]) | {"global_attention_mask": np.array([[0, 1, 1]])}
-    (row,) = check_request(LONG, None, inputs).sequences
+    (row,) = check_request(LONG, None, inputs).rows
     assert row.is_global is not None
     assert row.is_global.tolist() == [False, True, True]
 
@@ -197,7 +207,7 @@ def test_global_tokens_are_those_that_the_request_names() -> None:
 def test_without_names_the_models_own_first_tokens_are_global() -> None:
     for first in (0, 1, 2):
         manifest = LONG.model_copy(update={"first_tokens_global": first})
-        (row,) = check_request(manifest, None, ids([5, 6, 7])).sequences
+        (row,) = check_request(manifest, None, ids([5, 6, 7])).rows
         assert row.is_global is not None
         assert row.is_global.tolist() == [column < first for column in range(3)]
 
@@ -205,7 +215,7 @@ def test_without_names_the_models_own_first_tokens_are_global() -> None:
 def test_the_first_tokens_of_a_stripped_row_are_the_first_real_ones() -> None:
     manifest = LONG.model_copy(update={"position_rule": PositionRule(kind="stripped")})
     inputs = ids([5, 6, 7]) | {"attention_mask": np.array([[0, 1, 1]])}
-    (row,) = check_request(manifest, None, inputs).sequences
+    (row,) = check_request(manifest, None, inputs).rows
     assert row.is_global is not None
     assert row.is_global.tolist() == [True, False]
     assert row.tokens["input_ids"].tolist() == [6, 7]
@@ -223,7 +233,7 @@ def test_an_image_becomes_patches_behind_a_class_token() -> None:
     pixels = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, 3, 4, 6)
     request = check_request(IMAGES, None, {"pixel_values": pixels})
     assert request.length == 7
-    row = request.sequences[1]
+    row = request.rows[1]
     assert row.tokens["features"].shape == (7, 12)
     assert not row.tokens["features"][0].any()
     np.testing.assert_array_equal(row.tokens["features"][2], pixels[1, :, :2, 2:4].ravel())
@@ -243,7 +253,7 @@ def test_pairs_are_joined_by_the_tokenizers_own_template(encoder: TextTokenizer,
     request = check_request(TEXTS, encoder, texts("the fox", "a", pairs=["dog", "quick fox."]))
     save_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    for row, pair in zip(request.sequences, [("the fox", "dog"), ("a", "quick fox.")], strict=True):
+    for row, pair in zip(request.rows, [("the fox", "dog"), ("a", "quick fox.")], strict=True):
         expected = tokenizer.encode(*pair)
         assert row.tokens["input_ids"].tolist() == expected.ids
         assert row.tokens["token_type_ids"].tolist() == expected.type_ids
@@ -260,7 +270,7 @@ def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextTokenizer, tmp_path
         for second in range(0, 14):
             pair = "a fox " * first, "quick dog " * second
             inputs = texts(pair[0], pairs=[pair[1]])
-            (row,) = check_request(TEXTS, encoder, inputs, truncate=side).sequences
+            (row,) = check_request(TEXTS, encoder, inputs, truncate=side).rows
             assert row.tokens["input_ids"].tolist() == tokenizer.encode(*pair).ids, (first, second)
 
 
@@ -283,7 +293,7 @@ def test_a_pair_that_is_not_utf_8_is_named(encoder: TextTokenizer) -> None:
 def test_a_model_without_token_types_gets_none(encoder: TextTokenizer) -> None:
     manifest = manifest_of("input_ids", "attention_mask", "text", "text_pair")
     for inputs in (texts("a", pairs=["b"]), ids([5, 6])):
-        (row,) = check_request(manifest, encoder, inputs).sequences
+        (row,) = check_request(manifest, encoder, inputs).rows
         assert set(row.tokens) == {"input_ids", "position_ids"}
 
 
@@ -327,15 +337,15 @@ def test_what_does_not_go_together_is_named(
 
 
 def outputs(manifest: Manifest, inputs: Arrays, *wanted: str, encoder: TextTokenizer | None = None) -> list[str]:
-    return check_request(manifest, encoder, inputs, wanted).outputs
+    return check_request(manifest, encoder, inputs, wanted).spec.outputs
 
 
 def test_attentions_are_never_given_unasked(encoder: TextTokenizer) -> None:
     assert outputs(TEXTS, ids([1])) == ["last_hidden_state"]
     assert outputs(TEXTS, texts("a"), encoder=encoder) == ["last_hidden_state"]
     asked = check_request(TEXTS, None, ids([1]), ["attentions"])
-    assert (asked.outputs, asked.form.kind) == (["attentions"], "attentions")
-    assert check_request(TEXTS, None, ids([1])).form.kind == "answers"
+    assert (asked.spec.outputs, asked.spec.kind) == (["attentions"], "attentions")
+    assert check_request(TEXTS, None, ids([1])).spec.kind == "answers"
 
 
 def test_words_are_given_unasked_where_they_are_what_is_labelled(encoder: TextTokenizer) -> None:
@@ -359,7 +369,7 @@ def test_tokens_are_written_as_in_the_vocabulary_and_offsets_count_code_points(e
 
 def group_of(manifest: Manifest, *requests: dict[str, Any]) -> Arrays:
     rows: list[Request] = [check_request(manifest, None, inputs) for inputs in requests]
-    return pack([row for request in rows for row in request.sequences], manifest.aligned)
+    return pack([row for request in rows for row in request.rows], manifest.aligned)
 
 
 def test_requests_with_and_without_optional_inputs_share_a_group() -> None:

@@ -90,24 +90,24 @@ def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
 
 
 def _model_rows(served: "ModelVersion") -> dict[str, str]:
-    """What one model is, how its requests are grouped, and how exact it is."""
-    assert served.loaded
-    model, report, warmup = served.loaded.model, served.loaded.report, served.loaded.warmup
+    """What one model is, how its rows are batched, and how exact it is."""
+    assert served.verified
+    model, report, warmup = served.verified.model, served.verified.report, served.verified.warmup
     provider = model.session.provider
     if model.session.fallback:
         provider += f" [dim]({escape(model.session.fallback)})[/]"
-    bits = f"answers in a group differ by up to {warmup.difference:.0e}"
+    bits = f"answers in a batch differ by up to {warmup.difference:.0e}"
     if warmup.bit_equal:
-        bits = "the same bits alone and in any group"
-    threads = served.loaded.threads
+        bits = "the same bits alone and in any batch"
+    threads = served.verified.threads
     return {
         "model": f"{served.name} version {served.version}, {model.precision}, {model.digest[:19]}",
         "takes": ", ".join(spec.name for spec in model.manifest.inputs),
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
         "runs on": f"{provider}, {threads} thread{'s' * (threads != 1)}"
-        + ", all of them for a lone request" * model.is_wide
+        + ", all of them for a lone request" * model.graphs.is_multi_threaded
         + f"; linear layers in {way()}" * model.session.has_kernels,
-        "groups": f"{warmup.strategy}; {bits}",
+        "batches": f"{warmup.policy}; {bits}",
         "error": f"{error_text(report.worst)} at most, {budget_text(report.worst)} allowed "
         f"[dim]({len(report.findings)} comparisons with the reference)[/]",
     }

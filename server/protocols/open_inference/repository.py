@@ -9,7 +9,6 @@ from heed.protos import open_inference_pb2 as pb
 from heed.server.errors import InvalidArgument, NotFound
 from heed.server.repository.model_repository import ModelRepository
 from heed.server.repository.registry import State
-from heed.server.transport.status import errors_to_status
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -31,7 +30,6 @@ class RepositoryCalls:
     def __init__(self, repository: ModelRepository) -> None:
         self._repository = repository
 
-    @errors_to_status
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         _check_repository(request.repository_name)
         response = pb.RepositoryIndexResponse()
@@ -41,7 +39,6 @@ class RepositoryCalls:
                 response.models.add(name=entry.name, version=str(entry.version), state=state, reason=entry.reason)
         return response
 
-    @errors_to_status
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
@@ -50,7 +47,6 @@ class RepositoryCalls:
         await self._repository.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
-    @errors_to_status
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:

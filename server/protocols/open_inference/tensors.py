@@ -15,7 +15,8 @@ from heed.bundle.manifest import TensorSpec
 from heed.bundle.packing import Arrays
 from heed.protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 from heed.server.errors import InvalidArgument
-from heed.server.requests.preprocess import Request, spec_of
+from heed.server.requests.preprocess import Request
+from heed.server.requests.validation import input_spec
 
 # Datatype: its bytes on the wire (always little-endian), and its field in InferTensorContents, if it has one.
 WIRE = {
@@ -38,7 +39,6 @@ WIDENED = {
     "FP32": ("FP16", "BF16"),
 }
 KINDS = {"f": "FP32", "i": "INT64", "U": "BYTES"}  # of numpy's dtypes, in an answer
-MAX_TENSORS = 64  # of each kind in a request; no model has as many
 MAX_RANK = 8  # of a tensor; no model has one of more
 OVERHEAD = 4096  # bytes of a message for names, shapes and parameters
 _LENGTH = struct.Struct("<I")
@@ -145,18 +145,6 @@ def _check_shape(manifest: Manifest, spec: TensorSpec, shape: Sequence[int], max
         )
 
 
-def check_counts(request: ModelInferRequest) -> None:
-    """Before anything looks at each of them: a message has room for millions that are empty.
-
-    Raises:
-        InvalidArgument: there are more than any request needs.
-    """
-    counts = len(request.inputs), len(request.outputs), len(request.raw_input_contents)
-    if max(counts) > MAX_TENSORS:
-        came = "{} inputs, {} outputs and {} raw_input_contents came".format(*counts)
-        raise InvalidArgument(f"{came}; a request has at most {MAX_TENSORS} of each")
-
-
 def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> dict[str, WireTensor]:
     """The request's tensors by name, in the order of their values.
 
@@ -165,7 +153,7 @@ def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: i
     """
     described: dict[str, WireTensor] = {}
     for tensor in request.inputs:
-        spec = spec_of(manifest, tensor.name)
+        spec = input_spec(manifest, tensor.name)
         if tensor.name in described:
             raise InvalidArgument(f"input {tensor.name} came twice")
         _check_datatype(spec, tensor.datatype)
@@ -212,13 +200,13 @@ def read_contents(inputs: Mapping[str, WireTensor], request: ModelInferRequest) 
 
 def response_bytes(manifest: Manifest, request: Request) -> int:
     """How large the numbers in an answer will be; texts are not counted."""
-    total = 0
-    for name in request.outputs:
-        spec = manifest.output_specs[name]
+    total, specs = 0, manifest.output_specs
+    for name in request.spec.outputs:
+        spec = specs[name]
         if spec.datatype != "BYTES":
             dtype, _ = WIRE[spec.datatype]
             sizes = [request.length if size == -1 else size for size in spec.shape[1:]]
-            total += len(request.sequences) * math.prod(sizes) * dtype.itemsize
+            total += len(request.rows) * math.prod(sizes) * dtype.itemsize
     return total
 
 
@@ -229,7 +217,7 @@ def check_response_size(manifest: Manifest, request: Request, limit: int) -> int
     if size + OVERHEAD > limit:
         raise InvalidArgument(
             f"the answer would have {size} bytes, more than a message holds here ({limit}); "
-            f"send fewer or shorter rows, or name fewer outputs than {', '.join(request.outputs)}"
+            f"send fewer or shorter rows, or name fewer outputs than {', '.join(request.spec.outputs)}"
         )
     return size
 

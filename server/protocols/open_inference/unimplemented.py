@@ -1,10 +1,9 @@
-"""What Triton has and heed has not: each call says what to do instead."""
+"""The calls of Triton that heed does not have: each says what to do instead."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from heed.server.errors import Unimplemented
-from heed.server.transport.status import errors_to_status
 
 SHARED_MEMORY = (
     "there is no shared memory here, the server may be on another machine: send tensors in raw_input_contents and read "
@@ -18,7 +17,7 @@ def _unimplemented(instead: str) -> Callable[..., Awaitable[Any]]:
     async def method(self: object, request: object, context: object) -> None:
         raise Unimplemented(instead)
 
-    return errors_to_status(method)
+    return method
 
 
 class UnimplementedCalls:

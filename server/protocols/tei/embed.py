@@ -16,7 +16,6 @@ from heed.server.errors import FailedPrecondition, InvalidArgument, Unimplemente
 from heed.server.protocols.tei.capabilities import check_can
 from heed.server.protocols.tei.service import Context, TextEndpoint, TextRequest, prompted, side_of
 from heed.server.telemetry.request_trace import Call
-from heed.server.transport.status import errors_to_status
 
 NO_SPARSE = "heed has no sparse embeddings; Embed gives one dense vector for a text, EmbedAll one for each token"
 SHORTEST = 1e-12  # a shorter vector is not made longer than it is, as in torch
@@ -71,43 +70,39 @@ SERVICE = "tei.v1.Embed"
 
 
 class EmbedService(EmbedServicer):
-    def __init__(self, door: TextEndpoint) -> None:
-        self._endpoint = door
+    def __init__(self, endpoint: TextEndpoint) -> None:
+        self._endpoint = endpoint
 
-    @errors_to_status
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         return await self._endpoint.answer(Call(SERVICE, "Embed", context), _embed, request)
 
-    @errors_to_status
     async def EmbedStream(self, requests: AsyncIterator[pb.EmbedRequest], context: Context) -> None:
-        await self._endpoint.answer_all(Call(SERVICE, "EmbedStream", context), _embed, requests, context.write)
+        await self._endpoint.answer_stream(Call(SERVICE, "EmbedStream", context), _embed, requests, context.write)
 
-    @errors_to_status
     async def EmbedAll(self, request: pb.EmbedAllRequest, context: Context) -> pb.EmbedAllResponse:
         return await self._endpoint.answer(Call(SERVICE, "EmbedAll", context), _embed_all, request)
 
-    @errors_to_status
     async def EmbedAllStream(self, requests: AsyncIterator[pb.EmbedAllRequest], context: Context) -> None:
-        await self._endpoint.answer_all(Call(SERVICE, "EmbedAllStream", context), _embed_all, requests, context.write)
+        await self._endpoint.answer_stream(
+            Call(SERVICE, "EmbedAllStream", context), _embed_all, requests, context.write
+        )
 
-    @errors_to_status
     async def EmbedSparse(self, request: Any, context: Context) -> Any:
         raise Unimplemented(NO_SPARSE)
 
-    @errors_to_status
     async def EmbedSparseStream(self, requests: Any, context: Context) -> None:
         raise Unimplemented(NO_SPARSE)
 
 
-async def _embed(ask: TextRequest, request: pb.EmbedRequest) -> pb.EmbedResponse:
-    manifest = ask.manifest
+async def _embed(text_request: TextRequest, request: pb.EmbedRequest) -> pb.EmbedResponse:
+    manifest = text_request.manifest
     check_can(manifest, "Embed")
     normalize = request.normalize if request.HasField("normalize") else True
     output = _output(manifest, normalize)
     width = next(spec.shape[-1] for spec in manifest.outputs if spec.name == output)
     dimensions = _dimensions(request, width)
     text = prompted(manifest, request)
-    (vector_D,), metadata = await ask.about([text], None, output, side_of(request), len(request.inputs))
+    (vector_D,), metadata = await text_request.compute([text], None, output, side_of(request), len(request.inputs))
     if normalize and not (manifest.unit_length and dimensions == width):
         vector_D = _normalized(vector_D[:dimensions])
     response = pb.EmbedResponse(metadata=metadata)
@@ -115,11 +110,11 @@ async def _embed(ask: TextRequest, request: pb.EmbedRequest) -> pb.EmbedResponse
     return response
 
 
-async def _embed_all(ask: TextRequest, request: pb.EmbedAllRequest) -> pb.EmbedAllResponse:
-    check_can(ask.manifest, "EmbedAll")
-    text = prompted(ask.manifest, request)
+async def _embed_all(text_request: TextRequest, request: pb.EmbedAllRequest) -> pb.EmbedAllResponse:
+    check_can(text_request.manifest, "EmbedAll")
+    text = prompted(text_request.manifest, request)
     side = side_of(request)
-    (hidden_LD,), metadata = await ask.about([text], None, "last_hidden_state", side, len(request.inputs))
+    (hidden_LD,), metadata = await text_request.compute([text], None, "last_hidden_state", side, len(request.inputs))
     response = pb.EmbedAllResponse(metadata=metadata)
     for vector_D in hidden_LD:
         _fill(response.token_embeddings.add(), vector_D)

@@ -1,4 +1,4 @@
-"""What is served at this door."""
+"""The service `tei.v1.Info`: the model that is served."""
 
 from importlib.metadata import version
 
@@ -8,7 +8,6 @@ from heed.protos.tei_pb2_grpc import InfoServicer
 from heed.server.protocols.tei.service import Context
 from heed.server.repository.registry import ModelRegistry
 from heed.server.settings import Settings
-from heed.server.transport.status import errors_to_status
 
 KINDS: dict[Task, pb.ModelType] = {
     "encoder": pb.MODEL_TYPE_EMBEDDING,
@@ -25,10 +24,9 @@ class InfoService(InfoServicer):
         self._registry = registry
         self._settings = settings
 
-    @errors_to_status
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
-        with self._registry.use("") as serving:
-            model = serving.model
+        with self._registry.use("") as served:
+            model = served.model
             return pb.InfoResponse(
                 version=version("heed-serve"),
                 model_id=model.manifest.name,

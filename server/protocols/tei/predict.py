@@ -9,55 +9,52 @@ from heed.server.protocols.tei.capabilities import check_can
 from heed.server.protocols.tei.scores import best_first, scores
 from heed.server.protocols.tei.service import Context, TextEndpoint, TextRequest, side_of
 from heed.server.telemetry.request_trace import Call
-from heed.server.transport.status import errors_to_status
 
 SERVICE = "tei.v1.Predict"
 
 
 class PredictService(PredictServicer):
-    def __init__(self, door: TextEndpoint) -> None:
-        self._endpoint = door
+    def __init__(self, endpoint: TextEndpoint) -> None:
+        self._endpoint = endpoint
 
-    @errors_to_status
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         return await self._endpoint.answer(Call(SERVICE, "Predict", context), _predict, request)
 
-    @errors_to_status
     async def PredictStream(self, requests: AsyncIterator[pb.PredictRequest], context: Context) -> None:
-        await self._endpoint.answer_all(Call(SERVICE, "PredictStream", context), _predict, requests, context.write)
+        await self._endpoint.answer_stream(Call(SERVICE, "PredictStream", context), _predict, requests, context.write)
 
-    @errors_to_status
     async def PredictPair(self, request: pb.PredictPairRequest, context: Context) -> pb.PredictResponse:
         return await self._endpoint.answer(Call(SERVICE, "PredictPair", context), _predict_pair, request)
 
-    @errors_to_status
     async def PredictPairStream(self, requests: AsyncIterator[pb.PredictPairRequest], context: Context) -> None:
-        await self._endpoint.answer_all(
+        await self._endpoint.answer_stream(
             Call(SERVICE, "PredictPairStream", context), _predict_pair, requests, context.write
         )
 
 
-async def _predict(ask: TextRequest, request: pb.PredictRequest) -> pb.PredictResponse:
-    check_can(ask.manifest, "Predict")
-    return await _labelled(ask, request, [request.inputs])
+async def _predict(text_request: TextRequest, request: pb.PredictRequest) -> pb.PredictResponse:
+    check_can(text_request.manifest, "Predict")
+    return await _labelled(text_request, request, [request.inputs])
 
 
-async def _predict_pair(ask: TextRequest, request: pb.PredictPairRequest) -> pb.PredictResponse:
-    check_can(ask.manifest, "PredictPair")
+async def _predict_pair(text_request: TextRequest, request: pb.PredictPairRequest) -> pb.PredictResponse:
+    check_can(text_request.manifest, "PredictPair")
     if len(request.inputs) not in (1, 2):
         raise InvalidArgument(f"inputs has {len(request.inputs)} texts, expected one, or the two of a pair")
-    return await _labelled(ask, request, list(request.inputs))
+    return await _labelled(text_request, request, list(request.inputs))
 
 
 async def _labelled(
-    ask: TextRequest, request: pb.PredictRequest | pb.PredictPairRequest, texts: list[str]
+    text_request: TextRequest, request: pb.PredictRequest | pb.PredictPairRequest, texts: list[str]
 ) -> pb.PredictResponse:
     """`texts` are one, or the two of a pair."""
     if not any(texts):
         raise InvalidArgument("inputs is empty, expected a text")
     characters = sum(map(len, texts))
-    logits_BC, metadata = await ask.about(texts[:1], texts[1:] or None, "logits", side_of(request), characters)
+    logits_BC, metadata = await text_request.compute(
+        texts[:1], texts[1:] or None, "logits", side_of(request), characters
+    )
     (scores_C,) = scores(logits_BC, request.raw_scores)
-    labels = ask.manifest.labels
+    labels = text_request.manifest.labels
     predictions = [pb.Prediction(score=scores_C[place], label=labels[place]) for place in best_first(scores_C)]
     return pb.PredictResponse(predictions=predictions, metadata=metadata)
