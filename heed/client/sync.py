@@ -10,7 +10,7 @@ import numpy as np
 
 from heed.client.answers import CLASSIFY, EMBED, RANK, TAG, Label, Rank, Tag, read_labels, read_ranks, read_tags
 from heed.client.batches import OneBundle, batches, cut, joined, of_rows
-from heed.client.common import Common
+from heed.client.config import Common
 from heed.client.wire import (
     Answer,
     CallError,
