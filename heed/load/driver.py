@@ -53,7 +53,7 @@ def ask_by_stream(
     def ask(number: int) -> Awaitable[object]:
         message = pb.ModelInferRequest()
         message.CopyFrom(messages[number % len(messages)])  # it may be on its way already
-        return streams.ask(message, deadline, ())
+        return streams.infer(message, deadline, ())
 
     return ask
 
