@@ -39,6 +39,7 @@ class BackgroundLoop:
         self._tasks: dict[Future[Any], asyncio.Task[Any]] = {}  # on the loop's thread alone
         self._users: WeakSet[ModelCalls] = WeakSet()
         self._at_exit = False
+        self.stops = 0  # how often the loop was stopped
         atexit.register(self._exit)
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._lock.release, after_in_child=self._lock.release
@@ -129,6 +130,7 @@ class BackgroundLoop:
     def _stop_loop(self, timeout: float | None = None) -> None:
         """Needs the lock: what was submitted before has begun, and ends as cancelled."""
         if self._loop and self._thread:
+            self.stops += 1  # before anybody hears of a call that was cancelled
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout)
             self._loop = self._thread = None
@@ -150,6 +152,7 @@ class BackgroundCall(Generic[Result]):
 
     def __init__(self, loop: BackgroundLoop, make: Make[Result]) -> None:
         self._loop, self._make = loop, make
+        self._stops = loop.stops
         self._future = loop.submit(make)
 
     def done(self) -> bool:
@@ -160,8 +163,11 @@ class BackgroundCall(Generic[Result]):
         while True:
             try:
                 return self._future.result()
-            except CancelledError:  # the loop has stopped
-                self._future = self._loop.submit(self._make)
+            except CancelledError:
+                if self._loop.stops == self._stops:
+                    raise
+            self._stops = self._loop.stops
+            self._future = self._loop.submit(self._make)
 
     def cancel(self) -> None:
         """Does nothing if the call has ended."""

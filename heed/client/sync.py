@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -160,8 +160,15 @@ class _BlockingCalls(ModelCalls):
         super().__init__(config, servers, BlockingTransport)
         self._concurrent = concurrent
 
-    async def _infer_parts(self, *arguments: Any) -> Answer:
-        return BACKGROUND.run(lambda: self._concurrent._infer_parts(*arguments))
+    async def _infer_parts(
+        self,
+        arrays: dict[str, np.ndarray],
+        parts: Sequence[slice],
+        outputs: Sequence[str],
+        truncate: bool,
+        timeout: float | None,
+    ) -> Answer:
+        return BACKGROUND.run(lambda: self._concurrent._infer_parts(arrays, parts, outputs, truncate, timeout))
 
 
 def _run_blocking(coroutine: Coroutine[Any, Any, Result]) -> Result:
