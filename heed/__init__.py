@@ -33,3 +33,7 @@ def __getattr__(name: str) -> Any:
         if said := advice(error):
             raise ModuleNotFoundError(said, name=error.name) from error
         raise
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
