@@ -284,6 +284,32 @@ def test_an_unknown_name_of_heed_is_an_attribute_error() -> None:
         _ = heed.clients
 
 
+TYPED_PROGRAM = """
+from typing import assert_type
+import numpy as np
+from heed import AsyncClient, Client
+
+async def embed(texts: list[str]) -> np.ndarray:
+    async with AsyncClient("localhost:8001", "tiny") as client:
+        return await client.embed(texts)
+
+with Client("localhost:8001", "tiny") as client:
+    assert_type(client, Client)
+    assert_type(client.embed(["a"]), np.ndarray)
+    client.embed(7)
+"""
+
+
+@pytest.mark.long
+def test_mypy_checks_a_users_program_against_the_installed_wheel(environment: Environment, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(TYPED_PROGRAM)
+    program = f"import os; os.chdir({str(tmp_path)!r}); from mypy.main import main\n"
+    program += f"main(args=['--strict', '--python-executable', {str(environment.python)!r}, 'program.py'])"
+    errors = [line for line in run(sys.executable, "-c", program, code=1).stdout.splitlines() if "error:" in line]
+    assert [line.split(": error: ")[0] for line in errors] == ["program.py:13"]
+    assert "[arg-type]" in errors[0]
+
+
 def test_an_installation_for_development_exposes_heed_alone(checkout: Path, tmp_path: Path) -> None:
     """By a line of path, which type checkers and editors follow; they do not follow an import hook."""
     wheel = build("editable", checkout, tmp_path, "false")
