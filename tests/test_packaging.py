@@ -144,7 +144,15 @@ def is_needed(requirement: Requirement, extra: str) -> bool:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     made = Environment(tmp_path_factory.mktemp("environment"))
     venv.create(made.folder)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", made.python, "install"]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--python",
+        made.python,
+        "install",
+    ]
     run(*pip, "--quiet", "--no-index", "--no-deps", "--no-compile", wheel)
     requirements = [Requirement(each) for each in PYPROJECT["dependencies"]]
     link_packages(requirements, made.packages)
