@@ -5,7 +5,14 @@ from typing import Literal, get_args
 
 # What a status code alone does not say. Callers get it as trailing metadata, and metrics have a series for each.
 Reason = Literal[
-    "queue_full", "no_time", "loading", "draining", "too_many_requests", "unauthenticated", "permission_denied"
+    "queue_full",
+    "no_time",
+    "loading",
+    "draining",
+    "too_many_requests",
+    "too_large",
+    "unauthenticated",
+    "permission_denied",
 ]
 
 
@@ -26,10 +33,10 @@ class NotFound(HeedError):
 
 
 class Exhausted(HeedError):
-    """More is asked than can be done now. Later it may not be."""
+    """There is no capacity for the request now. Later there may be."""
 
     def __init__(self, message: str, retry_after: float | None = None, reason: Reason | None = None) -> None:
-        """`retry_after`: seconds until another try is worth it; infinity if none is; None if nobody knows."""
+        """`retry_after`: seconds until another try is worth it; infinity if none is; None if unknown."""
         super().__init__(message, reason)
         self.retry_after = retry_after
 
@@ -51,11 +58,11 @@ class Unimplemented(HeedError):
 
 
 class DeviceError(HeedError):
-    """The execution provider that was asked for cannot be used."""
+    """The execution provider that was requested cannot be used."""
 
 
 class StartError(HeedError):
-    """The server cannot start as it was told to."""
+    """The server cannot start with these settings."""
 
 
 INTERNAL = "INTERNAL"

@@ -54,7 +54,7 @@ class Model:
 
     @cached_property
     def attention_graphs(self) -> Graphs:
-        """Loaded when first asked for; the provider is that of the plain answers.
+        """Loaded at the first use; the provider is that of the plain answers.
 
         Raises:
             BundleError, DeviceError: as above.

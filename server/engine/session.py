@@ -1,4 +1,4 @@
-"""Runs one graph with onnxruntime on the provider that was asked for, or not at all."""
+"""Runs one graph with onnxruntime on the provider that was requested, or not at all."""
 
 import ctypes
 import os
@@ -19,12 +19,12 @@ from heed.server.errors import DeviceError
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-# TF32 keeps 10 bits of 23, and float16 is no place for the sums of a norm.
+# TF32 keeps 10 bits of 23, and a norm must not be summed in float16.
 CUDA_OPTIONS = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
 # The length from which rows get flash attention where a graph is fused. Its tiles are 128 tokens wide; shorter rows get
 # attention in smaller tiles. onnxruntime reads it from its environment.
 FLASH_FROM_NAME, FLASH_FROM = "ORT_MIN_SEQ_LEN_FLASH_ATTENTION_PACKED_QKV", 128
-# Pairs of slots of a group, B * L * L, beyond which a run is long enough for memory to be fetched for it alone.
+# Pairs of slots of a batch, B * L * L, beyond which a run is long enough for memory to be fetched for it alone.
 LARGE = 2**15
 
 
@@ -81,7 +81,7 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     """The options of every session that heed makes: the proof at export runs with what will serve.
 
     Args:
-        threads: for one run. With 1, runs side by side have the best throughput, and nobody waits for a spinning
+        threads: for one run. With 1, runs side by side have the best throughput, and no run waits for a spinning
             thread. More are for a run that has the machine to itself: there, waking threads for each operator would
             take longer than the work.
     """
@@ -108,10 +108,10 @@ def _shrinking(provider: str) -> onnxruntime.RunOptions | None:
 
 
 def device_for(precision: str, device: Device) -> Device:
-    """The device that a precision is for: CUDA for float16, the CPU for int8, the one asked for otherwise.
+    """The device that a precision is for: CUDA for float16, the CPU for int8, the requested one otherwise.
 
     Raises:
-        DeviceError: another one was asked for.
+        DeviceError: another one was requested.
     """
     on_cuda, on_cpu = has_budget(precision, CUDA), has_budget(precision, CPU)
     if on_cuda == on_cpu:
@@ -160,7 +160,7 @@ class Session:
                     raise
                 self.fallback = str(error)
                 self._session = self._open_cpu(graph, threads, kernels)
-        # What was asked for proves nothing: onnxruntime falls back to the CPU in silence.
+        # The requested provider proves nothing: onnxruntime falls back to the CPU in silence.
         self.provider: str = self._session.get_providers()[0]
         self.has_kernels = kernels and self.provider == CPU and serves(graph)
         self.outputs = [output.name for output in self._session.get_outputs()]
@@ -170,8 +170,8 @@ class Session:
     def run(self, feeds: Arrays, outputs: Collection[str] = ()) -> dict[str, np.ndarray]:
         """These outputs, or all, for the graph's inputs (see `bundle/packing.py`).
 
-        All are computed either way, but what is not asked for stays on the device: 8,192 tokens' hidden states are
-        25 MB for a width of 768, their embeddings less than 1.
+        All are computed either way, but outputs that are not requested stay on the device: hidden states of 8,192
+        tokens are 25 MB for a width of 768, their embeddings less than 1.
         """
         options = self._shrinking if feeds["slots"].size * feeds["slots"].shape[1] > LARGE else None
         names = list(outputs or self.outputs)

@@ -97,7 +97,7 @@ class HeedV1Service(InferenceServicer):
     """The service."""
 
     def __init__(self, answer: Answer, refuse: Refuse, streams: Streams) -> None:
-        """`refuse` is asked before anything is done for a request that has waited; it returns the refusal if the
+        """`refuse` is called before anything is done for a request that has waited; it returns the refusal if the
         answer would come too late."""
         self._answer, self._refuse, self._streams = answer, refuse, streams
 

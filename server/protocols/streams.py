@@ -157,7 +157,7 @@ class Stream(Generic[Request, Answer]):
             job.task.add_done_callback(partial(self._task_done, job))
 
     def _task_done(self, job: _Job[Answer], _: "asyncio.Task[Answer]") -> None:
-        job.ticket.pass_turn()  # it may not have asked to be admitted
+        job.ticket.pass_turn()  # it may not have been admitted
         if self._key_of is None:
             while self._open and (first := next(iter(self._open))).task.done():
                 del self._open[first]

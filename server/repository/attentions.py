@@ -35,7 +35,7 @@ def _verify(model: Model) -> Report:
 
 
 class Attentions:
-    """VerifiedModel and proven when somebody first asks, while everybody else is served."""
+    """Loaded and verified at the first request for them, while other requests are served."""
 
     def __init__(self, model: Model, max_tokens: int, statistics: Statistics) -> None:
         """`max_tokens` tokens may wait."""

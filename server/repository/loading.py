@@ -68,15 +68,15 @@ def proven(
     everything: bool = False,
     follow: Callable[[Iterator[Finding]], Iterable[Finding]] = iter,
 ) -> tuple[Model, Report]:
-    """A bundle in memory, and how its answers compare with the reference's.
+    """Loads a bundle, and compares its answers with the reference's.
 
-    Where heed's own kernels do not keep the budget, onnxruntime's take their place: digits hold what is far below
-    a token's largest value less exactly than floats do (see `server/engine/kernels`).
+    Where heed's own kernels exceed the budget, onnxruntime's are used: digits represent values far below a token's
+    largest one less exactly than floats do (see `server/engine/kernels`).
 
     Args:
         device, precision, kernels, manifest: see `Model`.
         everything: every case of the contract, and not those for a start only.
-        follow: looks on while findings come in.
+        follow: is given the findings as they come in, for progress.
 
     Raises:
         BundleError, DeviceError: see `Model`.
@@ -91,7 +91,7 @@ def proven(
 
 
 def verified(folder: Path, settings: Settings, manifest: Manifest | None = None) -> tuple[Model, Report]:
-    """Loads a bundle and proves it: first its signature, if one is asked for, and its digests, then its numbers, on the
+    """Loads a bundle and verifies it: its signature (if one is required) and its digests, then its answers, on the
     provider that will serve.
 
     Args:

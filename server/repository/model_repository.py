@@ -81,7 +81,7 @@ class ModelRepository:
 
         Args:
             only: this model; all if empty.
-            settled: skip folders that have changed since the last call: somebody may be copying into them.
+            settled: skip folders that have changed since the last call: they may still be copied.
 
         Raises:
             BundleError, StartError: the folder cannot be read. Everything stays as it is.

@@ -105,7 +105,7 @@ class ModelRegistry:
         return sorted({one.name for one in self._versions if one.state is not State.UNLOADING})
 
     def find(self, name: str, version: str = "") -> ModelVersion:
-        """The version that is asked for, or else the newest that is ready.
+        """The version that is requested, or else the newest that is ready.
 
         Args:
             name: empty for the default model.
@@ -143,7 +143,7 @@ class ModelRegistry:
         return NotFound(f"model {name!r} is not served here, {others}")
 
     def use(self, name: str, version: str = "") -> ServedModel:
-        """The model that answers, for a `with`: it stays until the end of that, whatever takes its place.
+        """The model that answers, for a `with`: it stays loaded until the end of that.
 
         Raises:
             NotFound, FailedPrecondition: see `find`.

@@ -21,7 +21,8 @@ class Limits:
         """Raises InvalidArgument."""
         if rows > self.max_batch:
             raise InvalidArgument(
-                f"the request has {rows} rows, at most {self.max_batch} are taken (--max-batch); send several requests"
+                f"the request has {rows} rows, at most {self.max_batch} are taken (--max-batch); send several requests",
+                "too_large",
             )
 
     def check_texts(self, name: str, texts: Iterable[str | bytes]) -> None:

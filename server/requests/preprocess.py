@@ -108,7 +108,7 @@ class Preprocessor:
         Args:
             inputs: as `spec` was validated for. Texts are an object array of bytes or strings.
             truncate: the end at which to cut texts that are too long, instead of refusing them.
-            is_cancelled: is asked between texts.
+            is_cancelled: is called between texts.
 
         Raises:
             DeadlineExceeded: the request was cancelled.
@@ -216,7 +216,7 @@ class Preprocessor:
         assert self._tokenizer  # as the manifest takes text
         for index, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
             if is_cancelled():
-                raise DeadlineExceeded("nobody waits for the answer any more")
+                raise DeadlineExceeded("the caller no longer waits for the answer")
             where = f"input text[{index}]" + " with its pair" * (pair is not None)
             tokens = self._tokenizer.encode(text, pair, truncate, where)
             tokenized.append(tokens)

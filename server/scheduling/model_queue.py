@@ -42,7 +42,7 @@ class Run(Protocol):
 
 
 class BatchObserver(Protocol):
-    """Is told of each batch, by the thread that computed it."""
+    """Is called for each batch, by the thread that computed it."""
 
     def batch_computed(self, lengths: list[int], seconds: float) -> None:
         """`lengths` are the rows' tokens."""
@@ -102,7 +102,7 @@ class ThroughputEstimate:
     def update(self, tokens: int, seconds: float, cores: int = 1) -> None:
         """Adds a run of so many tokens.
 
-        A run on several cores does not tell how long one thread takes beside others, but it is a bound: one thread
+        A run on several cores does not say how long one thread takes beside others, but it is a bound: one thread
         takes at most `cores` times as long. The bound is used where it is below the estimate: if an estimate that is
         too high makes the admission refuse everything, no other run would correct it.
         """
@@ -115,7 +115,7 @@ class ThroughputEstimate:
 
 
 class BatchingPolicy(Protocol):
-    """Which waiting rows are computed together. It must take the first entry, which bounds everybody's wait."""
+    """Which waiting rows are computed together. It must take the first entry, which bounds the wait of every row."""
 
     @property
     def window(self) -> int:

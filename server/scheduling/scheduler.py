@@ -27,9 +27,9 @@ from heed.server.scheduling.workers import Workers
 
 CLOSED = "the server is shutting down; call another one"
 # A request is admitted only if the work ahead of it should be done after this share of its time. Estimates are
-# uncertain, and an answer that comes too late was computed for nobody.
+# uncertain, and an answer that comes too late is wasted work.
 ADMITTED_SHARE = 0.75
-LEAST_RETRY_SECONDS = 0.05  # no caller who is refused is told to come back earlier
+LEAST_RETRY_SECONDS = 0.05  # the earliest retry that a refused caller is given
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Scheduler:
         Args:
             workers: the threads that compute, shared with other models' schedulers.
             max_tokens: how many tokens may wait.
-            observers: are told of each batch.
+            observers: are called for each batch.
         """
         self._workers = workers
         self._max_tokens = max_tokens
@@ -129,7 +129,8 @@ class Scheduler:
         if tokens > self._max_tokens:
             raise InvalidArgument(
                 f"the request has {tokens} tokens, more than the whole queue holds ({self._max_tokens}); "
-                "send fewer rows at a time"
+                "send fewer rows at a time",
+                "too_large",
             )
         with self._workers.lock:
             self._check_room_locked(tokens)
@@ -161,7 +162,7 @@ class Scheduler:
             if len(entries) == 1:
                 return [await entries[0].reply]
             return await asyncio.gather(*(entry.reply for entry in entries))
-        except BaseException:  # the caller has left, or one row failed: the other rows are not computed for nobody
+        except BaseException:  # the caller has left, or one row failed: the other rows are not computed
             with self._workers.lock:
                 for entry in entries:
                     self._queue.remove_entry(entry)
@@ -218,7 +219,7 @@ class Scheduler:
 
 
 def _retry_after(wait: float, seconds_left: float) -> float:
-    """Seconds until `wait` is ADMITTED_SHARE of the time left by then, if nobody else comes; infinity if that is too
-    late."""
+    """Seconds until `wait` is ADMITTED_SHARE of the time left by then, if no other request arrives; infinity if that is
+    too late."""
     seconds = (wait - ADMITTED_SHARE * seconds_left) / (1 - ADMITTED_SHARE)
     return max(LEAST_RETRY_SECONDS, seconds) if seconds < seconds_left else math.inf

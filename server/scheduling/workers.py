@@ -124,10 +124,10 @@ class Workers:
         """The same, for a caller who holds the lock."""
         return sum([queue.seconds_ahead(level) for queue in self._queues]) / self.threads
 
-    def reserve_threads_locked(self, wanted: int) -> int:
-        """How many idle threads shall look for work, of so many that could be of use. The caller holds the lock, and
+    def reserve_threads_locked(self, needed: int) -> int:
+        """Counts up to `needed` idle threads as active, and returns how many. The caller holds the lock, and
         calls `start_threads` when it has released it."""
-        count = min(wanted, self.threads - self._active)
+        count = min(needed, self.threads - self._active)
         self._active += count
         return count
 

@@ -44,7 +44,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _printable(line: str) -> str:
-    """Characters that would move the cursor, or end a line for somebody, are written as escapes."""
+    """Characters that would move the cursor or end a line are written as escapes."""
     if line.isprintable():
         return line
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)

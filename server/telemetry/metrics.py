@@ -258,7 +258,7 @@ class Statistics:
     fail: Duration = field(default_factory=Duration)  # refused, failed, or given up by the caller
     stages: defaultdict[str, Duration] = field(default_factory=lambda: defaultdict(Duration))  # of what was answered
     rows: int = 0  # that were answered
-    last_arrival: float = 0.0  # seconds since 1970; 0: nobody has come yet
+    last_arrival: float = 0.0  # seconds since 1970; 0: no request has arrived yet
     _batches: dict[int, Duration] = field(default_factory=dict)  # by rows
     _lock: Lock = field(default_factory=Lock)
 
@@ -318,7 +318,7 @@ class VersionMetrics:
         self.statistics.request_ended(trace)
 
     def watch(self, queue: QueueLength) -> None:
-        """Shows what waits, whenever somebody looks; that is in another thread."""
+        """Shows what waits at each scrape, which is in another thread."""
         rows, tokens = self._waiting
         rows.set_function(lambda: queue.waiting_rows)
         tokens.set_function(lambda: queue.waiting_tokens)

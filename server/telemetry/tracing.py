@@ -3,7 +3,7 @@
 A span is made when its request has ended, so that nothing of this stands between a caller and the answer. Spans carry
 names, numbers and statuses; never a payload, and no messages, because those may quote one.
 
-The extra `otel` has the packages, and this module is imported only where traces are asked for. The contributed package
+The extra `otel` has the packages, and this module is imported only where traces are enabled. The contributed package
 opentelemetry-instrumentation-grpc does not fit: it takes handlers that write to their streams for generators, and knows
 no requests on a stream.
 """

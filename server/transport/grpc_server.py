@@ -23,7 +23,7 @@ log = logging.getLogger("heed.security")
 
 # A connection that sends nothing is closed, before it can carry calls and after.
 HANDSHAKE_SECONDS = 20  # until TLS and HTTP/2 are agreed on
-PING_SECONDS, PONG_SECONDS = 60, 20  # a silent one is asked whether it lives; without an answer it is closed
+PING_SECONDS, PONG_SECONDS = 60, 20  # a silent connection is pinged, and closed without an answer
 # Callers may ask as well, if not more often than this: gRPC's own clients cannot, and 5 minutes, gRPC's default, would
 # forbid what keeps a connection open through most load balancers.
 SHORTEST_PING_SECONDS = 10
@@ -120,16 +120,16 @@ def open_port(server: grpc.aio.Server, settings: Settings) -> str:
     Raises:
         StartError: the port is in use, the address is not this machine's, or a file for TLS is not what it should be.
     """
-    wanted = f"{settings.host}:{settings.port}"
+    address = f"{settings.host}:{settings.port}"
     credentials = _credentials(settings)
     warn_of_what_is_open(settings)
     try:
-        port = server.add_secure_port(wanted, credentials) if credentials else server.add_insecure_port(wanted)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:
         port = 0
     if port == 0:
         raise StartError(
-            f"cannot listen on {wanted}: the port is in use (--port chooses another) or the address is not this "
+            f"cannot listen on {address}: the port is in use (--port chooses another) or the address is not this "
             "machine's (--host)"
         )
     return f"{settings.host}:{port}"

@@ -186,7 +186,7 @@ class _Method:
 
 
 class ErrorsToStatuses(grpc.aio.ServerInterceptor):
-    """Parses messages, and turns the errors of services into statuses, in one place for all of them.
+    """Parses messages, and turns the errors of all services into statuses.
 
     Bytes that are no message are the caller's mistake, and answered so: gRPC would say UNKNOWN and log a traceback. It
     must be the last interceptor, as it remembers the handlers of all methods.

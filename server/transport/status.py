@@ -17,7 +17,7 @@ MAX_MESSAGE = 500
 PUSHBACK = "grpc-retry-pushback-ms"
 REASON = "heed-reason"  # one of `REASONS`, in trailing metadata
 NEVER = -1
-# Times for callers who are refused together differ by up to this factor: they shall not come back together.
+# Times for callers who are refused together differ by up to this factor, so that they do not come back together.
 SPREAD = 1.25
 
 

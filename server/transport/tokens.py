@@ -41,7 +41,8 @@ def read_tokens(setting: str, path: Path) -> Tokens:
     """One token on each line; empty lines and those that begin with # are left out.
 
     Raises:
-        StartError: the file cannot be read, has none, or a line that is none; the line's number is told, not the line.
+        StartError: the file cannot be read, or has no token, or a line that is none; the message has the line's
+            number, not the line.
     """
     tokens = []
     for number, raw in enumerate(read_file(setting, path).splitlines(), 1):

@@ -125,7 +125,7 @@ class ModelCalls:
         return pb.ModelConfigResponse(config=config_of(found.manifest, self._versions(found.name)))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
-        """Of one version, of all versions of a model, or of all models. What is not ready has been asked nothing."""
+        """Of one version, of a model's versions, or of all models. A version that is not ready has empty statistics."""
         seen = (
             statistics_of(one.name, str(one.version), one.served.metrics.statistics if one.served else Statistics())
             for one in self._asked_about(request.name, request.version)

@@ -91,7 +91,7 @@ class InferenceService(ModelCalls, RepositoryCalls, UnimplementedCalls, GRPCInfe
     ) -> None:
         """
         Args:
-            observers: are told of every request.
+            observers: are called when a request ends.
             concurrency: counts requests on streams.
         """
         ModelCalls.__init__(self, registry)
@@ -190,7 +190,7 @@ class InferenceService(ModelCalls, RepositoryCalls, UnimplementedCalls, GRPCInfe
         trace.rows_computed(result.queue_seconds, result.compute_seconds)
         if size <= INLINE_BYTES:
             _fill(response, served.model, prepared, result, header.classes)
-        else:  # to assemble it here would delay everybody else
+        else:  # to assemble it here would delay other requests
             await asyncio.to_thread(_fill, response, served.model, prepared, result, header.classes)
 
     def _headers_of(self, served: ServedModel) -> HeaderCache:

@@ -33,7 +33,7 @@ WIRE = {
     "FP32": (np.dtype("<f4"), "fp32_contents"),
     "BYTES": (np.dtype(object), "bytes_contents"),
 }
-# What a client may send in place of a model's own datatype: whatever that holds exactly, every value of it.
+# The datatypes that a client may send instead of a model's own, which holds all their values exactly.
 WIDENED = {
     "INT64": ("INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8", "BOOL"),
     "FP32": ("FP16", "BF16"),
@@ -141,7 +141,8 @@ def _check_shape(manifest: Manifest, spec: TensorSpec, shape: Sequence[int], max
     if math.prod(shape) > max_batch * math.prod(sizes):
         raise InvalidArgument(
             f"input {spec.name} has shape {list(shape)}, which is {math.prod(shape)} values; "
-            f"{manifest.name} takes at most {max_batch} rows (--max-batch) of {math.prod(sizes)}"
+            f"{manifest.name} takes at most {max_batch} rows (--max-batch) of {math.prod(sizes)}",
+            "too_large",
         )
 
 
@@ -217,7 +218,8 @@ def check_response_size(manifest: Manifest, request: Request, limit: int) -> int
     if size + OVERHEAD > limit:
         raise InvalidArgument(
             f"the answer would have {size} bytes, more than a message holds here ({limit}); "
-            f"send fewer or shorter rows, or name fewer outputs than {', '.join(request.spec.outputs)}"
+            f"send fewer or shorter rows, or name fewer outputs than {', '.join(request.spec.outputs)}",
+            "too_large",
         )
     return size
 

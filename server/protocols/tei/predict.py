@@ -56,5 +56,5 @@ async def _labelled(
     )
     (scores_C,) = scores(logits_BC, request.raw_scores)
     labels = text_request.manifest.labels
-    predictions = [pb.Prediction(score=scores_C[place], label=labels[place]) for place in best_first(scores_C)]
+    predictions = [pb.Prediction(score=scores_C[index], label=labels[index]) for index in best_first(scores_C)]
     return pb.PredictResponse(predictions=predictions, metadata=metadata)

@@ -170,7 +170,7 @@ class TextEndpoint:
     ) -> None:
         """
         Args:
-            observers: are told of every request.
+            observers: are called when a request ends.
             concurrency: counts requests on streams.
         """
         self.limits = Limits.of(settings)
