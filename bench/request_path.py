@@ -83,8 +83,9 @@ async def main(bundle: Path) -> None:
     await server.startup()
     async with grpc.aio.insecure_channel(ready[0].address) as channel:
         infer, embed = GRPCInferenceServiceStub(channel).ModelInfer, EmbedStub(channel).Embed
+        request = infer_request("", "", {"input_ids": IDS}, ("sentence_embedding",), truncate=False)
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
-            "ModelInfer": lambda: infer(infer_request("", "", {"input_ids": IDS}, ("sentence_embedding",), False)),
+            "ModelInfer": lambda: infer(request),
             "tei Embed": lambda: embed(tei.EmbedRequest(inputs="How do I get my money back?")),
         }
         for name, call in calls.items():
