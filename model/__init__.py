@@ -1,6 +1,6 @@
 """The reference: a multi-head self-attention encoder in PyTorch.
 
-Reading order: `attention.py` (the mechanism), `blocks.py` (a layer), `encoder.py` (the model),
+Reading order: `attention.py` (the mechanism), `transformer_block.py` (a layer), `encoder.py` (the model),
 `pooling.py` (one vector per sequence), then `layout.py` (how padding is left out of the work) and
 `checkpoint.py` (published weights).
 """

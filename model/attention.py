@@ -11,13 +11,13 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from heed.model.checks import check_integers
+from heed.model.blockwise import Bias, Heads, Rule, blocked, has_cheap_form
+from heed.model.config_checks import check_integers
 from heed.model.layout import Layout
 from heed.model.patterns import Full, Pairs, Pattern, least
 from heed.model.positions import Rotary
-from heed.model.scores import ScaledDot
-from heed.model.selection import Selection, soft
-from heed.model.sparse import Bias, Heads, Rule, blocked, has_cheap_form
+from heed.model.score_functions import ScaledDot
+from heed.model.softmax import Selection, soft
 
 
 def all_pairs(layout: Layout) -> Pairs:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from heed.model.attention import Attention, all_pairs
+from heed.model.blockwise import Bias, Heads, Rule, global_rows, local_rows, put_rows
 from heed.model.layout import GlobalTokens, Layout
 from heed.model.patterns import BlockWindow, Pairs
-from heed.model.scores import ScaledDot
-from heed.model.selection import soft
-from heed.model.sparse import Bias, Heads, Rule, global_rows, local_rows, put_rows
+from heed.model.score_functions import ScaledDot
+from heed.model.softmax import soft
 
 
 @dataclass(frozen=True)

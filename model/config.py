@@ -16,13 +16,13 @@ from typing import Protocol
 from torch import nn
 
 from heed.model.attention import Attention, AttentionConfig
-from heed.model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock
-from heed.model.checks import check_integers
+from heed.model.classification_head import LabelsConfig
+from heed.model.config_checks import check_integers
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
-from heed.model.heads import LabelsConfig
 from heed.model.longformer import LongformerConfig
 from heed.model.pooling import PoolingConfig, PoolingMode
 from heed.model.positions import Learned, LogBuckets, PositionRule, Sinusoidal
+from heed.model.transformer_block import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock
 
 __all__ = [
     "Activation",

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from heed.model.checks import check_integers
+from heed.model.config_checks import check_integers
 
 
 @dataclass(frozen=True)

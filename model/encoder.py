@@ -9,12 +9,12 @@ from collections.abc import Iterator, MutableSequence
 import torch
 from torch import Tensor, nn
 
-from heed.model.blocks import Block
 from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig
 from heed.model.embeddings import cut_into_patches
 from heed.model.layout import GlobalTokens, Layout, Padded
 from heed.model.pooling import Pooling
 from heed.model.positions import RelativeBias, column_positions, counted_positions
+from heed.model.transformer_block import Block
 
 
 class Embeddings(nn.Module):

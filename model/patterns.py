@@ -4,7 +4,7 @@ A pattern is a small frozen object. Patterns combine by union (`Window(64) | Fir
 (`Window(64) & Causal()`), and each head of a layer may have one of its own (see `AttentionConfig`).
 
 A new pattern is one new class with `allows`. If it also says how far it reaches (`reach`), it costs linear time and
-memory in the length, with nothing else to write: see `sparse.py`.
+memory in the length, with nothing else to write: see `blockwise.py`.
 
 Letters: B batch, L length. `i` is the column of a query, `j` that of a key.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heed.model.checks import check_integers
+from heed.model.config_checks import check_integers
 from heed.model.layout import GlobalTokens, Layout
 
 SMALLEST_BLOCK = 16  # narrower blocks would make for slow matrix products

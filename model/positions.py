@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from heed.model.checks import check_integers
+from heed.model.config_checks import check_integers
 from heed.model.patterns import Pairs
 
 RuleKind = Literal["column", "counted", "stripped"]

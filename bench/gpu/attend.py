@@ -13,11 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench.gpu.rows import Skipped
 from heed.model import Encoder
 from heed.model.attention import Attention, Exact, MultiHeadAttention
+from heed.model.blockwise import Bias
 from heed.model.layout import Layout, Packed, Padded
 from heed.model.patterns import Full
-from heed.model.scores import ScaledDot
-from heed.model.selection import soft
-from heed.model.sparse import Bias
+from heed.model.score_functions import ScaledDot
+from heed.model.softmax import soft
 
 # Projected queries, keys and values of all heads side by side, and how many heads: what each query takes of the values.
 Attend = Callable[[Tensor, Tensor, Tensor, int, Layout], Tensor]

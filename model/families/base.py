@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from heed.model.blocks import Activation
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
-from heed.model.heads import LabelsConfig
 from heed.model.pooling import PoolingConfig
+from heed.model.transformer_block import Activation
 
 Json = dict[str, Any]
 

@@ -4,12 +4,12 @@ MiniLM, E5, BGE and GTE are BERT.
 """
 
 from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
 from heed.model.embeddings import TokensConfig
 from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count
-from heed.model.heads import LabelsConfig
 from heed.model.pooling import PoolingConfig
+from heed.model.transformer_block import FeedForwardConfig, NormConfig
 
 REQUIRED = frozenset(
     {

@@ -13,7 +13,6 @@ from heed.bundle.packing import Arrays
 from heed.client import Answer, Client
 from heed.exporting import export_bundle
 from heed.model import Encoder
-from heed.model.blocks import Activation
 from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
@@ -30,10 +29,11 @@ from heed.model.config import (
     TokensConfig,
     VectorsConfig,
 )
-from heed.model.linear import LinearTransformer, Linformer, Performer
+from heed.model.linear_attention import LinearTransformer, Linformer, Performer
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, GlobalMask, Strided, Window, big_bird
-from heed.model.scores import Additive, Dot
-from heed.model.selection import hard
+from heed.model.score_functions import Additive, Dot
+from heed.model.softmax import hard
+from heed.model.transformer_block import Activation
 from tests.support import make_noisy, run_server
 
 BUDGET = 1e-5

@@ -11,7 +11,7 @@ import torch
 
 from heed.model.attention import AttentionConfig, MultiHeadAttention
 from heed.model.layout import GlobalTokens, Layout, Padded
-from heed.model.linear import LinearTransformer
+from heed.model.linear_attention import LinearTransformer
 from heed.model.patterns import (
     Adjacency,
     Causal,
@@ -25,8 +25,8 @@ from heed.model.patterns import (
     Window,
 )
 from heed.model.positions import LogBuckets, RelativeBias
-from heed.model.scores import Additive, Dot, ScaledDot
-from heed.model.selection import hard, soft
+from heed.model.score_functions import Additive, Dot, ScaledDot
+from heed.model.softmax import hard, soft
 from tests.model import loops
 from tests.model.support import (
     allowed_by,

@@ -6,13 +6,13 @@ import pytest
 
 from heed.model import EncoderConfig
 from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
 from heed.model.config import LayerConfig, LearnedConfig, SinusoidalConfig
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
-from heed.model.linear import LinearTransformer, Linformer
+from heed.model.linear_attention import LinearTransformer, Linformer
 from heed.model.patterns import Adjacency, Full, GlobalMask, Random, Window
 from heed.model.positions import LogBuckets, PositionRule
-from heed.model.scores import Additive
+from heed.model.score_functions import Additive
+from heed.model.transformer_block import FeedForwardConfig, NormConfig
 
 
 def layer(heads: int = 3, **options: Any) -> LayerConfig:

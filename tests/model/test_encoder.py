@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from heed.model import Encoder, EncoderConfig, PoolingConfig
 from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
 from heed.model.config import LabelsConfig, LayerConfig, LearnedConfig, SinusoidalConfig
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig, cut_into_patches
 from heed.model.layout import GlobalTokens, Padded
-from heed.model.linear import LinearTransformer, Linformer, Performer
+from heed.model.linear_attention import LinearTransformer, Linformer, Performer
 from heed.model.longformer import LongformerConfig
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Strided, Window, big_bird
 from heed.model.positions import LogBuckets, PositionRule
-from heed.model.scores import Additive, Dot
-from heed.model.selection import hard
+from heed.model.score_functions import Additive, Dot
+from heed.model.softmax import hard
+from heed.model.transformer_block import FeedForwardConfig, NormConfig
 from tests.model.support import assert_close, masks, noise, padded, random_edges, with_random_weights
 
 LONGEST = 24

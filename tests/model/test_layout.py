@@ -14,15 +14,15 @@ from heed.bundle.manifest import PositionRule as ServedRule
 from heed.bundle.packing import Arrays, pack, split, split_attentions, token_sequence, unpack, unpack_attentions
 from heed.model import Encoder, EncoderConfig, PoolingConfig
 from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
 from heed.model.config import LabelsConfig, LayerConfig, LearnedConfig, PoolingMode, SinusoidalConfig
 from heed.model.embeddings import TokensConfig, VectorsConfig
 from heed.model.layout import GlobalTokens, Packed, Padded
-from heed.model.linear import LinearTransformer, Linformer, Performer
+from heed.model.linear_attention import LinearTransformer, Linformer, Performer
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Window, big_bird
 from heed.model.positions import LogBuckets, PositionRule, RuleKind
-from heed.model.scores import Additive
-from heed.model.selection import hard
+from heed.model.score_functions import Additive
+from heed.model.softmax import hard
+from heed.model.transformer_block import FeedForwardConfig, NormConfig
 from tests.model.support import with_random_weights
 
 RULES: list[RuleKind] = ["column", "counted", "stripped"]

@@ -33,17 +33,17 @@ from heed.export.graph import export_graph
 from heed.export.weights import share_weights
 from heed.model import Encoder
 from heed.model.attention import Exact, MultiHeadAttention
-from heed.model.blocks import Block, FeedForward, PreNormBlock
+from heed.model.blockwise import Bias
+from heed.model.classification_head import Labels
 from heed.model.embeddings import Tokens
-from heed.model.heads import Labels
 from heed.model.layout import Layout
 from heed.model.longformer import LongformerAttention
 from heed.model.patterns import Adjacency, Full, GlobalMask, Pairs, Pattern, Window
 from heed.model.pooling import Pooling
 from heed.model.positions import Learned, LogBuckets, RelativeBias, Rotary, Sinusoidal
-from heed.model.scores import ScaledDot
-from heed.model.selection import soft
-from heed.model.sparse import Bias
+from heed.model.score_functions import ScaledDot
+from heed.model.softmax import soft
+from heed.model.transformer_block import Block, FeedForward, PreNormBlock
 
 Module = TypeVar("Module", bound=nn.Module)
 ChangeEncoder = Callable[[Encoder], None]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from heed.model.attention import AttentionConfig, MultiHeadAttention
+from heed.model.blockwise import Bias, has_cheap_form, put_rows, rows_at, union_of
 from heed.model.layout import GlobalTokens, Layout
 from heed.model.patterns import (
     Adjacency,
@@ -32,9 +33,8 @@ from heed.model.patterns import (
     big_bird,
 )
 from heed.model.positions import LogBuckets, RelativeBias
-from heed.model.scores import Additive, Dot, ScaledDot
-from heed.model.selection import hard, soft
-from heed.model.sparse import Bias, has_cheap_form, put_rows, rows_at, union_of
+from heed.model.score_functions import Additive, Dot, ScaledDot
+from heed.model.softmax import hard, soft
 from tests.model.loops import Bools
 from tests.model.support import (
     assert_close,

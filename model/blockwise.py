@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from heed.model.layout import GlobalTokens, Layout
 from heed.model.patterns import GlobalPattern, Pairs, Pattern, Union
-from heed.model.selection import Selection
+from heed.model.softmax import Selection
 
 Bias = Callable[[Pairs], Tensor]  # added to the scores: [1, N, ..., Q, K]
 

@@ -2,7 +2,7 @@
 
 A selection is a function of scores `[..., Q, K]`, `allowed` (bool) and the keys' columns, both of which broadcast to
 the scores. It returns weights of the scores' shape: 0 for what is not allowed, and any finite numbers where nothing is:
-nobody takes anything by those (see `Rule` in sparse.py).
+nobody takes anything by those (see `Rule` in blockwise.py).
 """
 
 from collections.abc import Callable

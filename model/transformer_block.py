@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from heed.model.attention import Attention
+from heed.model.blockwise import Bias
 from heed.model.layout import Layout
-from heed.model.sparse import Bias
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from heed.model.attention import AttentionConfig, MultiHeadAttention
-from heed.model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock, RMSNorm
 from heed.model.config import LayerConfig
 from heed.model.layout import Layout, Padded
+from heed.model.transformer_block import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock, RMSNorm
 from tests.model.loops import Floats
 from tests.model.support import assert_close, masks, noise, padded, with_random_weights
 

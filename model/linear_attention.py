@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from heed.model.attention import Mechanism
+from heed.model.blockwise import Bias
 from heed.model.layout import Layout
-from heed.model.sparse import Bias
 
 
 def kernel_attention(query_BNLR: Tensor, key_BNLR: Tensor, value_BNLV: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heed.model.attention import AttentionConfig
-from heed.model.linear import LinearTransformer, Linformer, Performer, orthogonal_features
+from heed.model.linear_attention import LinearTransformer, Linformer, Performer, orthogonal_features
 from tests.model import loops
 from tests.model.loops import Floats
 from tests.model.support import assert_close, make_attention, masks, noise, packed, padded, with_random_weights

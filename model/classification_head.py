@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from heed.model.blocks import ACTIVATIONS, Activation, NormConfig, check_activation
 from heed.model.layout import Layout
 from heed.model.pooling import PoolingConfig
+from heed.model.transformer_block import ACTIVATIONS, Activation, NormConfig, check_activation
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from heed.model.scores import Dot
-from heed.model.selection import Selection, hard, soft
-from heed.model.sparse import Rule
+from heed.model.blockwise import Rule
+from heed.model.score_functions import Dot
+from heed.model.softmax import Selection, hard, soft
 from tests.model import loops
 from tests.model.support import noise
 
