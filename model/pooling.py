@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from heed.model.feed_forward import ACTIVATIONS, Activation, check_activation
 from heed.model.layout import Layout
-from heed.model.transformer_block import ACTIVATIONS, Activation, check_activation
 
 PoolingMode = Literal["cls", "mean", "max"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from heed.model.checkpoint_files import CheckpointError, read_json
+from heed.model.feed_forward import Activation
 from heed.model.pooling import DenseConfig, PoolingConfig, PoolingMode
-from heed.model.transformer_block import Activation
 
 # The first of these that is there counts, as in sentence-transformers; only the first is still written.
 SETTINGS = tuple(

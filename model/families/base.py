@@ -15,8 +15,8 @@ from torch import Tensor
 
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
+from heed.model.feed_forward import Activation
 from heed.model.pooling import PoolingConfig
-from heed.model.transformer_block import Activation
 
 Json = dict[str, Any]
 

@@ -1,13 +1,14 @@
 """DistilBERT (Sanh et al., 2019): BERT without token types and without a pooler, under other names."""
 
-from heed.model.attention import AttentionConfig
+from heed.model.attention_config import AttentionConfig
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
 from heed.model.embeddings import TokensConfig
 from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count
 from heed.model.families.bert import TOKEN
+from heed.model.feed_forward import FeedForwardConfig
+from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
-from heed.model.transformer_block import FeedForwardConfig, NormConfig
 
 KEYS = Keys(
     required=frozenset(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from heed.model.classification_head import LabelsConfig
-from heed.model.transformer_block import NormConfig
+from heed.model.norms import NormConfig
 from tests.model.support import assert_close, noise, packed, padded, random_mask, with_random_weights
 
 NAMES = ("noun", "verb", "other")
