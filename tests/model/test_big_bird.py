@@ -112,7 +112,7 @@ def test_long_rows_are_computed_in_blocks(plain: Path, monkeypatch: pytest.Monke
     attention = encoder.blocks[0].attention
     assert isinstance(attention, BigBirdAttention)
     monkeypatch.setattr("heed.model.attention_plan.DENSE_COLUMNS", 0)
-    monkeypatch.setattr(BigBirdAttention, "_weights", None)
+    monkeypatch.setattr(BigBirdAttention, "_weights_of_all_pairs", None)
     answer(encoder, "last_hidden_state", inputs_of(barely_padded(2 * FULL)))
     with pytest.raises(TypeError, match="NoneType"):
         answer(encoder, "last_hidden_state", inputs_of(padded(2 * FULL)))
