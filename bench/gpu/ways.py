@@ -24,6 +24,7 @@ from bench.gpu.bound import Bound, open_session
 from heed.bundle.manifest import Device
 from heed.bundle.packing import Arrays, TokenSequence, by_length, pack
 from heed.model import Encoder
+from heed.model.attention_plan import AttentionPlan
 from heed.server.engine.graphs import Graphs
 from heed.server.engine.session import Session
 
@@ -177,7 +178,7 @@ def torch_end_to_end(encoder: Encoder, device: Device) -> Make:
             ends_B1=inputs["ends"],
             longest=inputs["slots"].shape[1],
         )
-        return model.encode(inputs, layout)[EMBEDDING]
+        return model.encode(inputs, AttentionPlan(layout))[EMBEDDING]
 
     def make(asked: Asked, tokens: int) -> Work:
         prepared = []

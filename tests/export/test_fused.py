@@ -22,7 +22,7 @@ from heed.export.graph import export_graph
 from heed.export.half import write_half
 from heed.exporting import export_bundle
 from heed.model import Encoder
-from heed.model.attention import AttentionConfig
+from heed.model.attention_config import AttentionConfig
 from heed.model.config import EncoderConfig, FeedForwardConfig, LayerConfig, LogBuckets, NormConfig
 from heed.model.patterns import Causal, Window
 from heed.server.engine.graphs import Graphs
