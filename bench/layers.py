@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from heed.export.layers import name_layers
+from heed.export.passes.outline_linear import name_layers
 from heed.server.engine.kernels import DIGITS, library, way
 from heed.server.engine.session import CPU, session_options
 

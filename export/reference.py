@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from heed.bundle.contract import START_TOKENS, Case
 from heed.bundle.packing import Arrays, Ints
 from heed.export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
-from heed.export.signature import gives_attentions
+from heed.export.manifest import gives_attentions
 from heed.model import Checkpoint, CheckpointError, Encoder
 from heed.model.config import LabelsConfig
 

@@ -19,8 +19,8 @@ from heed.bundle.contract import (
 )
 from heed.bundle.manifest import Precision
 from heed.bundle.packing import pack
-from heed.export.bundle import ExportError, write_bundle
-from heed.export.drift import drift
+from heed.export.graphs import ExportError, write_bundle
+from heed.export.layer_errors import drift
 from heed.model import Checkpoint, Encoder
 from heed.server.engine.model import Model
 from heed.server.engine.session import Runtime, without_driver

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from heed.bundle.contract import Report
-from heed.export.bundle import write_bundle
+from heed.export.graphs import write_bundle
 from heed.server.engine.model import Model
 
 WORDS = [

@@ -12,7 +12,7 @@ import torch
 from bench.bare import export_padded
 from bench.gpu.subjects import checkpoint
 from heed.bundle.manifest import Precision
-from heed.export.half import write_half
+from heed.export.passes.convert_to_float16 import write_half
 from heed.exporting import export_bundle
 
 KINDS = ("bundle", "padded")

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import heed.export.atomic_folder
-import heed.export.bundle
-import heed.export.graph
+import heed.export.graphs
+import heed.export.torch_to_onnx
 from heed.bundle import read_manifest
 from heed.bundle.contract import Finding, Report
 from heed.bundle.digests import DIGESTS, REPORT, check_digests
 from heed.bundle.manifest import MANIFEST
-from heed.export.bundle import ExportError, write_bundle
+from heed.export.graphs import ExportError, write_bundle
 from heed.model import CheckpointError, Encoder, load_checkpoint
 from tests.support import add_pooling, prove, save_bert
 
@@ -50,7 +50,7 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """No graphs, for tests in which only the fate of the folder matters."""
-    monkeypatch.setattr(heed.export.bundle, "_write_graphs", lambda *_: None)
+    monkeypatch.setattr(heed.export.graphs, "_write_graphs", lambda *_: None)
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -108,8 +108,8 @@ def test_a_bundle_holds_no_path_of_this_machine(source: Path, exported: Path) ->
 
 def test_the_exporter_s_own_graph_does_hold_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A control."""
-    monkeypatch.setattr(heed.export.graph, "_forget_origins", lambda _: None)
-    heed.export.graph.export_graph(load_checkpoint(source).encoder, tmp_path / "graph.onnx")
+    monkeypatch.setattr(heed.export.torch_to_onnx, "_forget_origins", lambda _: None)
+    heed.export.torch_to_onnx.export_graph(load_checkpoint(source).encoder, tmp_path / "graph.onnx")
     content = (tmp_path / "graph.onnx").read_bytes()
     assert str(REPOSITORY).encode() in content
     assert b".py" in content
@@ -194,14 +194,14 @@ def test_a_graph_that_answers_wrongly_is_not_written(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real proof, on a graph with other weights."""
-    write_graph = heed.export.graph.export_graph
+    write_graph = heed.export.torch_to_onnx.export_graph
 
     def mistaken(encoder: Encoder, path: Path, **options: Any) -> None:
         with torch.no_grad():
             dict(encoder.named_parameters())["embeddings.inputs.tokens.weight"].mul_(1.01)  # the contract is there
         write_graph(encoder, path, **options)
 
-    monkeypatch.setattr(heed.export.bundle, "export_graph", mistaken)
+    monkeypatch.setattr(heed.export.graphs, "export_graph", mistaken)
     with pytest.raises(ExportError, match="does not answer as the reference"):
         write_bundle(source, tmp_path / "out", prove)
     assert everything_in(tmp_path) == []

@@ -11,16 +11,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import heed.export.bundle
-import heed.export.int8
+import heed.export.graphs
+import heed.export.passes.quantize_to_int8
 from heed.bundle import Manifest, read_manifest
 from heed.bundle.contract import CUDA, Report
 from heed.bundle.digests import check_digests
-from heed.export.bundle import ExportError
-from heed.export.half import write_half
-from heed.export.int8 import linear_layers, quantized
+from heed.export.graphs import ExportError
+from heed.export.int8_sensitivity import layers_to_keep
+from heed.export.passes.convert_to_float16 import write_half
+from heed.export.passes.quantize_to_int8 import linear_layers, quantized
 from heed.export.reference import make_contract
-from heed.export.sensitivity import layers_to_keep
 from heed.exporting import export_bundle, try_on_cpu
 from heed.model import Checkpoint, Encoder, EncoderConfig
 from heed.model.config import AttentionConfig, FeedForwardConfig, ImagesConfig, LayerConfig, NormConfig, TokensConfig
@@ -312,7 +312,7 @@ def test_a_graph_that_saturates_is_refused_and_the_layer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = encoder_of(layers=2)
-    monkeypatch.setattr(heed.export.int8, "quantized", saturated(1, encoder))
+    monkeypatch.setattr(heed.export.passes.quantize_to_int8, "quantized", saturated(1, encoder))
     with pytest.raises(ExportError) as refused:
         export_bundle(encoder, tmp_path / "wrong", precisions=["int8"])
     message = str(refused.value)
@@ -334,7 +334,7 @@ def test_what_is_wrong_in_float16_on_the_cpu_is_refused(tmp_path: Path, monkeypa
         write_half(source.with_name("halved.onnx"), target)
         source.with_name("halved.onnx").unlink()
 
-    monkeypatch.setattr(heed.export.bundle, "write_half", halved)
+    monkeypatch.setattr(heed.export.graphs, "write_half", halved)
     with pytest.raises(ExportError, match=r"in fp16 in case .* it begins in layer 1 \(the error of the hidden states"):
         export_bundle(encoder_of(layers=1), tmp_path / "wrong", precisions=["fp16"])
     assert list(tmp_path.iterdir()) == []

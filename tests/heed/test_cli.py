@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import heed.export.bundle as writing
+import heed.export.graphs as writing
 from heed.bundle import read_manifest
 from heed.bundle.contract import BUDGETS, Budgets, read_contract, write_contract
 from heed.bundle.digests import REPORT, bundle_digest, check_digests, write_digests

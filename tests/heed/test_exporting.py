@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from heed.export.bundle import ExportError
+from heed.export.graphs import ExportError
 from heed.exporting import own_model
 from heed.model import Checkpoint, Encoder
 

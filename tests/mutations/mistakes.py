@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from bench.subjects import Right
 from heed.bundle.digests import write_digests
 from heed.bundle.manifest import TOKENIZER, Graph, Manifest, PositionRule, read_manifest, write_manifest
-from heed.export.bundle import WEIGHTS, convert
-from heed.export.graph import export_graph
+from heed.export.graphs import WEIGHTS, convert
+from heed.export.torch_to_onnx import export_graph
 from heed.export.weights import share_weights
 from heed.model import Encoder
 from heed.model.attention import Exact, MultiHeadAttention

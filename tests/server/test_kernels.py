@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.layers import write_layers
 from heed.bundle.contract import CPU, Report
-from heed.export.int8 import int8_function, quantized
-from heed.export.layers import add_functions, name_layers
+from heed.export.passes.outline_linear import add_functions, name_layers
+from heed.export.passes.quantize_to_int8 import int8_function, quantized
 from heed.exporting import export_bundle
 from heed.model import Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig

@@ -14,10 +14,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from heed.bundle.packing import Arrays, Bools, pack, split, token_sequence
-from heed.export.graph import export_graph
-from heed.export.layers import name_layers
-from heed.export.onnx_functions import name_parts
-from heed.export.signature import position_rule
+from heed.export.manifest import position_rule
+from heed.export.passes.outline_attention import name_parts
+from heed.export.passes.outline_linear import name_layers
+from heed.export.torch_to_onnx import export_graph
 from heed.model import Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.model.patterns import Causal, Full, Pattern, Window

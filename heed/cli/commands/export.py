@@ -81,7 +81,7 @@ def export(
             "--local-dir FOLDER), then export FOLDER"
         )
     with stages("starting PyTorch") as step:
-        from heed.export.bundle import ExportError
+        from heed.export.graphs import ExportError
         from heed.exporting import export_bundle, own_model
         from heed.model import CheckpointError
 

@@ -1,4 +1,4 @@
-"""Names what stands between a graph's linear layers, as `export/layers.py` names those: attention, norms, GELUs.
+"""Names what stands between a graph's linear layers, as `outline_linear.py` names those: attention, norms, GELUs.
 
 Each becomes a call of a function that the graph brings along, made of the very nodes that stood there. A runtime that
 knows nothing of it puts them back; heed's own computes a call at once (`server/engine/kernels`).
@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, helper
 
-from heed.export.layers import DOMAIN, add_functions
+from heed.export.passes.outline_linear import DOMAIN, add_functions
 
 # Nodes of attention by what they make of each other: [T, D] to heads, scores, weights, and back to [T, D].
 ATTENTION = (

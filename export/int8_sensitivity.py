@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heed.bundle.contract import BUDGETS, CPU, Budget, Case
-from heed.export.int8 import LEAST, STEPS, linear_layers, quantized
+from heed.export.passes.quantize_to_int8 import LEAST, STEPS, linear_layers, quantized
 from heed.export.reference import one_thread
 from heed.model import Encoder
 

@@ -14,17 +14,17 @@ from heed.bundle.contract import Case, Finding, Report, write_contract
 from heed.bundle.digests import file_digest, write_digests
 from heed.bundle.manifest import TOKENIZER, Graph, Manifest, ModelName, Precision, Provenance, write_manifest
 from heed.bundle.signature import read_private_key, sign
-from heed.export import signature
+from heed.export import manifest as signature
 from heed.export.atomic_folder import written_aside
-from heed.export.fused import fused
-from heed.export.graph import export_graph
-from heed.export.half import write_half
-from heed.export.int8 import write_int8
-from heed.export.layers import name_layers
-from heed.export.onnx_functions import name_parts
+from heed.export.int8_sensitivity import layers_to_keep
+from heed.export.passes.convert_to_float16 import write_half
+from heed.export.passes.fuse_for_cuda import fused
+from heed.export.passes.outline_attention import name_parts
+from heed.export.passes.outline_linear import name_layers
+from heed.export.passes.quantize_to_int8 import write_int8
 from heed.export.reference import make_contract
 from heed.export.report import write_report
-from heed.export.sensitivity import layers_to_keep
+from heed.export.torch_to_onnx import export_graph
 from heed.export.weights import Places, share_weights
 from heed.model import Checkpoint, Encoder, load_checkpoint
 

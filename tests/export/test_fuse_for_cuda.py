@@ -17,9 +17,9 @@ from onnx.reference.op_run import OpRun
 from bench.gpu.subjects import CONFIGS, randomised
 from heed.bundle.manifest import PositionRule, Precision
 from heed.bundle.packing import Arrays, TokenSequence, by_length, pack, token_sequence
-from heed.export.fused import fused
-from heed.export.graph import export_graph
-from heed.export.half import write_half
+from heed.export.passes.convert_to_float16 import write_half
+from heed.export.passes.fuse_for_cuda import fused
+from heed.export.torch_to_onnx import export_graph
 from heed.exporting import export_bundle
 from heed.model import Encoder
 from heed.model.attention import AttentionConfig

@@ -1,6 +1,6 @@
 """A graph in operators that onnxruntime has for CUDA: attention without padding, biases and residuals added on the way.
 
-It is made of what `export/layers.py` and `export/onnx_functions.py` name, where a part follows a linear layer:
+It is made of what `outline_linear.py` and `outline_attention.py` name, where a part follows a linear layer:
 
     Attention of three layers     one product, and PackedMultiHeadAttention, which adds their biases
     AddNorm of a layer            SkipLayerNormalization, which adds the layer's bias
@@ -20,15 +20,15 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 from onnx.inliner import inline_local_functions
 
-from heed.export.layers import DOMAIN, name_layers
-from heed.export.onnx_functions import ATTENTION_INPUTS, name_parts
+from heed.export.passes.outline_attention import ATTENTION_INPUTS, name_parts
+from heed.export.passes.outline_linear import DOMAIN, name_layers
 
 OPERATORS = "com.microsoft"
 LAYOUT = ("places", "ends")  # see `bundle/packing.py`
 
 
 def fused(source: Path) -> ModelProto:
-    """The float32 graph `source` in these operators. `export/half.py` makes it a graph for a GPU's matrix units.
+    """The float32 graph `source` in these operators. `convert_to_float16.py` makes it a graph for a GPU's matrix units.
 
     Raises:
         ValueError: its attention is not softmax over all pairs of linear layers' outputs.

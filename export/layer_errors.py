@@ -14,9 +14,9 @@ import torch
 from heed.bundle.contract import Budget
 from heed.bundle.manifest import Graph
 from heed.bundle.packing import Arrays
-from heed.export.bundle import convert
-from heed.export.graph import PackedEncoder, export_graph
+from heed.export.graphs import convert
 from heed.export.reference import one_thread
+from heed.export.torch_to_onnx import PackedEncoder, export_graph
 from heed.model import Encoder
 
 Run = Callable[[Path, Arrays], Arrays]  # a graph, its inputs, its outputs

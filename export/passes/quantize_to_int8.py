@@ -8,9 +8,9 @@ answer, and one large value anywhere takes the precision from all tokens.
 Weights keep to 7 of their 8 bits. A CPU without VNNI adds two products of uint8 and int8 in 16 bits, and those of all 8
 bits saturate there, far from the right sum and without a word; 2 * 255 * 63 fits.
 
-Everything but linear layers stays float32, and so do those that int8 cannot hold (see `export/sensitivity.py`).
+Everything but linear layers stays float32, and so do those that int8 cannot hold (see `export/int8_sensitivity.py`).
 
-Each layer is a call of the function `heed.Int8Linear`, which the graph brings along (see `export/layers.py`).
+Each layer is a call of the function `heed.Int8Linear`, which the graph brings along (see `outline_linear.py`).
 
 Letters: K values of a token in, M values out.
 """
@@ -25,7 +25,7 @@ import onnx
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from heed.export.layers import DOMAIN, add_functions
+from heed.export.passes.outline_linear import DOMAIN, add_functions
 from heed.model import Encoder
 
 LARGEST_WEIGHT, STEPS = 63, 255
