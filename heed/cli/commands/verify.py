@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from heed.cli.console import err, fail, out
 from heed.cli.reports import report_table, summary
-from heed.cli.server_options import Reach, reaching
+from heed.cli.server_options import ServerOptions, with_server_options
 
 if TYPE_CHECKING:
     from heed.bundle import Manifest
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from heed.cli.verify_endpoint import Endpoint, OtherBundle
 
 
-@reaching
+@with_server_options
 def verify(
     *,
-    reach: Reach,
+    server: ServerOptions,
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto, which is the default.")] = None,
     precision: Annotated[
@@ -56,7 +56,7 @@ def verify(
     if endpoint is None:
         proof = _offline(bundle, device or "auto", precision or "all", kernels)
     elif device is None and precision is None and kernels:
-        proof = _online(bundle, endpoint, model, timeout, as_json, reach)
+        proof = _online(bundle, endpoint, model, timeout, as_json, server)
     else:
         fail("--device, --precision and --no-kernels are for what is computed here; the endpoint has its own")
     if as_json:
@@ -124,7 +124,9 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
     return Proof(manifest.name, bundle_digest(bundle), providers, report)
 
 
-def _online(bundle: Path, address: str, name: str | None, seconds: float, as_json: bool, reach: Reach) -> Proof:
+def _online(
+    bundle: Path, address: str, name: str | None, seconds: float, as_json: bool, server: ServerOptions
+) -> Proof:
     from heed.bundle import BundleError, read_manifest
     from heed.bundle.contract import Report, attention_cases, check_complete, plain_cases, read_contract
     from heed.bundle.digests import bundle_digest, check_digests
@@ -134,7 +136,7 @@ def _online(bundle: Path, address: str, name: str | None, seconds: float, as_jso
         check_digests(bundle)
         manifest, cases = read_manifest(bundle), read_contract(bundle)
         check_complete(manifest, cases)
-        asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, reach)
+        asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, server)
         weights = attention_cases(cases) if manifest.gives_attentions else []
         report = Report(list(_follow(asked.check([*plain_cases(cases), *weights]))))
     except OtherBundle as error:
