@@ -1,29 +1,26 @@
-"""Where answers begin to drift: the hidden state behind each layer, of the reference and of a graph.
+"""Where an error begins: the hidden states behind each layer, of the reference and of a graph.
 
 Letters: T tokens, D width.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from heed.bundle.contract import Budget
 from heed.bundle.manifest import Graph
 from heed.bundle.packing import Arrays
-from heed.export.graphs import convert
+from heed.export.passes.pipeline import passes_for, run_passes
 from heed.export.reference import one_thread
-from heed.export.torch_to_onnx import PackedEncoder, export_graph
+from heed.export.torch_to_onnx import PackedEncoder, capture_graph
+from heed.export.weights import save_graphs
 from heed.model import Encoder
-
-Run = Callable[[Path, Arrays], Arrays]  # a graph, its inputs, its outputs
 
 
 @dataclass(frozen=True)
-class Drift:
+class LayerErrors:
     """How far the hidden states are off, behind the embeddings and behind each layer."""
 
     errors: dict[str, float]
@@ -36,32 +33,39 @@ class Drift:
 
     def __str__(self) -> str:
         where = f"it begins in {self.first}" if self.first else "it begins behind the last layer"
-        of = "1 - cosine" if self.budget.measure == "cosine" else "the error"
-        steps = ", ".join(f"{name} {error:.1e}" for name, error in self.errors.items())
-        return f"{where} ({of} of the hidden states: {steps})"
+        measure = "1 - cosine" if self.budget.measure == "cosine" else "the error"
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in self.errors.items())
+        return f"{where} ({measure} of the hidden states: {errors})"
 
 
-def drift(encoder: Encoder, graph: Graph, feeds: Arrays, budget: Budget, run: Run) -> Drift:
-    """Computes the hidden states of one group of sequences twice: in float64, and as a graph of the bundle would.
+def write_states_graph(encoder: Encoder, graph: Graph, folder: Path) -> Path:
+    """Writes the counterpart of a bundle's graph whose outputs are the hidden states, and returns its path."""
+    captured = capture_graph(encoder, folder / "captured.data", _is_dense(graph), states=True)
+    path = folder / f"states.{graph.precision}.onnx"
+    save_graphs([(path, run_passes(captured, passes_for(graph, encoder)))], folder / "states.data")
+    return path
+
+
+def layer_errors(encoder: Encoder, graph: Graph, feeds: Arrays, answers: Arrays, budget: Budget) -> LayerErrors:
+    """Compares hidden states with those of the reference in float64.
 
     Args:
-        graph: says the precision, and whether its kind computes all pairs.
-        feeds: the graph's inputs, see `bundle/packing.py`.
+        graph: of the bundle.
+        feeds: a graph's inputs for one batch of sequences, see `bundle/packing.py`.
+        answers: what the graph of `write_states_graph` computed of them.
     """
-    dense = graph.longest is not None or graph.kind == "attentions"
-    with TemporaryDirectory() as folder:
-        source, target = Path(folder, "states.fp32.onnx"), Path(folder, f"states.{graph.precision}.onnx")
-        export_graph(encoder, source, dense, states=True)
-        if target != source:
-            convert(encoder, graph, source, target)
-        answers = run(target, feeds)
-    states = _reference(encoder, dense, feeds)
+    states = _reference_states(encoder, _is_dense(graph), feeds)
     errors = {name.replace("_", " "): budget.used(answers[name], state.numpy()) for name, state in states.items()}
-    return Drift(errors, budget)
+    return LayerErrors(errors, budget)
 
 
-def _reference(encoder: Encoder, dense: bool, feeds: Arrays) -> dict[str, torch.Tensor]:
-    """The hidden states in float64, `[T, D]` each."""
+def _is_dense(graph: Graph) -> bool:
+    """Whether a graph computes all pairs of tokens."""
+    return graph.longest is not None or graph.kind == "attentions"
+
+
+def _reference_states(encoder: Encoder, dense: bool, feeds: Arrays) -> dict[str, torch.Tensor]:
+    """The reference's hidden states in float64, `[T, D]` each."""
     packed = PackedEncoder(copy.deepcopy(encoder).double().eval(), dense, states=True)
     inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
     if "features" in inputs:

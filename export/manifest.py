@@ -1,14 +1,66 @@
-"""What a bundle's manifest says of a model: its task, what goes in, what comes out.
+"""A bundle's manifest (`bundle.json`): the model's task, its inputs and outputs, its limits, and where it comes from.
 
 Letters in shapes: B batch, L length; -1 stands for any size.
 """
 
-from heed.bundle.manifest import Graph, Image, Limits, PositionRule, Task, TensorSpec
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from heed.bundle.digests import file_digest
+from heed.bundle.manifest import Graph, Image, Limits, Manifest, PositionRule, Provenance, Task, TensorSpec
 from heed.model import Checkpoint
 from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig, VectorsConfig
-from heed.model.layout import DENSE_COLUMNS
 
 B, L = -1, -1
+TOOLS = ("torch", "onnx", "onnxscript", "tokenizers", "numpy")
+
+
+def make_manifest(checkpoint: Checkpoint, name: str, graphs: list[Graph], source: dict[str, str]) -> Manifest:
+    """
+    Args:
+        name: the model's name for callers.
+        source: see `source_digests`.
+    """
+    config = checkpoint.encoder.config
+    return Manifest(
+        name=name,
+        task=task(config),
+        inputs=inputs(checkpoint),
+        outputs=outputs(checkpoint, gives_attentions(config)),
+        limits=limits(checkpoint),
+        position_rule=position_rule(config),
+        aligned=config.aligned,
+        first_tokens_global=config.first_tokens_global,
+        labels=labels(config),
+        unit_length=unit_length(config),
+        prompts=dict(checkpoint.prompts.texts) if checkpoint.tokenizer else {},
+        default_prompt_name=checkpoint.prompts.default if checkpoint.tokenizer else None,
+        image=image(config),
+        graphs=graphs,
+        provenance=_provenance(checkpoint.family, name, graphs, source),
+    )
+
+
+def _provenance(family: str, name: str, graphs: list[Graph], source: dict[str, str]) -> Provenance:
+    precisions = list(dict.fromkeys(graph.precision for graph in graphs))
+    option = f" --precision {','.join(precisions)}" if precisions != ["fp32"] else ""
+    return Provenance(
+        family=family,
+        source=source,
+        tools={tool: version(tool) for tool in TOOLS},
+        command=f"heed export SOURCE OUT --name {name}{option}",
+    )
+
+
+def source_digests(source: Path | Checkpoint, checkpoint: Checkpoint) -> dict[str, str]:
+    """What identifies the source: the digest of every file that was read from a folder, or of a model's weights."""
+    if isinstance(source, Path):
+        return {path.relative_to(source).as_posix(): file_digest(path) for path in checkpoint.files}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.encoder.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+    return {"weights": digest.hexdigest()}
 
 
 def task(config: EncoderConfig) -> Task:
@@ -159,29 +211,3 @@ def gives_attentions(config: EncoderConfig) -> bool:
     """Whether there are weights between tokens, in as many heads in every layer."""
     attentions = [layer.attention for layer in config.layers]
     return all(attention.has_weights for attention in attentions) and len({each.heads for each in attentions}) == 1
-
-
-def graphs(checkpoint: Checkpoint) -> list[Graph]:
-    """The graphs of a bundle.
-
-    Where a layer has a form cheaper than all pairs there are two: all pairs for short rows, where that is faster, and
-    the cheap form for longer ones. A row's own length decides, never its neighbours'.
-    """
-    config, encoder = checkpoint.encoder.config, checkpoint.encoder
-    dense_columns = max([DENSE_COLUMNS, *(layer.attention.dense_up_to for layer in config.layers)])
-    plain = Graph(precision="fp32", file="model.fp32.onnx", outputs=encoder.outputs)
-    found = [plain]
-    if config.cheap and config.max_length > dense_columns:
-        found.insert(0, plain.model_copy(update={"file": "short.fp32.onnx", "longest": dense_columns}))
-    elif config.cheap:  # no row is long
-        found = [plain.model_copy(update={"longest": config.max_length})]
-    if gives_attentions(config):
-        found.append(
-            Graph(
-                precision="fp32",
-                file="attentions.fp32.onnx",
-                outputs=[*encoder.outputs, "attentions"],
-                kind="attentions",
-            )
-        )
-    return found

@@ -17,8 +17,8 @@ from heed.export.cases import TEXTS, TRIES, _image_cases
 from heed.export.charts import axis_of, draw_rows, percent
 from heed.export.report import report_page
 from heed.model.config import ImagesConfig
+from heed.proving import prove
 from heed.server.engine.model import Model
-from tests.support import prove
 
 EMPTY = {"meta", "br", "circle", "rect", "line", "path"}  # elements that end at once
 MAY_LOAD = {"src", "href", "xlink:href", "action", "data", "poster", "srcset", "background", "formaction"}

@@ -18,13 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import heed.export.graphs as writing
+from heed import exporting
 from heed.bundle import read_manifest
 from heed.bundle.contract import BUDGETS, Budgets, read_contract, write_contract
 from heed.bundle.digests import REPORT, bundle_digest, check_digests, write_digests
 from heed.bundle.manifest import Graph
 from heed.bundle.signature import check_signature, read_private_key, sign
 from heed.client import Client
+from heed.export.graphs import WEIGHTS
 from tests.client.echo import Echo, running
 from tests.client.test_security import Authority, secured
 from tests.heed.support import heed
@@ -266,10 +267,10 @@ def graph_at_hand(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting the same graphs again takes seconds; here they are copied."""
 
     def copy(_: object, graphs: list[Graph], folder: Path) -> None:
-        for name in (*(graph.file for graph in graphs), writing.WEIGHTS):
+        for name in (*(graph.file for graph in graphs), WEIGHTS):
             copyfile(tiny_bundle / name, folder / name)
 
-    monkeypatch.setattr(writing, "_write_graphs", copy)
+    monkeypatch.setattr(exporting, "write_graphs", copy)
 
 
 @pytest.mark.usefixtures("graph_at_hand")
@@ -292,7 +293,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(
         assert inside(tmp_path) != []
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "write_digests", interrupt)
+    monkeypatch.setattr(exporting, "write_digests", interrupt)
     assert heed("export", tiny, tmp_path / "out").code == 130
     assert inside(tmp_path) == []
 
