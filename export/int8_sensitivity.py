@@ -1,8 +1,8 @@
-"""Which linear layers int8 cannot hold: those whose rounding moves the answers most stay float32.
+"""The linear layers that int8 cannot hold: those whose rounding moves the answers most stay float32.
 
 In trained encoders few layers do most of the harm, those behind an activation with a few values far beyond the others
 (Bondarenko et al., 2021). They are found by trying: each layer alone rounds as it would in int8, in PyTorch, and the
-contract's budgets say how far the answers moved.
+contract's budgets measure how far the answers moved.
 
 Letters: K values of a token in, M values out.
 """

@@ -78,10 +78,14 @@ def task(config: EncoderConfig) -> Task:
 def inputs(checkpoint: Checkpoint) -> list[TensorSpec]:
     """Every tensor that a request may hold."""
     config = checkpoint.encoder.config
-    return [*_rows(config, has_text=checkpoint.tokenizer is not None), *_texts(checkpoint), *_beside(config)]
+    return [
+        *_token_inputs(config, has_text=checkpoint.tokenizer is not None),
+        *_text_inputs(checkpoint),
+        *_layout_inputs(config),
+    ]
 
 
-def _rows(config: EncoderConfig, has_text: bool) -> list[TensorSpec]:
+def _token_inputs(config: EncoderConfig, has_text: bool) -> list[TensorSpec]:
     """The tensors that hold the tokens themselves."""
     if isinstance(config.inputs, ImagesConfig):
         shape = [B, config.inputs.channels, config.inputs.height, config.inputs.image_width]
@@ -91,7 +95,7 @@ def _rows(config: EncoderConfig, has_text: bool) -> list[TensorSpec]:
         shape = [B, L, config.inputs.features]
         specs.append(TensorSpec(name="features", datatype="FP32", shape=shape, help="a vector for each token"))
     else:
-        # Optional only because text can stand in its place.
+        # Optional only because a request may have text instead.
         specs.append(TensorSpec(name="input_ids", datatype="INT64", shape=[B, L], optional=has_text, help="token ids"))
     specs.append(
         TensorSpec(
@@ -106,7 +110,7 @@ def _rows(config: EncoderConfig, has_text: bool) -> list[TensorSpec]:
     return specs
 
 
-def _texts(checkpoint: Checkpoint) -> list[TensorSpec]:
+def _text_inputs(checkpoint: Checkpoint) -> list[TensorSpec]:
     if checkpoint.tokenizer is None:
         return []
     return [
@@ -117,8 +121,8 @@ def _texts(checkpoint: Checkpoint) -> list[TensorSpec]:
     ]
 
 
-def _beside(config: EncoderConfig) -> list[TensorSpec]:
-    """What comes beside the tokens."""
+def _layout_inputs(config: EncoderConfig) -> list[TensorSpec]:
+    """The inputs about tokens: which pairs attend, and which tokens are global."""
     specs = []
     if "adjacency" in config.needs:
         specs.append(
@@ -141,7 +145,7 @@ def outputs(checkpoint: Checkpoint, attentions: bool) -> list[TensorSpec]:
     config = checkpoint.encoder.config
     specs = [
         TensorSpec(name="last_hidden_state", datatype="FP32", shape=[B, L, config.width], help="zeros at padding"),
-        *_of_head(config),
+        *_head_outputs(config),
     ]
     if checkpoint.tokenizer is not None:
         specs += [
@@ -157,7 +161,7 @@ def outputs(checkpoint: Checkpoint, attentions: bool) -> list[TensorSpec]:
     return specs
 
 
-def _of_head(config: EncoderConfig) -> list[TensorSpec]:
+def _head_outputs(config: EncoderConfig) -> list[TensorSpec]:
     head = config.head
     if isinstance(head, PoolingConfig):
         unit = ", scaled to length 1" if head.unit_length else ""

@@ -30,7 +30,7 @@ OPSET = 20
 
 @contextmanager
 def _states_of(encoder: Encoder) -> Iterator[list[Tensor]]:
-    """Collects what the embeddings and every layer give while the encoder runs."""
+    """Collects the outputs of the embeddings and of every layer while the encoder runs."""
     states: list[Tensor] = []
     hooks = [
         part.register_forward_hook(lambda _module, _inputs, output: states.append(output))
@@ -44,7 +44,7 @@ def _states_of(encoder: Encoder) -> Iterator[list[Tensor]]:
 
 
 class PackedEncoder(nn.Module):
-    """The encoder over tokens that lie end to end: `[T]` in, `[T, D]` out."""
+    """The encoder over a padding-free batch: `[T]` in, `[T, D]` out."""
 
     def __init__(self, encoder: Encoder, dense: bool, attentions: bool = False, states: bool = False) -> None:
         """
@@ -120,7 +120,7 @@ def _example(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def _dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Dim]]:
-    tokens, batch, length, places = Dim("tokens"), Dim("batch"), Dim("length"), Dim("globals")
+    tokens, batch, length, global_tokens = Dim("tokens"), Dim("batch"), Dim("length"), Dim("globals")
     shapes: dict[str, dict[int, Dim]] = {name: {0: tokens} for name in inputs}
     for name in ("slots", "real"):
         shapes[name] = {0: batch, 1: length}
@@ -129,7 +129,7 @@ def _dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Dim]]:
     if "adjacency" in inputs:
         shapes["adjacency"] = {0: batch, 1: length, 2: length}
     if "globals" in inputs:
-        shapes["globals"] = shapes["globals_real"] = {0: batch, 1: places}
+        shapes["globals"] = shapes["globals_real"] = {0: batch, 1: global_tokens}
     return shapes
 
 

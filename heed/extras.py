@@ -1,4 +1,4 @@
-"""Which extra of the distribution brings a package that is missing. Without extras heed is the client."""
+"""Which extra of the distribution contains a package that is missing. Without extras heed is the client."""
 
 EXTRAS = {
     "cli": ("rich", "typer"),
@@ -11,17 +11,17 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "otel": ("opentelemetry",),
 }
-# What is said beside the name of the extra.
-MORE = {"server": " (or cpu, which serves, too)", "cpu": " (or gpu, for CUDA)", "export": " and cpu (or gpu)"}
+# What the message adds to the name of the extra.
+NOTES = {"server": " (or cpu, which serves, too)", "cpu": " (or gpu, for CUDA)", "export": " and cpu (or gpu)"}
 
 
 def advice(error: ModuleNotFoundError) -> str | None:
-    """What to install, in a sentence; None if no extra brings what is missing."""
+    """What to install, in a sentence; None if no extra contains the missing package."""
     package = (error.name or "").split(".")[0]
     for extra, packages in EXTRAS.items():
         if package in packages:
             names = "cpu,export" if extra == "export" else extra
-            return f"{package} is not installed; it comes with the extra {extra}{MORE.get(extra, '')}: " + (
+            return f"{package} is not installed; it comes with the extra {extra}{NOTES.get(extra, '')}: " + (
                 f"pip install 'heed-serve[{names}]'"
             )
     return None

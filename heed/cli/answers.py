@@ -1,4 +1,4 @@
-"""How a model's answers about texts look in a terminal.
+"""A model's answers about texts as tables, for the terminal.
 
 Letters: B texts, L tokens, D width, C labels.
 """

@@ -277,7 +277,7 @@ def graph_at_hand(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bundle_that_does_not_hold_is_not_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.alike(1e-12))
+    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.uniform(1e-12))
     done = heed("export", tiny, tmp_path / "out")
     assert done.code == 2
     assert "error: " in done.said
@@ -374,7 +374,7 @@ def test_what_exists_is_replaced_on_request(tiny: Path, there: Path) -> None:
 
 @pytest.mark.usefixtures("graph_at_hand")
 def test_what_exists_stays_when_its_replacement_fails(tiny: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.alike(1e-12))
+    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.uniform(1e-12))
     assert heed("export", tiny, there, "--force").code == 2
     assert inside(there.parent) == ["out", "out/precious"]
 

@@ -78,7 +78,7 @@ def _check_signature(bundle: Path, key: Path) -> None:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared, and what came of it."""
+    """What was compared, and the findings."""
 
     bundle: str
     digest: str
@@ -88,7 +88,7 @@ class Proof:
     left_out: tuple[str, ...] = ()  # cases too large for the endpoint's messages
 
 
-def _follow(findings: "Iterable[Finding]") -> "Iterable[Finding]":
+def _show_progress(findings: "Iterable[Finding]") -> "Iterable[Finding]":
     from rich.progress import track
 
     return track(findings, "comparing", console=err, transient=True)
@@ -110,7 +110,7 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
         manifest = read_manifest(bundle)
         for each in manifest.precisions if precision == "all" else [precision]:
             try:
-                found = proven(bundle, device, each, kernels, everything=True, follow=_follow)  # type: ignore[arg-type]  # checked
+                found = proven(bundle, device, each, kernels, everything=True, follow=_show_progress)  # type: ignore[arg-type]  # checked
             except DeviceError as error:
                 report.unproven[each] = str(error)
             else:
@@ -136,23 +136,23 @@ def _online(
         check_digests(bundle)
         manifest, cases = read_manifest(bundle), read_contract(bundle)
         check_complete(manifest, cases)
-        asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, server)
+        served = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, server)
         weights = attention_cases(cases) if manifest.gives_attentions else []
-        report = Report(list(_follow(asked.check([*plain_cases(cases), *weights]))))
+        report = Report(list(_show_progress(served.check([*plain_cases(cases), *weights]))))
     except OtherBundle as error:
-        _refuse(error, manifest, asked, as_json)
+        _refuse(error, manifest, served, as_json)
     except (BundleError, CannotAsk, OSError) as error:
         fail(error)
-    left_out = tuple(asked.left_out)
+    left_out = tuple(served.left_out)
     if not report.findings:
         fail(f"no case fits into a message of {address}")
-    return Proof(manifest.name, asked.digest, {asked.precision: asked.provider}, report, address, left_out)
+    return Proof(manifest.name, served.digest, {served.precision: served.provider}, report, address, left_out)
 
 
-def _refuse(error: "OtherBundle", manifest: "Manifest", asked: "Endpoint", as_json: bool) -> NoReturn:
-    """Says that the endpoint serves something else, and leaves with exit code 1."""
+def _refuse(error: "OtherBundle", manifest: "Manifest", endpoint: "Endpoint", as_json: bool) -> NoReturn:
+    """Reports that the endpoint serves another bundle, and ends with exit code 1."""
     if as_json:
-        digests = {"digest": asked.digest, "endpoint": asked.address, "endpoint_digest": error.found}
+        digests = {"digest": endpoint.digest, "endpoint": endpoint.address, "endpoint_digest": error.found}
         print(json.dumps({"bundle": manifest.name, **digests, "holds": False, "findings": []}, indent=2))
     err.print(f"[bold red]not this bundle:[/] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(1)
@@ -173,7 +173,7 @@ def _content(proof: Proof) -> dict[str, object]:
 
 
 def _row(finding: "Finding") -> dict[str, object]:
-    """JSON has no infinity: no error stands where there was no usable answer."""
+    """A finding for JSON, which has no infinity: the error is null where there was no usable answer."""
     error = finding.error if math.isfinite(finding.error) else None
     return asdict(finding) | {"error": error, "holds": finding.holds}
 
