@@ -26,6 +26,8 @@ def tensor_bytes(tensor: TensorProto) -> TensorBytes | None:
     """A tensor's content, mapped if it is in a file; None if it holds a list of numbers instead of bytes."""
     if tensor.data_location == TensorProto.EXTERNAL:
         info = ExternalDataInfo(tensor)
+        if not info.length:
+            return b""
         return memoryview(np.memmap(info.location, np.uint8, "r", info.offset or 0, (info.length,)))
     return tensor.raw_data if tensor.HasField("raw_data") else None
 
