@@ -22,7 +22,7 @@ MAY_IMPORT = {
         "heed.model", "heed.bundle", "numpy", "onnx", "onnx_ir", "onnxscript", "pydantic", "tokenizers", "torch",
     },
     # The server's rooms by stage, from the top down.
-    "server": {"heed.server", "heed.protos", "grpc", "grpc_health", "pydantic", "pydantic_settings", "heed.bundle"},
+    "server": {"heed.server", "heed.bundle", "heed.protos", "grpc", "grpc_health", "pydantic", "pydantic_settings"},
     "server/protocols": {
         "heed.server.transport", "heed.server.repository", "heed.server.telemetry", "heed.server.scheduling",
         "heed.server.engine", "heed.server.requests", "heed.server.settings", "heed.server.errors",
@@ -37,14 +37,11 @@ MAY_IMPORT = {
         "heed.server.settings", "heed.server.errors", "heed.bundle", "numpy",
     },
     "server/telemetry": {
-        "heed.extras", "heed.server.scheduling", "heed.server.engine", "heed.server.requests",
-        "heed.server.settings", "heed.server.errors",
-        "heed.bundle", "grpc", "opentelemetry", "prometheus_client", "onnxruntime",
+        "heed.extras", "heed.server.settings", "heed.server.errors", "heed.bundle", "grpc", "onnxruntime",
+        "opentelemetry", "prometheus_client",
     },
-    "server/scheduling": {"heed.server.engine", "heed.server.errors", "heed.bundle"},
-    "server/engine": {
-        "heed.server.requests", "heed.server.settings", "heed.server.errors", "heed.bundle", "numpy", "onnxruntime",
-    },
+    "server/scheduling": {"heed.server.errors", "numpy"},
+    "server/engine": {"heed.server.requests", "heed.server.errors", "heed.bundle", "numpy", "onnxruntime"},
     "server/requests": {"heed.server.settings", "heed.server.errors", "heed.bundle", "numpy", "tokenizers"},
     "heed/cli": {
         "heed", "grpc", "matplotlib", "numpy", "pydantic", "rich", "typer", "uvloop", "yaml",
@@ -157,6 +154,12 @@ def test_a_command_loads_nothing_of_the_others() -> None:
     loaded = loaded_by("from heed.cli.main import app\ntry:\n    app(['call', '--help'])\nexcept SystemExit:\n    pass")
     assert "heed.client" in loaded
     assert loaded & {"onnxruntime", "tokenizers", "matplotlib", "torch"} == set()
+
+
+def test_scheduling_needs_neither_a_model_nor_grpc() -> None:
+    loaded = loaded_by("import heed.server.scheduling.scheduler, heed.server.scheduling.batching")
+    assert "heed.server" in loaded
+    assert loaded & {"grpc", "onnxruntime", "pydantic", "tokenizers", "heed.bundle"} == set()
 
 
 def test_a_client_loads_nothing_of_the_server() -> None:

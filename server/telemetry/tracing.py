@@ -94,7 +94,7 @@ def _attributes(method: str, request: RequestTrace) -> Mapping[str, str | int]:
         "rpc.response.status_code": request.code,
         "network.peer.address": address.strip("[]") or port,
         "heed.rows": request.rows,
-        "heed.cli.tokens": request.tokens,
+        "heed.tokens": request.tokens,
     }
     if port.isdigit():
         attributes["network.peer.port"] = int(port)
