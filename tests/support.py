@@ -1,9 +1,7 @@
 """What several tests need: small real checkpoints, bundles made of them, and servers that are always stopped."""
 
-import hashlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,12 +17,10 @@ import grpc
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from filelock import FileLock
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from heed.bundle.contract import Report
-from heed.export.bundle import write_bundle
 from heed.server.engine.model import Model
 
 WORDS = [
@@ -44,7 +40,6 @@ WORDS = [
     "##ed",
     ".",
 ]
-shared = Path()  # where bundles are that several tests want; set by `conftest.py`
 LETTERS = [chr(letter) for letter in range(ord("a"), ord("z") + 1)]
 VOCABULARY = WORDS + [letter for letter in LETTERS if letter not in WORDS] + [f"##{letter}" for letter in LETTERS]
 
@@ -129,26 +124,6 @@ def add_pooling(folder: Path, mode: str, *, unit_length: bool = True) -> Path:
 
 def prove(folder: Path) -> Report:
     return Report(list(Model(folder, "cpu").check_contract(everything=True)))
-
-
-def export_bundle(source: Path, out: Path, name: str | None = None) -> Path:
-    """Exports a folder. What another test, or pytest's other process, has exported already is copied."""
-    name = name or out.name
-    made = shared / _digest(source) / name
-    made.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(made.with_suffix(".lock")):
-        if not made.exists():
-            write_bundle(source, made, prove, name)
-    return Path(shutil.copytree(made, out))
-
-
-def _digest(folder: Path) -> str:
-    """Of all its files and their names."""
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode() + path.read_bytes())
-    return found.hexdigest()
 
 
 @dataclass(frozen=True)
