@@ -41,7 +41,8 @@ def bert(folder: Path, task: Task, labels: list[str]) -> Path:
     source = folder / "source"
     source.mkdir()
     vocabulary = save_wordpiece(source)
-    return save_family(source, "bert", task, vocab_size=vocabulary, id2label=dict(enumerate(labels)))
+    sizes = {"vocab_size": vocabulary, "num_hidden_layers": 1}
+    return save_family(source, "bert", task, **sizes, id2label=dict(enumerate(labels)))
 
 
 @pytest.fixture(scope="module")
