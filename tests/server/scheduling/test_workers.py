@@ -19,7 +19,7 @@ from heed.server.scheduling.batching import Neighbours
 from heed.server.scheduling.queue import Entry
 from heed.server.scheduling.scheduler import Answered, Scheduler
 from heed.server.scheduling.workers import Workers
-from tests.server.scheduling import BAD, BadRow, Doubling, blocked, doubles, sharing, waiting
+from tests.server.scheduling.support import BAD, BadRow, Doubling, blocked, doubles, sharing, waiting
 from tests.server.support import row
 
 

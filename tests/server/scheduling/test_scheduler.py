@@ -15,7 +15,17 @@ from heed.server.scheduling.batching import Alone, Neighbours, Strategy
 from heed.server.scheduling.model_queue import MEMORY, Group, Lane, Pace
 from heed.server.scheduling.queue import Entry
 from heed.server.scheduling.scheduler import Answered
-from tests.server.scheduling import BAD, PATIENCE, BadRow, Doubling, blocked, cancel, doubles, scheduling, waiting
+from tests.server.scheduling.support import (
+    BAD,
+    PATIENCE,
+    BadRow,
+    Doubling,
+    blocked,
+    cancel,
+    doubles,
+    scheduling,
+    waiting,
+)
 from tests.server.support import row
 
 STRATEGIES: list[Strategy] = [Alone(), Neighbours(8)]
