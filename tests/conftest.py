@@ -17,7 +17,7 @@ os.environ.pop("COLUMNS", None)
 # torch.export makes millions of objects, few of them garbage: looking for those took a twelfth of its time.
 gc.set_threshold(20_000)
 # It reads the table of ONNX operators anew for each export, the same one each time: another twelfth.
-ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -12,12 +12,15 @@ import torch
 from filelock import FileLock
 
 from heed.bundle.digests import check_digests
+from heed.bundle.manifest import Precision
 from heed.export import signature
 from heed.model import Checkpoint, Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.model.selection import hard
 from tests import bundles
 from tests.bundles import ROOT, drop_least_used, export_bundle, imported_files
+
+INT8: tuple[Precision, ...] = ("int8",)
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def changed_weight() -> Encoder:
 def test_each_thing_that_a_bundle_is_made_of_is_in_its_key(
     exports: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [bundles._key(source, "one", ()), bundles._key(source, "two", ()), bundles._key(source, "one", ("int8",))]
+    keys = [bundles._key(source, "one", ()), bundles._key(source, "two", ()), bundles._key(source, "one", INT8)]
     (source / "1_Pooling/config.json").write_text("[]")
     keys.append(bundles._key(source, "one", ()))
     (source / "1_Pooling").rename(source / "2_Pooling")
@@ -131,9 +134,9 @@ def test_each_thing_that_a_bundle_is_made_of_is_in_its_key(
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text("{}")
     first = Checkpoint(encoder())
-    checkpoints = [first, replace(first, tokenizer=tokenizer), replace(first, family="bert")]
-    encoders = [encoder(2), encoder(select=hard), encoder(rotary_base=100.0), changed_weight()]
-    keys += [bundles._key(made, "one", ()) for made in (*checkpoints, *encoders)]
+    models: list[Checkpoint | Encoder] = [first, replace(first, tokenizer=tokenizer), replace(first, family="bert")]
+    models += [encoder(2), encoder(select=hard), encoder(rotary_base=100.0), changed_weight()]
+    keys += [bundles._key(made, "one", ()) for made in models]
     monkeypatch.setattr(signature, "DENSE_COLUMNS", 3)
     keys.append(bundles._key(first, "one", ()))
     monkeypatch.setattr(bundles, "_tools", lambda: "torch 99")
@@ -150,7 +153,7 @@ def test_code_that_would_be_missing_from_the_key_is_refused() -> None:
     with pytest.raises(AssertionError, match="another class"):
         bundles._key(Own(encoder().config), "one", ())
     with pytest.raises(AssertionError, match="without a name"):
-        bundles._key(encoder(select=lambda scores: hard(2 * scores)), "one", ())
+        bundles._key(encoder(select=lambda scores, *_: scores), "one", ())
 
 
 def test_all_code_that_an_export_loads_is_in_the_key() -> None:
