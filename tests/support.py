@@ -1,9 +1,7 @@
 """What several tests need: small real checkpoints, bundles made of them, and servers that are always stopped."""
 
-import hashlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,12 +18,12 @@ import onnx
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from filelock import FileLock
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from heed import exporting
+from heed.bundle.contract import Report
 from heed.export.passes.pipeline import Pass
+from heed.server.engine.model import Model
 
 WORDS = [
     "[PAD]",
@@ -44,7 +42,6 @@ WORDS = [
     "##ed",
     ".",
 ]
-shared = Path()  # where bundles are that several tests want; set by `conftest.py`
 LETTERS = [chr(letter) for letter in range(ord("a"), ord("z") + 1)]
 VOCABULARY = WORDS + [letter for letter in LETTERS if letter not in WORDS] + [f"##{letter}" for letter in LETTERS]
 
@@ -127,17 +124,6 @@ def add_pooling(folder: Path, mode: str, *, unit_length: bool = True) -> Path:
     return folder
 
 
-def export_bundle(source: Path, out: Path, name: str | None = None) -> Path:
-    """Exports a folder. What another test, or pytest's other process, has exported already is copied."""
-    name = name or out.name
-    made = shared / _digest(source) / name
-    made.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(made.with_suffix(".lock")):
-        if not made.exists():
-            exporting.export_bundle(source, made, name)
-    return Path(shutil.copytree(made, out))
-
-
 def rewrite_graph(path: Path, *passes: Pass) -> None:
     """Runs passes over a graph in its file; its weights stay where they are."""
     model = onnx.load(path, load_external_data=False)
@@ -146,13 +132,8 @@ def rewrite_graph(path: Path, *passes: Pass) -> None:
     onnx.save(model, path)
 
 
-def _digest(folder: Path) -> str:
-    """Of all its files and their names."""
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode() + path.read_bytes())
-    return found.hexdigest()
+def prove(folder: Path) -> Report:
+    return Report(list(Model(folder, "cpu").check_contract(everything=True)))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from heed.client import AsyncClient, Client
+from tests.bundles import export_bundle
 from tests.checkpoints import Task, save_family
-from tests.support import Running, export_bundle, start_server, stop, wait_until_serving
+from tests.support import Running, start_server, stop, wait_until_serving
 from tests.tokenizers import save_wordpiece
 
 # Embeds texts by a new client for the addresses, each given number of them in a call of its own.

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.bundles import export_bundle
 from tests.oracle import save
-from tests.support import Running, export_bundle, run_server
+from tests.support import Running, run_server
 
 
 @pytest.fixture(scope="session")

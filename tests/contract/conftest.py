@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.subjects import Right, make_right
+from bench.subjects import Right, make_checkpoint
+from tests.bundles import export_bundle
 from tests.contract.support import Oracle, Served
-from tests.support import Running, add_pooling, export_bundle, run_server, save_bert
+from tests.support import Running, add_pooling, run_server, save_bert
 
 ALL_BATCHES = list(range(1, 33))
 SMALL_LENGTHS = list(range(1, 41))
@@ -75,7 +76,9 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Right]:
 
     def one(name: str) -> Right:
         if name not in made:
-            made[name] = make_right(name, tmp_path_factory.mktemp("right"))
+            folder = tmp_path_factory.mktemp("right")
+            checkpoint = make_checkpoint(name, folder)
+            made[name] = Right(checkpoint, export_bundle(checkpoint, folder / name))
         return made[name]
 
     return one

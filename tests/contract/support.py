@@ -3,11 +3,14 @@
 Letters: B batch, L length, D width.
 """
 
+import atexit
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -137,22 +140,38 @@ def ask(kind: ClientKind, address: str, model: str, requests: list[Arrays], trun
 
 
 def _ask_by_tritonclient(address: str, model: str, requests: list[Arrays], truncate: bool) -> list[Arrays]:
-    """In a process of its own: tritonclient registers protobuf messages under the same names as heed does."""
     with TemporaryDirectory() as folder:
         asked, answered = Path(folder, "requests.npz"), Path(folder, "answers.npz")
         parts = {f"{index}/{name}": array for index, request in enumerate(requests) for name, array in request.items()}
         np.savez(asked, **parts)  # type: ignore[arg-type]  # numpy takes one of the names for its own flag
-        command = [sys.executable, "-W", "error", str(TRITON_SCRIPT), address, model, str(asked), str(answered)]
-        done = subprocess.run(
-            [*command, *["--truncate"] * truncate], check=False, capture_output=True, text=True, timeout=200
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        _have_answered([address, model, str(asked), str(answered), truncate])
         answers: list[Arrays] = [{} for _ in requests]
         with np.load(answered) as arrays:
             for key in arrays.files:
                 index, name = key.split("/")
                 answers[int(index)][name] = arrays[key]
     return answers
+
+
+def _have_answered(order: list[str | bool]) -> None:
+    process = _triton_process()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(json.dumps(order), file=process.stdin, flush=True)
+    line = process.stdout.readline()
+    assert line, "the process with tritonclient has ended"
+    failure = json.loads(line)
+    assert failure is None, failure
+
+
+@cache
+def _triton_process() -> subprocess.Popen[str]:
+    """A process that asks by tritonclient, one for all tests: it registers protobuf messages under the same names as
+    heed does, so that one process cannot have both."""
+    command = [sys.executable, "-W", "error", str(TRITON_SCRIPT)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.kill)
+    return process
 
 
 def assert_close(answer: Arrays, reference: Arrays, what: str) -> None:

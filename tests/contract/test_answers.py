@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from heed.bundle.packing import Arrays
 from heed.cli.main import app
 from heed.client import CallError, Client
-from heed.exporting import export_bundle
 from heed.model import Encoder
 from heed.model.config import (
     AttentionConfig,
@@ -24,6 +23,7 @@ from heed.model.config import (
     VectorsConfig,
 )
 from heed.model.patterns import Adjacency
+from tests.bundles import export_bundle
 from tests.checkpoints import Task, save_family
 from tests.support import Running, make_noisy, run_server
 from tests.tokenizers import save_wordpiece
@@ -41,7 +41,8 @@ def bert(folder: Path, task: Task, labels: list[str]) -> Path:
     source = folder / "source"
     source.mkdir()
     vocabulary = save_wordpiece(source)
-    return save_family(source, "bert", task, vocab_size=vocabulary, id2label=dict(enumerate(labels)))
+    sizes = {"vocab_size": vocabulary, "num_hidden_layers": 1}
+    return save_family(source, "bert", task, **sizes, id2label=dict(enumerate(labels)))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ import torch
 from heed.bundle import read_manifest
 from heed.bundle.packing import Arrays
 from heed.client import Client
+from tests.bundles import export_bundle
 from tests.contract.support import BUDGET
 from tests.oracle import ask, ask_row_by_row, padded, random_ids, save
-from tests.support import export_bundle, run_server
+from tests.support import run_server
 
 SIZES: dict[str, Any] = {
     "hidden_size": 24,

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from heed.bundle.packing import Arrays
 from heed.client import Client
+from tests.bundles import export_bundle
 from tests.checkpoints import PUBLISHED, TASKS, Task, oracle_answer, random_inputs, save_family
 from tests.contract.support import BUDGET
-from tests.support import export_bundle, run_server
+from tests.support import run_server
 from tests.tokenizers import save_byte_bpe, save_unigram, save_wordpiece
 
 TOKENIZERS: dict[str, Callable[[Path], int]] = {

@@ -11,7 +11,6 @@ import torch
 
 from heed.bundle.packing import Arrays
 from heed.client import Answer, Client
-from heed.exporting import export_bundle
 from heed.model import Encoder
 from heed.model.config import (
     AttentionConfig,
@@ -34,6 +33,7 @@ from heed.model.linear_attention import LinearTransformer, Linformer, Performer
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, GlobalMask, Strided, Window, big_bird
 from heed.model.score_functions import Additive, Dot
 from heed.model.softmax import hardmax
+from tests.bundles import export_bundle
 from tests.support import make_noisy, run_server
 
 BUDGET = 1e-5

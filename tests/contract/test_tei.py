@@ -20,9 +20,10 @@ from tokenizers import Tokenizer
 from heed.client import Client
 from heed.protos import tei_pb2 as pb
 from heed.protos import tei_pb2_grpc as wire
+from tests.bundles import export_bundle
 from tests.checkpoints import save_family
 from tests.contract.support import BUDGET
-from tests.support import Running, add_pooling, export_bundle, run_server
+from tests.support import Running, add_pooling, run_server
 from tests.tokenizers import save_wordpiece
 
 LIMIT = 40  # tokens of the small models' texts

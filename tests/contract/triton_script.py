@@ -1,9 +1,12 @@
 """Asks by tritonclient: requests from one .npz, answers to another. Run by `support.ask`, never imported.
 
-python triton_script.py HOST:PORT MODEL REQUESTS.npz ANSWERS.npz [--truncate]
+Each line of stdin is a JSON list, [HOST:PORT, MODEL, REQUESTS.npz, ANSWERS.npz, whether to truncate]; when it is
+answered, a line of JSON on stdout is null, or the traceback of what failed.
 """
 
+import json
 import sys
+import traceback
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -18,8 +21,8 @@ def make_input(name: str, array: np.ndarray) -> triton.InferInput:
     return made
 
 
-def main(address: str, model: str, asked: str, answered: str, *flags: str) -> None:
-    parameters = {"truncate": True} if "--truncate" in flags else None
+def answer(address: str, model: str, asked: str, answered: str, truncate: bool) -> None:
+    parameters = {"truncate": True} if truncate else None
     requests: dict[str, list[triton.InferInput]] = {}
     with np.load(asked) as arrays:
         for key in arrays.files:
@@ -34,5 +37,15 @@ def main(address: str, model: str, asked: str, answered: str, *flags: str) -> No
     np.savez(answered, **answers)
 
 
+def main() -> None:
+    for line in sys.stdin:
+        failure = None
+        try:
+            answer(*json.loads(line))
+        except Exception:
+            failure = traceback.format_exc()
+        print(json.dumps(failure), flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -19,9 +19,10 @@ from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 from heed.server.engine.model import Model
 from heed.server.protocols.open_inference.tensors import encode_outputs
+from tests.bundles import export_bundle
 from tests.heed.support import heed
 from tests.server.support import decoded_inputs
-from tests.support import Running, export_bundle, free_port, run_server, save_bert, start_server, stop
+from tests.support import Running, free_port, run_server, save_bert, start_server, stop
 
 
 def test_a_server_of_the_bundle_holds_in_every_case(tiny_bundle: Path, tiny_server: Running) -> None:

@@ -18,7 +18,7 @@ from heed.server.engine.model import Model
 from heed.server.errors import FailedPrecondition
 from heed.server.repository.attentions import Attentions
 from heed.server.telemetry.metrics import Statistics
-from tests.server.scheduling import submit
+from tests.server.scheduling.support import submit
 from tests.server.support import manifest_of, row
 
 GOOD = Finding("a", "attentions", 1e-6, 1e-5)

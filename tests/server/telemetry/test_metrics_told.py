@@ -15,10 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.errors import REASONS
 from tests.server.support import ids_request
-from tests.server.test_metrics import text_of, wait_for_block
+from tests.server.telemetry.test_metrics import text_of, wait_for_block
 from tests.support import Running
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs" / "operations.md"
 DASHBOARD = ROOT / "deploy" / "grafana" / "heed.json"
 ALERTS = ROOT / "deploy" / "alerts.yml"

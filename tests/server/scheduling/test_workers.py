@@ -18,7 +18,7 @@ from heed.server.scheduling.batching import SimilarLengths
 from heed.server.scheduling.model_queue import QueueEntry
 from heed.server.scheduling.scheduler import RequestResult, Scheduler
 from heed.server.scheduling.workers import Workers
-from tests.server.scheduling import BAD, BadRow, Doubling, blocked, doubles, sharing, submit, waiting
+from tests.server.scheduling.support import BAD, BadRow, Doubling, blocked, doubles, sharing, submit, waiting
 from tests.server.support import row
 
 

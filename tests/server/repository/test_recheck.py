@@ -25,7 +25,7 @@ from heed.server.scheduling.model_queue import Run
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.scheduling.workers import Workers
 from heed.server.telemetry.metrics import Metrics, ServedVersion
-from tests.server.scheduling import submit
+from tests.server.scheduling.support import submit
 from tests.server.support import ids_request
 from tests.support import Running, free_port, run_server, start_server, stop, wait_until_serving
 

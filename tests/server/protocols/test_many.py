@@ -15,8 +15,8 @@ from heed.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferRe
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.protocols.heed_v1 import MESSAGE_BYTES, ClientStream, OneWayDelay
 from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Ticket
+from tests.server.protocols.test_streams import numbered
 from tests.server.support import ids_request
-from tests.server.test_streams import numbered
 from tests.support import Running, start_server, stop, wait_until_serving
 
 

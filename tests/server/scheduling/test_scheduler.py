@@ -20,7 +20,7 @@ from heed.server.scheduling.model_queue import (
     ThroughputEstimate,
 )
 from heed.server.scheduling.scheduler import RequestResult
-from tests.server.scheduling import (
+from tests.server.scheduling.support import (
     BAD,
     PATIENCE,
     BadRow,

@@ -1,0 +1,179 @@
+"""Exported bundles, kept between runs: an export takes seconds, and most tests are about what a bundle does.
+
+A bundle is kept in `build/test-bundles/` under a key that covers everything it is made of: the source (the files of a
+checkpoint folder, or an encoder's configuration and weights), the code that an export imports, and the versions of the
+libraries. Tests of exporting itself export, and do not come here.
+"""
+
+import ast
+import hashlib
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+import heed.exporting
+from heed.bundle.manifest import Precision
+from heed.export import graphs
+from heed.model import Checkpoint, Encoder
+from heed.proving import unprovable
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "build/test-bundles"
+LIMIT_BYTES = 1 << 30
+PACKAGES = (
+    "ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "pydantic", "safetensors",
+    "sympy", "tokenizers", "torch",
+)  # fmt: skip
+Source = Path | Encoder | Checkpoint
+
+
+def export_bundle(source: Source, out: Path, name: str | None = None, precisions: Collection[Precision] = ()) -> Path:
+    """Exports a model to the new folder `out`, or copies what an earlier test, process or run made of the same."""
+    name = name or out.name
+    kept = KEPT / _key(source, name, precisions)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not _copied(kept, out):
+            shutil.rmtree(kept, ignore_errors=True)
+            _export(source, kept, name, precisions)
+            assert _copied(kept, out)
+    return out
+
+
+def _export(source: Source, kept: Path, name: str, precisions: Collection[Precision]) -> None:
+    """Aside first: what is interrupted is not kept."""
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix="partial-") as folder:
+        heed.exporting.export_bundle(source, Path(folder) / "bundle", name, precisions=precisions)
+        kept.with_suffix(".sha256").write_text(folder_digest(Path(folder) / "bundle"))
+        (Path(folder) / "bundle").rename(kept)
+
+
+def _copied(kept: Path, out: Path) -> bool:
+    """Copies a kept bundle to `out` if every byte of it is as it was exported."""
+    digest = kept.with_suffix(".sha256")
+    if not kept.is_dir() or not digest.is_file():
+        return False
+    shutil.copytree(kept, out)
+    if folder_digest(out) != digest.read_text():
+        shutil.rmtree(out)
+        return False
+    os.utime(digest)  # it was used now
+    return True
+
+
+def drop_least_used(limit: int = LIMIT_BYTES) -> None:
+    """Removes the bundles that were not used for longest, until the others take at most `limit` bytes."""
+    total = 0
+    for digest in sorted(KEPT.glob("*.sha256"), key=lambda path: path.stat().st_mtime, reverse=True):
+        kept = digest.with_suffix("")
+        total += sum(path.stat().st_size for path in kept.rglob("*"))
+        if total > limit:
+            _drop(kept)
+
+
+def _drop(kept: Path) -> None:
+    try:
+        with FileLock(f"{kept}.lock", timeout=0):
+            kept.with_suffix(".sha256").unlink(missing_ok=True)
+            shutil.rmtree(kept, ignore_errors=True)
+    except Timeout:
+        pass  # another run uses it
+
+
+# --- Keys ------------------------------------------------------------------------------------------------------------
+
+
+def _key(source: Source, name: str, precisions: Collection[Precision]) -> str:
+    made_of = _folder_parts(source) if isinstance(source, Path) else _model_parts(source)
+    without_device = sorted(unprovable())  # the manifest names them
+    dense = graphs.DENSE_COLUMNS  # type: ignore[attr-defined]  # tests patch it where it is used
+    asked = repr((name, sorted(precisions), without_device, dense))
+    return _digest([asked.encode(), _tools().encode(), _code().encode(), *made_of])[:40]
+
+
+def _folder_parts(folder: Path) -> Iterator[bytes]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield from (str(path.relative_to(folder)).encode(), path.read_bytes())
+
+
+def folder_digest(folder: Path) -> str:
+    """Of all files below a folder, and of their names."""
+    return _digest(_folder_parts(folder))
+
+
+def _model_parts(model: Encoder | Checkpoint) -> Iterator[bytes]:
+    checkpoint = Checkpoint(model) if isinstance(model, Encoder) else model
+    encoder = checkpoint.encoder
+    assert type(encoder) is Encoder, "the code of another class would be missing from the key"
+    config = repr(encoder.config)
+    assert "<lambda>" not in config, "the code of a function without a name would be missing from the key"
+    yield re.sub(r" at 0x[0-9a-f]+", "", config).encode()  # of a function, its name stays
+    yield repr((checkpoint.family, checkpoint.max_text_length, checkpoint.prompts)).encode()
+    yield checkpoint.tokenizer.read_bytes() if checkpoint.tokenizer else b""
+    for tensors in (encoder.named_parameters(), encoder.named_buffers()):
+        for tensor_name, tensor in tensors:
+            yield f"{tensor_name} {tensor.dtype} {list(tensor.shape)}".encode()
+            yield tensor.detach().contiguous().numpy().tobytes()
+
+
+@cache
+def _tools() -> str:
+    return repr([sys.version, platform.machine(), *((package, _version(package)) for package in PACKAGES)])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _code() -> str:
+    """The digest of all code of heed that an export can import. The kernels take no part in an export's proof."""
+    files = sorted({*imported_files("heed.exporting"), Path(__file__)})
+    return _digest(part for path in files for part in (str(path.relative_to(ROOT)).encode(), path.read_bytes()))
+
+
+def imported_files(module: str) -> set[Path]:
+    """The files of heed that a module imports, directly or not, at its top or inside functions."""
+    found: set[Path] = set()
+    names = [module]
+    while names:
+        parts = names.pop().split(".")
+        for count in range(2, len(parts) + 1):  # the packages above it are imported, too; `heed` itself is empty
+            file = _file_of(parts[:count])
+            if file and file not in found:
+                found.add(file)
+                names += _imports(file)
+    return found
+
+
+def _file_of(parts: list[str]) -> Path | None:
+    path = ROOT.joinpath(*parts)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("heed"))
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("heed"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "big") + part)
+    return found.hexdigest()
