@@ -30,7 +30,7 @@ only_by_digits = pytest.mark.skipif(way() != DIGITS, reason="this CPU has no til
 
 SIZES = (1, 3, 16, 17, 64, 65, 130)
 STEP = 2.0**-23  # of a row's largest value
-ROUNDED = 0.5 / 2047  # the same, of weights in words (words.h)
+ROUNDED = 0.5 / 2047  # the same, of weights in words (avx2/packed_s16.h)
 
 
 class Layer:

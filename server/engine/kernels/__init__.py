@@ -1,6 +1,6 @@
 """Linear layers and more as this CPU computes them fastest: a library in C that onnxruntime's sessions are given.
 
-`digits.h` and `panels.h` say how they are multiplied and why answers keep their bits, `tokens.c` and `attention.c` what
+`amx/packed_f32_split.h` and `avx2/packed_f32.h` say how they are multiplied and why answers keep their bits, `tokens.c` and `attention.c` what
 else is computed; `operators.c` is what onnxruntime calls. The exported graphs name all that (see `export/layers.py` and
 `export/onnx_functions.py`), so that the same file runs with the library or without it.
 """

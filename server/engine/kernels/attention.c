@@ -17,13 +17,13 @@
 #include <string.h>
 
 #include "operators.h"
-#include "panels.h"
+#include "avx2/packed_f32.h"
 
 #ifdef HEED_X86
 
 #include <math.h>
 
-#include "functions.h"
+#include "avx2/vector.h"
 
 enum { INPUTS = 11, QUERIES = 48 /* at a time */ };
 static const float NEVER = -1e30f; /* what is added to a score that does not count is below */

@@ -5,8 +5,8 @@
  *     Product     x, weight [K, M]
  *     Int8Linear  x, weight int8 [K, M], scale [M], sum [M], bias [M]
  *
- * By digits where the CPU has tiles of int8 (digits.h); where its vector unit is all it has, by panels of float32
- * (panels.h), of words (words.h) and of bytes (bytes.h). */
+ * By digits where the CPU has tiles of int8 (amx/packed_f32_split.h); where its vector unit is all it has, by panels of float32
+ * (avx2/packed_f32.h), of words (avx2/packed_s16.h) and of bytes (avx2/packed_s8.h). */
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -14,11 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bytes.h"
-#include "digits.h"
+#include "avx2/packed_s8.h"
+#include "amx/packed_f32_split.h"
 #include "operators.h"
-#include "panels.h"
-#include "words.h"
+#include "avx2/packed_f32.h"
+#include "avx2/packed_s16.h"
 
 #ifdef HEED_X86
 

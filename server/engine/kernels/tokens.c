@@ -13,7 +13,7 @@
 
 #ifdef HEED_X86
 
-#include "functions.h"
+#include "avx2/vector.h"
 
 enum { PART_NUMBERS = 1 << 14 /* of a tensor, that one thread takes at a time */ };
 

@@ -1,13 +1,13 @@
-#include "panels.h"
+#include "packed_f32.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "operators.h"
+#include "../operators.h"
 
 #ifdef HEED_X86
 
-#include "functions.h"
+#include "vector.h"
 
 enum {
     HALVES = PANEL / LANES,

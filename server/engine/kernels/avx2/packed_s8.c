@@ -1,14 +1,14 @@
-#include "bytes.h"
+#include "packed_s8.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "operators.h"
+#include "../operators.h"
 
 #ifdef HEED_X86
 
-#include "functions.h"
+#include "vector.h"
 
 enum { PANEL = 16, HALVES = PANEL / LANES, FOUR = 4, LINE = PANEL * FOUR, TILE_ROWS = 6, MOST_STEPS = 255 };
 static const float LEAST = 1e-12f; /* a row of equal values has a step, too */

@@ -1,14 +1,14 @@
-#include "words.h"
+#include "packed_s16.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "operators.h"
+#include "../operators.h"
 
 #ifdef HEED_X86
 
-#include "functions.h"
+#include "vector.h"
 
 enum {
     PANEL = 16,

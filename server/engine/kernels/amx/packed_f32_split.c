@@ -1,10 +1,10 @@
-#include "digits.h"
+#include "packed_f32_split.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "operators.h"
+#include "../operators.h"
 
 #ifdef HEED_X86
 
