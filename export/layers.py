@@ -13,7 +13,7 @@ import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
 DOMAIN, VERSION = "heed", 1
-MOST_VALUES = 40_000  # of a token: what `server/engine/kernels/amx/packed_f32_split.h` can add up
+MOST_VALUES = 40_000  # of a token: what `server/engine/kernels/packed.h` (MAX_DEPTH) can add up
 
 
 def name_layers(path: Path, rough: bool = False) -> None:

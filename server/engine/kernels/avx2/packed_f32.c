@@ -1,165 +1,130 @@
-#include "packed_f32.h"
+/* PackedF32: float32 weights, in panels of 16 channels. For each panel, for each of K values, one weight of each channel.
+ *
+ * Each number is added up in the order of its values, in blocks of a size that the layer alone decides, so that a row's
+ * result has the same bits whatever other rows are multiplied with it. A block of rows stays in the second cache while
+ * channels pass. */
 
-#include <stdlib.h>
 #include <string.h>
 
-#include "../operators.h"
+#include "../platform.h"
 
 #ifdef HEED_X86
 
-#include "vector.h"
+#include "kernels.h"
+#include "microkernel.h"
 
 enum {
-    HALVES = PANEL / LANES,
-    TILE_ROWS = 6,    /* with a panel's two halves, twelve sums: what 16 registers hold beside their factors */
     MOST_DEPTH = 256, /* values at a time: of a panel they fit into the first cache, of a chunk into the second */
     CHUNK_ROWS = 126, /* rows at a time */
-    STEPS = 8,        /* values between two requests for weights */
-    LINE = 64,        /* bytes that memory gives at a time: a value's weights in one panel */
 };
 
-static long smaller(long one, long other) { return one < other ? one : other; }
-static long parts(long whole, long most) { return (whole + most - 1) / most; }
-long panels_count(const Panels *panels) { return parts(panels->channels, PANEL); }
-size_t panels_size(const Panels *panels) { return panels_count(panels) * PANEL * panels->values * sizeof(float); }
-
-bool panels_supported(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
+static const float *panel_at(const PackedWeights *packed, long panel, long value) {
+    return (const float *)packed->data + (panel * packed->depth + value) * PANEL;
 }
 
-bool panels_allocate(Panels *panels, long channels, long values) {
-    panels->channels = channels, panels->values = values;
-    panels->weights = aligned_alloc(LINE, panels_size(panels));
-    return panels->weights;
+static size_t packed_size(const PackedWeights *packed) {
+    return panel_count(packed) * PANEL * packed->depth * sizeof(float);
 }
 
-void panels_free(Panels *panels) { free(panels->weights); }
-
-static float *panel_at(const Panels *panels, long panel, long value) {
-    return panels->weights + (panel * panels->values + value) * PANEL;
+static bool pack(const PackedWeights *packed, const LayerWeights *weights) {
+    long channels = packed->channels, depth = packed->depth;
+    const float *w = weights->values;
+    float *to = (float *)packed->data;
+    for (long panel = 0; panel < channels; panel += PANEL)
+        for (long k = 0; k < depth; k++, to += PANEL)
+            for (long m = panel; m < smaller(panel + PANEL, channels); m++)
+                to[m - panel] = w[weights->transposed ? k * channels + m : m * depth + k];
+    return true;
 }
 
-void panels_of(Panels *panels, const float *w, bool transposed) {
-    long channels = panels->channels, values = panels->values;
-    for (long panel = 0; panel < panels_count(panels); panel++)
-        for (long k = 0; k < values; k++)
-            for (long m = 0; m < PANEL; m++) {
-                long channel = panel * PANEL + m, place = transposed ? k * channels + channel : channel * values + k;
-                panel_at(panels, panel, k)[m] = channel < channels ? w[place] : 0;
-            }
+INLINE __m256i multiply_add(__m256i sums, __m256i row, __m256i weights) {
+    return _mm256_castps_si256(
+        _mm256_fmadd_ps(_mm256_castsi256_ps(row), _mm256_castsi256_ps(weights), _mm256_castsi256_ps(sums)));
 }
 
-INLINE void multiply_value(const int rows, __m256 sums[TILE_ROWS][HALVES], const float *x, long width,
-                           const float *weights) {
-    UNROLLED for (int row = 0; row < rows; row++) {
-        __m256 value = _mm256_broadcast_ss(x + row * width);
-        UNROLLED for (int half = 0; half < HALVES; half++)
-            sums[row][half] = _mm256_fmadd_ps(value, _mm256_load_ps(weights + half * LANES), sums[row][half]);
-    }
-}
-
-/* `requests` of the next weights' lines are asked for every STEPS values. */
-INLINE void multiply_tile(const int rows, const int requests, Tile tile) {
-    __m256 sums[TILE_ROWS][HALVES];
-    UNROLLED for (int row = 0; row < rows; row++)
-        UNROLLED for (int half = 0; half < HALVES; half++) sums[row][half] = _mm256_setzero_ps();
-    long k = 0;
-    for (; k + STEPS <= tile.depth; k += STEPS) {
-        UNROLLED for (int line = 0; line < requests; line++)
-            _mm_prefetch(tile.next + (k / STEPS * requests + line) * LINE, _MM_HINT_T1);
-        UNROLLED for (int step = 0; step < STEPS; step++)
-            multiply_value(rows, sums, tile.x + k + step, tile.x_width, tile.weights + (k + step) * PANEL);
-    }
-    for (; k < tile.depth; k++) multiply_value(rows, sums, tile.x + k, tile.x_width, tile.weights + k * PANEL);
+INLINE void multiply_tile(const int rows, const int lines, const Tile *tile) {
+    const ProductF32 *product = tile->context;
+    __m256i sums[TILE_ROWS][HALVES];
+    zero_sums(rows, sums);
+    multiply_steps(rows, lines, true, multiply_add, tile, 0, tile->depth, sums);
+    const float *added = product->added + tile->row * product->added_width;
+    float *to = product->sums + tile->row * product->sums_width;
     UNROLLED for (int row = 0; row < rows; row++)
         UNROLLED for (int half = 0; half < HALVES; half++) {
-            __m256 added = _mm256_loadu_ps(tile.added + row * tile.added_width + half * LANES);
-            _mm256_storeu_ps(tile.sums + row * tile.sums_width + half * LANES, _mm256_add_ps(added, sums[row][half]));
+            __m256 before = _mm256_loadu_ps(added + row * product->added_width + half * LANES);
+            __m256 both = _mm256_add_ps(before, _mm256_castsi256_ps(sums[row][half]));
+            _mm256_storeu_ps(to + row * product->sums_width + half * LANES, both);
         }
 }
 
-INLINE void multiply_rows(long rows, const int requests, Tile tile) {
-    switch (rows) {
-    case 1: return multiply_tile(1, requests, tile);
-    case 2: return multiply_tile(2, requests, tile);
-    case 3: return multiply_tile(3, requests, tile);
-    case 4: return multiply_tile(4, requests, tile);
-    case 5: return multiply_tile(5, requests, tile);
-    default: return multiply_tile(TILE_ROWS, requests, tile);
-    }
-}
-
-/* Tiles of about as many rows each. The first four of them ask for the weights that come next, or as many as there are:
- * a fourth of a panel each, a half, or all of it. */
-HERE void tiles_multiply(Tile tile, long rows) {
-    long tiles = parts(rows, TILE_ROWS), done = 0, asked = 0;
-    const int requests = tiles >= 4 ? STEPS / 4 : tiles > 1 ? STEPS / 2 : STEPS;
-    const char *next = tile.next;
-    for (long number = 0; number < tiles; number++) {
-        long here = parts(rows - done, tiles - number);
-        tile.next = next + asked * (tile.depth / STEPS) * LINE;
-        if (!next || asked == STEPS) {
-            multiply_rows(here, 0, tile);
-        } else {
-            if (requests == STEPS / 4) multiply_rows(here, STEPS / 4, tile);
-            if (requests == STEPS / 2) multiply_rows(here, STEPS / 2, tile);
-            if (requests == STEPS) multiply_rows(here, STEPS, tile);
-            asked += requests;
-        }
-        tile.x += here * tile.x_width, tile.added += here * tile.added_width, tile.sums += here * tile.sums_width;
-        done += here;
-    }
+AVX2 void multiply_f32(const ProductF32 *product, long rows) {
+    Tile tile = {
+        .x = (const char *)product->x,
+        .weights = (const char *)product->weights,
+        .x_stride = product->x_width * sizeof(float),
+        .depth = product->depth,
+        .next = (const char *)product->next,
+        .context = product,
+    };
+    multiply_tiles(tile, rows, multiply_tile);
 }
 
 /* Some panels that are full, with a chunk of rows. The first values are added to the bias, the others to the sums. */
-static void multiply_full(const Panels *panels, const float *x, long rows, long first, long last, const float *bias,
-                          float *sums, long width) {
-    long values = panels->values, most = parts(values, parts(values, MOST_DEPTH));
-    for (long value = 0; value < values; value += most) {
+static void multiply_full(const PackedWeights *packed, const float *x, long rows, long first, long last,
+                          const float *bias, float *sums, long width) {
+    long depth = packed->depth, most = ceil_div(depth, ceil_div(depth, MOST_DEPTH));
+    for (long value = 0; value < depth; value += most) {
         for (long panel = first; panel < last; panel++) {
             bool turns = panel + 1 == last;
             long next_value = turns ? value + most : value, next_panel = turns ? first : panel + 1;
-            if (next_value >= values) next_value = 0, next_panel = last; /* what another call will begin with */
-            bool ends = next_panel == panels_count(panels);
+            if (next_value >= depth) next_value = 0, next_panel = last; /* what another call will begin with */
+            bool ends = next_panel == panel_count(packed);
             float *here = sums + (panel - first) * PANEL;
-            tiles_multiply(
-                (Tile){
-                    .x = x + value,
-                    .weights = panel_at(panels, panel, value),
-                    .added = value ? here : bias + (panel - first) * PANEL,
-                    .sums = here,
-                    .x_width = values,
-                    .added_width = value ? width : 0,
-                    .sums_width = width,
-                    .depth = smaller(most, values - value),
-                    .next = ends ? NULL : (const char *)panel_at(panels, next_panel, next_value),
-                },
-                rows);
+            ProductF32 product = {
+                .x = x + value,
+                .weights = panel_at(packed, panel, value),
+                .added = value ? here : bias + (panel - first) * PANEL,
+                .sums = here,
+                .x_width = depth,
+                .added_width = value ? width : 0,
+                .sums_width = width,
+                .depth = smaller(most, depth - value),
+                .next = ends ? NULL : panel_at(packed, next_panel, next_value),
+            };
+            multiply_f32(&product, rows);
         }
     }
 }
 
 /* The last panel, if its channels are fewer: its sums need room of their own. */
-static void multiply_partial(const Panels *panels, const float *x, long rows, long panel, const float *bias, float *y) {
+static void multiply_partial(const PackedWeights *packed, const float *x, long rows, long panel, const float *bias,
+                             float *y) {
     float sums[CHUNK_ROWS * PANEL], all_biases[PANEL] = {0};
-    long channels = panels->channels - panel * PANEL;
+    long channels = packed->channels - panel * PANEL;
     memcpy(all_biases, bias, channels * sizeof *bias);
-    multiply_full(panels, x, rows, panel, panel + 1, all_biases, sums, PANEL);
+    multiply_full(packed, x, rows, panel, panel + 1, all_biases, sums, PANEL);
     for (long row = 0; row < rows; row++)
-        memcpy(y + row * panels->channels, sums + row * PANEL, channels * sizeof *sums);
+        memcpy(y + row * packed->channels, sums + row * PANEL, channels * sizeof *sums);
 }
 
-void panels_multiply(const Panels *panels, const float *x, long rows, long first, long last, const float *bias,
+static void multiply(const PackedWeights *packed, const Activations *rows, long first, long last, const float *bias,
                      float *y) {
-    long width = panels->channels, full = smaller(last, width / PANEL), chunks = parts(rows, CHUNK_ROWS), done = 0;
-    for (long chunk = 0; chunk < chunks; chunk++) {
-        long here = parts(rows - done, chunks - chunk);
-        const float *x_here = x + done * panels->values;
-        float *y_here = y + done * width;
-        multiply_full(panels, x_here, here, first, full, bias + first * PANEL, y_here + first * PANEL, width);
-        if (full < last) multiply_partial(panels, x_here, here, full, bias + full * PANEL, y_here + full * PANEL);
+    long width = packed->channels, full = smaller(last, width / PANEL), chunks = ceil_div(rows->rows, CHUNK_ROWS);
+    for (long chunk = 0, done = 0; chunk < chunks; chunk++) {
+        long here = ceil_div(rows->rows - done, chunks - chunk);
+        const float *x = rows->x + done * packed->depth;
+        float *to = y + done * width;
+        multiply_full(packed, x, here, first, full, bias + first * PANEL, to + first * PANEL, width);
+        if (full < last) multiply_partial(packed, x, here, full, bias + full * PANEL, to + full * PANEL);
         done += here;
     }
 }
+
+const LinearKernels PACKED_F32 = {
+    .storage = "PackedF32",
+    .packed_size = packed_size,
+    .pack = pack,
+    .multiply = multiply,
+};
 
 #endif
