@@ -12,7 +12,8 @@
 #ifdef HEED_X86
 
 #include "kernels.h"
-#include "microkernel.h"
+#include "product_f32.h"
+#include "vector.h"
 
 enum { QUERIES = 48 /* at a time */ };
 static const float ZEROS[PANEL] = {0};

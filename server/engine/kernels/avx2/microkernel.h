@@ -2,8 +2,17 @@
  *
  * All storages have the same geometry. A step of depth takes 4 bytes of each row (one float32, two int16 or four uint8)
  * and a cache line of the panel (4 bytes for each of its channels). The 4 bytes are broadcast, multiplied with the line
- * and added to 16 sums of 32 bits. Storages differ in that one instruction or two, and in what becomes of the sums:
- * both are parameters. All functions are inlined, and compiled once for each storage.
+ * and added to 16 sums of 32 bits. Storages differ in that one instruction or two, and in what becomes of the sums. Each
+ * includes this file, once, after it has defined
+ *
+ *     Vector          the type of vectors: __m256, or __m256i
+ *     UNROLL_STEPS    _Pragma: how the loop over UNROLL steps is unrolled
+ *     zero            sums of nothing
+ *     broadcast       a vector that repeats STEP_BYTES of a row
+ *     load_weights    half of a line
+ *     multiply_add    sums + row * weights, in 32 bits
+ *
+ * All functions are inlined. (With one type for all storages, and casts, gcc 12 keeps fewer sums in registers.)
  *
  * onnxruntime multiplies large groups near the rate of the unit. Groups as they come in serving are not that large, and
  * there it waits: a model's weights do not fit into the caches, and each group fetches all of them from memory anew.
@@ -12,16 +21,13 @@
 
 #pragma once
 
-#include <string.h>
-
 #include "../packed.h"
 #include "vector.h"
 
 enum {
-    HALVES = PANEL / LANES, /* vectors in a panel */
+    HALVES = PANEL / LANES, /* vectors in a line */
     TILE_ROWS = 6,          /* with two vectors each, twelve sums: what 16 registers hold beside their factors */
-    STEP_BYTES = 4,         /* of a row */
-    UNROLL = 8,             /* steps of the inner loop; prefetches are issued once in so many */
+    UNROLL = 8,             /* steps between two requests for weights */
 };
 
 typedef struct {
@@ -33,44 +39,37 @@ typedef struct {
     const void *context; /* of what becomes of the sums */
 } Tile;
 
-/* sums + row * weights, in 32 bits: of float32, or of int32. */
-typedef __m256i (*MultiplyAdd)(__m256i sums, __m256i row, __m256i weights);
-
 /* Computes a tile of `rows`, and prefetches so many lines of the next panel every UNROLL steps. */
 typedef void (*TileFunction)(const int rows, const int lines, const Tile *);
 
-INLINE void zero_sums(const int rows, __m256i sums[TILE_ROWS][HALVES]) {
+INLINE void zero_sums(const int rows, Vector sums[TILE_ROWS][HALVES]) {
     UNROLLED for (int row = 0; row < rows; row++)
-        UNROLLED for (int half = 0; half < HALVES; half++) sums[row][half] = _mm256_setzero_si256();
+        UNROLLED for (int half = 0; half < HALVES; half++) sums[row][half] = zero();
 }
 
-INLINE void multiply_step(const int rows, MultiplyAdd multiply_add, const Tile *tile, long step,
-                          __m256i sums[TILE_ROWS][HALVES]) {
-    const __m256i *line = (const __m256i *)(tile->weights + step * CACHE_LINE);
+INLINE void multiply_step(const int rows, const char *x, long x_stride, const char *line,
+                          Vector sums[TILE_ROWS][HALVES]) {
     UNROLLED for (int row = 0; row < rows; row++) {
-        int bits;
-        memcpy(&bits, tile->x + row * tile->x_stride + step * STEP_BYTES, STEP_BYTES);
-        __m256i values = _mm256_set1_epi32(bits);
-        UNROLLED for (int half = 0; half < HALVES; half++)
-            sums[row][half] = multiply_add(sums[row][half], values, _mm256_load_si256(line + half));
+        Vector values = broadcast(x + row * x_stride);
+        UNROLLED for (int half = 0; half < HALVES; half++) {
+            Vector weights = load_weights(line + half * CACHE_LINE / HALVES);
+            sums[row][half] = multiply_add(sums[row][half], values, weights);
+        }
     }
 }
 
 /* Adds the products of the steps first ... last - 1 to the sums. `first` is a multiple of UNROLL. */
-INLINE void multiply_steps(const int rows, const int lines, const bool unrolled, MultiplyAdd multiply_add,
-                           const Tile *tile, long first, long last, __m256i sums[TILE_ROWS][HALVES]) {
-    long step = first;
+INLINE void multiply_steps(const int rows, const int lines, const Tile *tile, long first, long last,
+                           Vector sums[TILE_ROWS][HALVES]) {
+    const char *x = tile->x, *weights = tile->weights, *next = tile->next;
+    long stride = tile->x_stride, step = first;
     for (; step + UNROLL <= last; step += UNROLL) {
         UNROLLED for (int line = 0; line < lines; line++)
-            _mm_prefetch(tile->next + (step / UNROLL * lines + line) * CACHE_LINE, _MM_HINT_T1);
-        if (unrolled)
-            UNROLLED for (int more = 0; more < UNROLL; more++)
-                multiply_step(rows, multiply_add, tile, step + more, sums);
-        else
-            ROLLED for (int more = 0; more < UNROLL; more++)
-                multiply_step(rows, multiply_add, tile, step + more, sums);
+            _mm_prefetch(next + (step / UNROLL * lines + line) * CACHE_LINE, _MM_HINT_T1);
+        UNROLL_STEPS for (int more = 0; more < UNROLL; more++)
+            multiply_step(rows, x + (step + more) * STEP_BYTES, stride, weights + (step + more) * CACHE_LINE, sums);
     }
-    for (; step < last; step++) multiply_step(rows, multiply_add, tile, step, sums);
+    for (; step < last; step++) multiply_step(rows, x + step * STEP_BYTES, stride, weights + step * CACHE_LINE, sums);
 }
 
 INLINE void multiply_rows(long rows, const int lines, TileFunction multiply_tile, const Tile *tile) {
@@ -105,14 +104,3 @@ INLINE void multiply_tiles(Tile tile, long rows, TileFunction multiply_tile) {
         done += here;
     }
 }
-
-/* A product of float32 with one panel: sums [T, PANEL] = added + x [T, depth] weights [depth, PANEL]. The widths are
- * those of the matrices that x, `added` and the sums are parts of; 0 where all rows are the same. */
-typedef struct {
-    const float *x, *weights, *added;
-    float *sums;
-    long x_width, added_width, sums_width, depth;
-    const float *next; /* a panel that will be needed soon, as deep; or null */
-} ProductF32;
-
-void multiply_f32(const ProductF32 *, long rows);

@@ -11,6 +11,17 @@
 #ifdef HEED_X86
 
 #include "kernels.h"
+#include "product_f32.h"
+#include "vector.h"
+
+enum { STEP_BYTES = sizeof(float) };
+typedef __m256 Vector;
+#define UNROLL_STEPS UNROLLED
+INLINE Vector zero(void) { return _mm256_setzero_ps(); }
+INLINE Vector broadcast(const char *row) { return _mm256_broadcast_ss((const float *)row); }
+INLINE Vector load_weights(const char *weights) { return _mm256_load_ps((const float *)weights); }
+INLINE Vector multiply_add(Vector sums, Vector row, Vector weights) { return _mm256_fmadd_ps(row, weights, sums); }
+
 #include "microkernel.h"
 
 enum {
@@ -37,23 +48,17 @@ static bool pack(const PackedWeights *packed, const LayerWeights *weights) {
     return true;
 }
 
-INLINE __m256i multiply_add(__m256i sums, __m256i row, __m256i weights) {
-    return _mm256_castps_si256(
-        _mm256_fmadd_ps(_mm256_castsi256_ps(row), _mm256_castsi256_ps(weights), _mm256_castsi256_ps(sums)));
-}
-
 INLINE void multiply_tile(const int rows, const int lines, const Tile *tile) {
     const ProductF32 *product = tile->context;
-    __m256i sums[TILE_ROWS][HALVES];
+    Vector sums[TILE_ROWS][HALVES];
     zero_sums(rows, sums);
-    multiply_steps(rows, lines, true, multiply_add, tile, 0, tile->depth, sums);
+    multiply_steps(rows, lines, tile, 0, tile->depth, sums);
     const float *added = product->added + tile->row * product->added_width;
     float *to = product->sums + tile->row * product->sums_width;
     UNROLLED for (int row = 0; row < rows; row++)
         UNROLLED for (int half = 0; half < HALVES; half++) {
             __m256 before = _mm256_loadu_ps(added + row * product->added_width + half * LANES);
-            __m256 both = _mm256_add_ps(before, _mm256_castsi256_ps(sums[row][half]));
-            _mm256_storeu_ps(to + row * product->sums_width + half * LANES, both);
+            _mm256_storeu_ps(to + row * product->sums_width + half * LANES, _mm256_add_ps(before, sums[row][half]));
         }
 }
 

@@ -15,6 +15,23 @@
 #ifdef HEED_X86
 
 #include "kernels.h"
+#include "vector.h"
+
+enum { STEP_BYTES = 4 };
+typedef __m256i Vector;
+#define UNROLL_STEPS UNROLLED
+INLINE Vector zero(void) { return _mm256_setzero_si256(); }
+INLINE Vector load_weights(const char *weights) { return _mm256_load_si256((const __m256i *)weights); }
+INLINE Vector broadcast(const char *row) {
+    int bits;
+    memcpy(&bits, row, sizeof bits);
+    return _mm256_set1_epi32(bits);
+}
+INLINE Vector multiply_add(Vector sums, Vector row, Vector weights) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(row, weights));
+}
+
+
 #include "microkernel.h"
 
 enum {
@@ -103,10 +120,6 @@ typedef struct {
     long channels, left;                            /* of y, and of them from the panel on */
 } Output;
 
-INLINE __m256i multiply_add(__m256i sums, __m256i row, __m256i weights) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(row, weights));
-}
-
 INLINE void write_tile(const int rows, const Tile *tile, __m256 sums[TILE_ROWS][HALVES]) {
     const Output *output = tile->context;
     UNROLLED for (int row = 0; row < rows; row++)
@@ -121,12 +134,12 @@ INLINE void write_tile(const int rows, const Tile *tile, __m256 sums[TILE_ROWS][
 
 INLINE void multiply_tile(const int rows, const int lines, const Tile *tile) {
     __m256 total[TILE_ROWS][HALVES];
-    __m256i sums[TILE_ROWS][HALVES];
+    Vector sums[TILE_ROWS][HALVES];
     UNROLLED for (int row = 0; row < rows; row++)
         UNROLLED for (int half = 0; half < HALVES; half++) total[row][half] = _mm256_setzero_ps();
     for (long step = 0; step < tile->depth; step += EXACT_STEPS) {
         zero_sums(rows, sums);
-        multiply_steps(rows, lines, false, multiply_add, tile, step, smaller(step + EXACT_STEPS, tile->depth), sums);
+        multiply_steps(rows, lines, tile, step, smaller(step + EXACT_STEPS, tile->depth), sums);
         UNROLLED for (int row = 0; row < rows; row++)
             UNROLLED for (int half = 0; half < HALVES; half++)
                 total[row][half] = _mm256_add_ps(total[row][half], _mm256_cvtepi32_ps(sums[row][half]));

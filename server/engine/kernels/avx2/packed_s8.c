@@ -13,6 +13,25 @@
 #ifdef HEED_X86
 
 #include "kernels.h"
+#include "vector.h"
+
+enum { STEP_BYTES = 4 };
+typedef __m256i Vector;
+#define UNROLL_STEPS ROLLED
+INLINE Vector zero(void) { return _mm256_setzero_si256(); }
+INLINE Vector load_weights(const char *weights) { return _mm256_load_si256((const __m256i *)weights); }
+INLINE Vector broadcast(const char *row) {
+    int bits;
+    memcpy(&bits, row, sizeof bits);
+    return _mm256_set1_epi32(bits);
+}
+/* Weights have 7 bits: two products of 255 and 64 fit into int16. */
+INLINE Vector multiply_add(Vector sums, Vector row, Vector weights) {
+    __m256i pairs = _mm256_maddubs_epi16(row, weights);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+
 #include "microkernel.h"
 
 enum { FOUR = 4 /* values in a step */, MOST_STEPS = 255 };
@@ -105,17 +124,11 @@ typedef struct {
     long channels, left;                              /* of y, and of them from the panel on */
 } Output;
 
-/* Weights have 7 bits: two products of 255 and 64 fit into int16. */
-INLINE __m256i multiply_add(__m256i sums, __m256i row, __m256i weights) {
-    __m256i pairs = _mm256_maddubs_epi16(row, weights);
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
 INLINE void multiply_tile(const int rows, const int lines, const Tile *tile) {
     const Output *output = tile->context;
-    __m256i sums[TILE_ROWS][HALVES];
+    Vector sums[TILE_ROWS][HALVES];
     zero_sums(rows, sums);
-    multiply_steps(rows, lines, false, multiply_add, tile, 0, tile->depth, sums);
+    multiply_steps(rows, lines, tile, 0, tile->depth, sums);
     UNROLLED for (int row = 0; row < rows; row++)
         UNROLLED for (int half = 0; half < HALVES; half++) {
             long channel = half * LANES, left = output->left - channel, t = tile->row + row;
