@@ -19,7 +19,7 @@
 
 enum { STEP_BYTES = 4 };
 typedef __m256i Vector;
-#define UNROLL_STEPS UNROLLED
+#define UNROLL_STEPS ROLLED
 INLINE Vector zero(void) { return _mm256_setzero_si256(); }
 INLINE Vector load_weights(const char *weights) { return _mm256_load_si256((const __m256i *)weights); }
 INLINE Vector broadcast(const char *row) {
