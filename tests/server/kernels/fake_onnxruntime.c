@@ -122,6 +122,7 @@ void register_all(void) {
     OrtStatus *failed = RegisterCustomOps(NULL, &base);
     if (!failed) return;
     fprintf(stderr, "%s\n", failed->message);
+    free(failed);
     exit(2);
 }
 
