@@ -23,7 +23,7 @@ from rich.table import Table
 from heed.bundle.packing import TokenSequence
 from heed.exporting import export_bundle
 from heed.server.engine.host import usable_cpus
-from heed.server.engine.kernels import way
+from heed.server.engine.kernels import description, library
 from heed.server.engine.model import Model
 from heed.server.repository.warmup import random_sequence
 
@@ -69,7 +69,7 @@ def main(
 ) -> None:
     """Compare heed's own kernels with onnxruntime's, in the real all-MiniLM-L6-v2."""
     out, err = Console(width=140, highlight=False), Console(file=sys.stderr)
-    if not way():
+    if library() is None:
         err.print("the library of server/engine/kernels was not compiled here, or it is of no use on this CPU")
         raise typer.Exit(2)
     with err.status("exporting all-MiniLM-L6-v2"):
@@ -86,7 +86,7 @@ def main(
             found = [ratios(ours, theirs, group, count, rounds) for count in cores]
             shown = [f"{median(each):.2f} ({min(each):.2f} … {max(each):.2f})" for each in found]
             table.add_row(name, *shown, f"{apart:.0e}")
-    out.print(f"linear layers in {way()}")
+    out.print(description())
     out.print(table)
 
 

@@ -1,7 +1,7 @@
 """Linear layers as heed multiplies them, beside onnxruntime's: `python -m bench.layers`.
 
 For the sizes of MiniLM's layers and some numbers of tokens: how much longer onnxruntime takes on one core, and how far
-both are from float64. Exit code 1 if heed's are further off (panels: by half). Weights lie in the caches, or are too
+both are from float64. Exit code 1 if heed's are further off (PackedF32: by half). Weights lie in the caches, or are too
 many for them: so many layers, one after the other, as a model has.
 
 Letters: T tokens, K values in, M values out.
@@ -27,7 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from heed.export.passes.outline_linear import outline_linear
-from heed.server.engine.kernels import DIGITS, library, way
+from heed.server.engine.kernels import InstructionSet, description, instruction_set, library, multiplies
 from heed.server.engine.session import CPU, session_options
 
 # The widths of chains of layers: one whose weights lie in the caches, or so many that no cache holds them.
@@ -40,7 +40,7 @@ CHAINS: dict[str, list[int]] = {
 }
 TOKENS = (1, 8, 24, 64, 256, 1024)
 PRODUCTS = 2e9  # of a turn, K * M * T
-SCATTER = 1.5  # the largest errors of panels: sums as exact as onnxruntime's, but taken in another order
+SCATTER = 1.5  # the largest errors of PackedF32: sums as exact as onnxruntime's, but taken in another order
 Layer = tuple[np.ndarray, np.ndarray | None]  # weights [M, K]; a bias [M], or none
 
 
@@ -111,7 +111,7 @@ def compare(folder: Path, widths: Sequence[int], tokens: int, rounds: int) -> tu
 def main(rounds: Annotated[int, typer.Option(min=3, help="How often both ways are timed, in turns.")] = 5) -> None:
     """Compare heed's linear layers with onnxruntime's: speed and errors."""
     out, err = Console(width=140, highlight=False), Console(file=sys.stderr)
-    if not way():
+    if not multiplies():
         err.print("the library of server/engine/kernels was not compiled here, or it is of no use on this CPU")
         raise typer.Exit(2)
     table = Table("layer", "tokens", "onnxruntime's time ÷ heed's", "spread", "heed's error", "onnxruntime's", box=None)
@@ -120,12 +120,12 @@ def main(rounds: Annotated[int, typer.Option(min=3, help="How often both ways ar
         for name, widths in progress.track(CHAINS.items(), description="layers"):
             for tokens in TOKENS:
                 ours, theirs = compare(Path(folder), widths, tokens, rounds)
-                exact &= ours.error <= (1.0 if way() == DIGITS else SCATTER) * theirs.error
+                exact &= ours.error <= (1.0 if instruction_set() == InstructionSet.AMX else SCATTER) * theirs.error
                 ratios = [slow / fast for slow, fast in zip(theirs.seconds, ours.seconds, strict=True)]
                 spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
                 errors = f"{ours.error:.1e}", f"{theirs.error:.1e}"
                 table.add_row(name, str(tokens), f"{median(ratios):.2f}", spread, *errors)
-    out.print(f"linear layers in {way()}")
+    out.print(description())
     out.print(table)
     raise typer.Exit(0 if exact else 1)
 

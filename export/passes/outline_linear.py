@@ -11,7 +11,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
 from heed.export.passes.onnx_functions import DOMAIN, add_functions, standard_opset
 
-MOST_VALUES = 40_000  # of a token: the largest sum that `server/engine/kernels/digits.h` can hold
+MOST_VALUES = 40_000  # of a token: what `server/engine/kernels/packed.h` (MAX_DEPTH) can add up
 
 
 def outline_linear(model: ModelProto) -> ModelProto:

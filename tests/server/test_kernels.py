@@ -1,5 +1,8 @@
 """Linear layers of heed's own: as exact as float32, the same bits in any company, and onnxruntime's where they fail."""
 
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -19,19 +22,20 @@ from heed.export.passes.quantize_to_int8 import int8_function, quantized
 from heed.exporting import export_bundle
 from heed.model import Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
-from heed.server.engine.kernels import DIGITS, LIBRARY, library, way
+from heed.server.engine.kernels import LIBRARY, InstructionSet, instruction_set, multiplies
 from heed.server.engine.model import Model
 from heed.server.engine.session import Session, session_options
 from heed.server.repository.loading import proven
 from tests.support import make_noisy, rewrite_graph
 
 reason = "is of no use on this CPU" if LIBRARY.exists() else "was not compiled"
-only_with_library = pytest.mark.skipif(library() is None, reason=f"the library of server/engine/kernels {reason}")
-only_by_digits = pytest.mark.skipif(way() != DIGITS, reason="this CPU has no tiles of int8 (AMX)")
+only_with_library = pytest.mark.skipif(not multiplies(), reason=f"the library of server/engine/kernels {reason}")
+BY_AMX = instruction_set() == InstructionSet.AMX
+only_by_amx = pytest.mark.skipif(not BY_AMX, reason="this CPU has no tiles of int8 (AMX)")
 
 SIZES = (1, 3, 16, 17, 64, 65, 130)
 STEP = 2.0**-23  # of a row's largest value
-ROUNDED = 0.5 / 2047  # the same, of weights in words (words.h)
+ROUNDED = 0.5 / 2047  # the same, of weights in PackedS16
 
 
 class Layer:
@@ -52,7 +56,7 @@ class Layer:
     def session(graph: Path, with_library: bool = True, threads: int = 1) -> onnxruntime.InferenceSession:
         options = session_options(threads)
         if with_library:
-            options.register_custom_ops_library(str(library()))
+            options.register_custom_ops_library(str(LIBRARY))
         return onnxruntime.InferenceSession(graph, options, providers=[CPU])
 
 
@@ -84,7 +88,7 @@ def test_layers_beside_int8_are_named_so_that_16_bits_are_enough(tmp_path: Path)
     rewrite_graph(path, outline_linear_16_bit)
     assert operators(path) == ["heed.Linear16"]
     assert np.array_equal(Layer.run(path, x), plain)
-    if way() == DIGITS:
+    if BY_AMX:
         off = most_off(Layer.run(path, x, with_library=True), x, weight, bias)
         assert 2.0**-21 < off < 2.0**-15
 
@@ -107,6 +111,28 @@ def test_every_linear_layer_of_a_bundle_is_named(tiny_bundle: Path) -> None:
     for node in model.graph.node:
         if node.op_type in ("Gemm", "MatMul"):
             assert not constants & set(node.input), f"{node.name} multiplies with a constant"
+
+
+# --- Which kernels run ---
+
+
+def selected_under(limit: str) -> subprocess.CompletedProcess[str]:
+    """What another process selects when it is told HEED_MAX_ISA."""
+    code = "from heed.server.engine.kernels import instruction_set; print(instruction_set())"
+    environment = os.environ | {"HEED_MAX_ISA": limit}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("limit", list(InstructionSet))
+def test_a_lower_instruction_set_can_be_forced(limit: InstructionSet) -> None:
+    order = list(InstructionSet)
+    assert selected_under(limit).stdout.strip() == min(instruction_set(), limit, key=order.index)
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    done = selected_under("AVX2")
+    assert done.returncode
+    assert "HEED_MAX_ISA must be one of none, avx2, avx512, amx, got 'AVX2'" in done.stderr
 
 
 # --- The library, where it is of use ---------------------------------------------------------------------------------
@@ -138,8 +164,8 @@ def test_errors_are_no_larger_than_onnxruntimes(tmp_path: Path) -> None:
     layer = Layer(tmp_path, weight, bias)
     exact = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
     ours, theirs = (np.square(layer.run(layer.named, x, each) - exact).mean() for each in (True, False))
-    # Digits round less; panels as much, in another order.
-    assert 0 < ours <= (1.0 if way() == DIGITS else 1.1) * theirs
+    # PackedF32Split rounds less; PackedF32 as much, in another order.
+    assert 0 < ours <= (1.0 if BY_AMX else 1.1) * theirs
 
 
 @only_with_library
@@ -285,8 +311,8 @@ def test_layers_in_int8_are_what_their_function_says(tmp_path: Path) -> None:
         bias, x = numbers(random, channels), numbers(random, tokens, values)
         path = int8_layer(tmp_path / "int8.onnx", weight.T.copy(), scale_M, bias)
         ours, theirs = (Layer.run(path, x, each) for each in (True, False))
-        # By digits a token has 16 bits and not 8: nearer to float32, and further from the function.
-        assert np.abs(ours - theirs).max() <= (0.05 if way() == DIGITS else 1e-5) * np.abs(theirs).max()
+        # With AMX a token has 16 bits and not 8: nearer to float32, and further from the function.
+        assert np.abs(ours - theirs).max() <= (0.05 if BY_AMX else 1e-5) * np.abs(theirs).max()
         for token in range(tokens):
             assert np.array_equal(Layer.run(path, x[[token]], with_library=True)[0], ours[token])
         x[0, 0] = np.nan
@@ -295,7 +321,7 @@ def test_layers_in_int8_are_what_their_function_says(tmp_path: Path) -> None:
         assert np.array_equal(spoilt[1:], ours[1:])
 
 
-@only_by_digits
+@only_by_amx
 def test_int8_weights_are_taken_as_they_are(tmp_path: Path) -> None:
     """Products of whole numbers that two digits hold: nothing is rounded, not the last bit."""
     random = np.random.default_rng(7)
@@ -332,7 +358,7 @@ def outlying() -> Encoder:
     return encoder.eval()
 
 
-@only_by_digits
+@only_by_amx
 def test_where_digits_cannot_keep_the_budget_onnxruntime_computes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -349,7 +375,7 @@ def test_where_digits_cannot_keep_the_budget_onnxruntime_computes(
 def test_a_graph_that_names_no_layers_has_none(tmp_path: Path) -> None:
     layer = Layer(tmp_path, np.ones((3, 4), np.float32), np.zeros(3, np.float32))
     assert not Session(layer.plain, "cpu").has_kernels
-    assert Session(layer.named, "cpu").has_kernels == (library() is not None)
+    assert Session(layer.named, "cpu").has_kernels == (instruction_set() != InstructionSet.NONE)
 
 
 def test_they_can_be_left_out(tiny_bundle: Path) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from heed.cli.console import err, fail, out
 from heed.cli.reports import budget_text, error_text
-from heed.server.engine.kernels import way
+from heed.server.engine import kernels
 from heed.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _model_rows(served: "ModelVersion") -> dict[str, str]:
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
         "runs on": f"{provider}, {threads} thread{'s' * (threads != 1)}"
         + ", all of them for a lone request" * model.graphs.is_multi_threaded
-        + f"; linear layers in {way()}" * model.session.has_kernels,
+        + f"; {kernels.description()}" * model.session.has_kernels,
         "batches": f"{warmup.policy}; {bits}",
         "error": f"{error_text(report.worst)} at most, {budget_text(report.worst)} allowed "
         f"[dim]({len(report.findings)} comparisons with the reference)[/]",

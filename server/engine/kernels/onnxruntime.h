@@ -48,6 +48,26 @@ typedef struct {
     OrtStatus *(*parallel_for)(const OrtContext *, void (*)(void *, size_t), size_t total, size_t batches, void *);
 } OrtApi;
 
+/* The places of the functions in onnxruntime_c_api.h: a field that is moved or left out here does not compile. */
+#define ORT_PLACE(of, field, place) \
+    _Static_assert(offsetof(of, field) == (place) * sizeof(OrtFunction), #of "." #field " is not where onnxruntime has it")
+
+ORT_PLACE(OrtApi, create_status, 0);
+ORT_PLACE(OrtApi, create_domain, 26);
+ORT_PLACE(OrtApi, domain_add, 27);
+ORT_PLACE(OrtApi, options_add_domain, 28);
+ORT_PLACE(OrtApi, tensor_data, 51);
+ORT_PLACE(OrtApi, shape_rank, 61);
+ORT_PLACE(OrtApi, shape_sizes, 62);
+ORT_PLACE(OrtApi, tensor_shape, 65);
+ORT_PLACE(OrtApi, attribute_float, 85);
+ORT_PLACE(OrtApi, input, 90);
+ORT_PLACE(OrtApi, output, 91);
+ORT_PLACE(OrtApi, release_shape, 99);
+ORT_PLACE(OrtApi, constant_input, 249);
+ORT_PLACE(OrtApi, parallel_for, 274);
+_Static_assert(sizeof(OrtApi) == 275 * sizeof(OrtFunction), "OrtApi is read up to KernelContext_ParallelFor");
+
 typedef struct {
     const OrtApi *(*get_api)(uint32_t version);
     const char *(*get_version)(void);
@@ -75,3 +95,18 @@ struct OrtOperator {
     int (*first_version)(const OrtOperator *);
     int (*last_version)(const OrtOperator *);
 };
+
+/* Of OrtCustomOp, which starts with its version. */
+ORT_PLACE(OrtOperator, create, 1);
+ORT_PLACE(OrtOperator, provider, 3);
+ORT_PLACE(OrtOperator, outputs, 7);
+ORT_PLACE(OrtOperator, compute, 8);
+ORT_PLACE(OrtOperator, destroy, 9);
+ORT_PLACE(OrtOperator, input_characteristic, 10);
+ORT_PLACE(OrtOperator, input_memory, 12);
+ORT_PLACE(OrtOperator, variadic_inputs, 13);
+ORT_PLACE(OrtOperator, create_or_fail, 17);
+ORT_PLACE(OrtOperator, compute_or_fail, 18);
+ORT_PLACE(OrtOperator, first_version, 20);
+ORT_PLACE(OrtOperator, last_version, 21);
+_Static_assert(sizeof(OrtOperator) == 22 * sizeof(OrtFunction), "OrtCustomOp of version 17 to GetEndVersion");

@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 
+#include "dispatch.h"
 
 #ifdef HEED_X86
 
@@ -62,14 +63,21 @@ int in_default_memory(const OrtOperator *operator, size_t index) {
 size_t one_output(const OrtOperator *operator) { return (void)operator, 1; }
 int only_version(const OrtOperator *operator) { return (void)operator, 1; }
 
-/* What this CPU multiplies with here, in words; empty if registering would do no good. */
-const char *heed_kernels(void) { return linear_way(); }
-
+/* Adds the operators that the selected instruction set has kernels for. */
 static OrtStatus *fill(const OrtApi *api, OrtDomain *domain) {
-    static const OrtOperator *const all[] = {&LINEAR, &LINEAR_16, &PRODUCT,  &INT8_LINEAR,
-                                             &GELU,   &ADD_NORM,  &ATTENTION};
+    const Kernels *kernels = selected_kernels();
+    const struct {
+        bool has_kernel;
+        const OrtOperator *operator;
+    } all[] = {
+        {kernels->linear[PRECISION_F32], &LINEAR},   {kernels->linear[PRECISION_F32], &PRODUCT},
+        {kernels->linear[PRECISION_S16], &LINEAR_16}, {kernels->linear[PRECISION_S8], &INT8_LINEAR},
+        {kernels->gelu, &GELU},                      {kernels->add_norm, &ADD_NORM},
+        {kernels->attention, &ATTENTION},
+    };
     OrtStatus *failed = NULL;
-    for (size_t i = 0; !failed && i < sizeof all / sizeof *all; i++) failed = api->domain_add(domain, all[i]);
+    for (size_t i = 0; !failed && i < sizeof all / sizeof *all; i++)
+        if (all[i].has_kernel) failed = api->domain_add(domain, all[i].operator);
     return failed;
 }
 
@@ -79,17 +87,22 @@ OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtApiBase *base) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     const OrtApi *api = base->get_api(ORT_VERSION);
     OrtStatus *failed = NULL;
+    if (!selected_kernels()) return failure(api, "heed: HEED_MAX_ISA must be none, avx2, avx512 or amx");
     pthread_mutex_lock(&lock);
     if (!domain) {
-        failed = api->create_domain("heed", &domain);
-        if (!failed) failed = fill(api, domain);
+        OrtDomain *made;
+        failed = api->create_domain("heed", &made);
+        if (!failed) failed = fill(api, made);
+        if (!failed) domain = made; /* else it is left: there is no memory, or onnxruntime is another */
     }
     pthread_mutex_unlock(&lock);
     return failed ? failed : api->options_add_domain(options, domain);
 }
 
-#else
-
-const char *heed_kernels(void) { return ""; }
-
 #endif
+
+/* The instruction set whose kernels run here: none, avx2, avx512 or amx; null if HEED_MAX_ISA is none of them. */
+const char *heed_instruction_set(void) {
+    const Kernels *kernels = selected_kernels();
+    return kernels ? kernels->name : NULL;
+}

@@ -3,11 +3,7 @@
 #pragma once
 
 #include "onnxruntime.h"
-
-/* Everything here is for x86 on Linux; elsewhere the library has no operators. */
-#if defined(__x86_64__) && defined(__linux__)
-#define HEED_X86
-#endif
+#include "platform.h"
 
 enum { MOST_RANKS = 8 };
 
@@ -51,8 +47,5 @@ int only_version(const OrtOperator *);
         .input_memory = in_default_memory, .create_or_fail = of_create, .compute_or_fail = of_compute,            \
         .first_version = only_version, .last_version = only_version                                               \
     }
-
-/* What linear layers are multiplied in on this CPU, in words; empty if the library is of no use. */
-const char *linear_way(void);
 
 extern const OrtOperator LINEAR, LINEAR_16, PRODUCT, INT8_LINEAR, GELU, ADD_NORM, ATTENTION;

@@ -5,10 +5,11 @@
 
 #include <immintrin.h>
 
-#define HERE __attribute__((target("avx2,fma")))
+#define AVX2 __attribute__((target("avx2,fma")))
 /* What is called where its sizes are known: its loops are gone there, and its arrays are registers. */
 #define INLINE __attribute__((always_inline, target("avx2,fma"))) static inline
 #define UNROLLED _Pragma("GCC unroll 8")
+#define ROLLED _Pragma("GCC unroll 1")
 
 enum { LANES = 8 };
 
@@ -55,7 +56,7 @@ INLINE __m256 polynomial(__m256 x, const int count, const float *factors) {
  *
  * e^x = 2^(n + r), n whole, and 2^r is a polynomial. Adding `rounds` leaves n in the lowest bits, from where it goes to
  * the exponent's; log2 e is taken in two parts, so that r has all of its bits. */
-INLINE __m256 exp_of(__m256 x) {
+INLINE __m256 exp_vector(__m256 x) {
     static const float FACTORS[] = {1.53458226e-4f, 1.33999356e-3f, 9.61848907e-3f, 5.55032864e-2f,
                                     0.240226462f,   0.693147182f,   1};
     __m256 rounds = _mm256_set1_ps(3 << 22), log = _mm256_set1_ps(1.44269504f), rest = _mm256_set1_ps(1.92596e-8f);
@@ -71,7 +72,7 @@ INLINE __m256 exp_of(__m256 x) {
  *
  * That is max(x, 0) less a e^(-a^2 / 2) q(a), where a = |x| and q falls slowly: a polynomial, fitted so that all of it
  * is off by at most 4e-9, two powers of it at a time. From 14 on e^(-a^2 / 2) is 0. */
-INLINE __m256 gelu_of(__m256 x) {
+INLINE __m256 gelu_vector(__m256 x) {
     static const float FACTORS[][2] = {{-9.77164632e-7f, 1.33759322e-5f}, {-1.11095214e-4f, 6.34540804e-4f},
                                        {-2.69592763e-3f, 9.06296913e-3f}, {-2.54078694e-2f, 6.17849566e-2f},
                                        {-0.132702693f, 0.249936193f},     {-0.398934931f, 0.499999702f}};
@@ -79,6 +80,6 @@ INLINE __m256 gelu_of(__m256 x) {
     __m256 square = _mm256_mul_ps(a, a), q = _mm256_set1_ps(3.23971747e-8f);
     UNROLLED for (int i = 0; i < 6; i++)
         q = _mm256_fmadd_ps(q, square, polynomial(a, 2, FACTORS[i]));
-    __m256 less = _mm256_mul_ps(_mm256_mul_ps(q, a), exp_of(_mm256_mul_ps(square, _mm256_set1_ps(-0.5f))));
+    __m256 less = _mm256_mul_ps(_mm256_mul_ps(q, a), exp_vector(_mm256_mul_ps(square, _mm256_set1_ps(-0.5f))));
     return _mm256_sub_ps(_mm256_max_ps(x, _mm256_setzero_ps()), less);
 }

@@ -1,4 +1,4 @@
-/* What is done to each token by itself, between linear layers.
+/* Operators that take each token by itself, between linear layers.
  *
  *     Gelu     x: the exact form, by the error function
  *     AddNorm  x, y, weight [D], bias [D]: the LayerNorm of x + y, with the attribute epsilon
@@ -6,22 +6,19 @@
  * Each is one pass over numbers that are in a core's cache, where onnxruntime's operators take a slower function, or
  * two passes. A token's bits depend on its own values alone. */
 
-#include <math.h>
 #include <stdlib.h>
 
+#include "dispatch.h"
+#include "elementwise.h"
 #include "operators.h"
 
 #ifdef HEED_X86
-
-#include "functions.h"
 
 enum { PART_NUMBERS = 1 << 14 /* of a tensor, that one thread takes at a time */ };
 
 typedef struct {
     const OrtApi *api;
-    const float *weight, *bias;
-    float epsilon;
-    long width; /* D */
+    Norm norm; /* of AddNorm */
 } Kernel;
 
 typedef struct {
@@ -59,11 +56,10 @@ static OrtStatus *create_gelu(const OrtOperator *operator, const OrtApi *api, co
     return (void)operator, (void)info, make(api, (Kernel **)kernel);
 }
 
-HERE static void gelu_part(void *run_, size_t part) {
+static void gelu_part(void *run_, size_t part) {
     Run *run = run_;
-    long end = end_of(run, part);
-    for (long i = part * run->part; i < end; i += LANES)
-        store(run->out + i, end - i, gelu_of(load(run->x + i, end - i)));
+    long first = part * run->part;
+    selected_kernels()->gelu(run->x + first, end_of(run, part) - first, run->out + first);
 }
 
 static OrtStatus *compute_gelu(void *kernel_, OrtContext *context) {
@@ -100,39 +96,16 @@ static OrtStatus *create_norm(const OrtOperator *operator, const OrtApi *api, co
     Kernel *kernel = NULL;
     if (!failed) failed = make(api, &kernel);
     if (failed) return failed;
-    kernel->weight = weight.data, kernel->bias = bias, kernel->epsilon = epsilon, kernel->width = weight.sizes[0];
+    kernel->norm = (Norm){weight.data, bias, epsilon, weight.sizes[0]};
     *kernel_ = kernel;
     return NULL;
 }
 
-/* The sum is written where the result will be, and read from there twice more. */
-HERE static void norm_row(const Kernel *kernel, const float *x, const float *y, float *out) {
-    long width = kernel->width;
-    __m256 sum = _mm256_setzero_ps(), squares = _mm256_setzero_ps();
-    for (long d = 0; d < width; d += LANES) {
-        __m256 both = _mm256_add_ps(load(x + d, width - d), load(y + d, width - d));
-        store(out + d, width - d, both);
-        sum = _mm256_add_ps(sum, both);
-    }
-    __m256 mean = _mm256_set1_ps(add_lanes(sum) / width);
-    for (long d = 0; d < width; d += LANES) {
-        __m256 off = _mm256_sub_ps(load(out + d, width - d), mean);
-        if (width - d < LANES) off = _mm256_and_ps(off, _mm256_castsi256_ps(lanes_left(width - d)));
-        squares = _mm256_fmadd_ps(off, off, squares);
-    }
-    __m256 scale = _mm256_set1_ps(1 / sqrtf(add_lanes(squares) / width + kernel->epsilon));
-    for (long d = 0; d < width; d += LANES) {
-        __m256 normed = _mm256_mul_ps(_mm256_sub_ps(load(out + d, width - d), mean), scale);
-        normed = _mm256_fmadd_ps(normed, load(kernel->weight + d, width - d), load(kernel->bias + d, width - d));
-        store(out + d, width - d, normed);
-    }
-}
-
 static void norm_part(void *run_, size_t part) {
     Run *run = run_;
-    long width = run->kernel->width;
-    for (long row = part * run->part; row < end_of(run, part); row++)
-        norm_row(run->kernel, run->x + row * width, run->y + row * width, run->out + row * width);
+    long first = part * run->part, start = first * run->kernel->norm.width;
+    selected_kernels()->add_norm(&run->kernel->norm, run->x + start, run->y + start, end_of(run, part) - first,
+                                 run->out + start);
 }
 
 static OrtStatus *compute_norm(void *kernel_, OrtContext *context) {
@@ -142,11 +115,12 @@ static OrtStatus *compute_norm(void *kernel_, OrtContext *context) {
     OrtStatus *failed = input_of(kernel->api, context, 0, &x);
     if (!failed) failed = input_of(kernel->api, context, 1, &y);
     if (failed) return failed;
-    bool same = x.rank == y.rank && x.rank > 0 && kernel->width > 0 && x.sizes[x.rank - 1] == kernel->width;
+    long width = kernel->norm.width;
+    bool same = x.rank == y.rank && x.rank > 0 && width > 0 && x.sizes[x.rank - 1] == width;
     for (size_t axis = 0; same && axis < x.rank; axis++) same = x.sizes[axis] == y.sizes[axis];
     if (!same) return failure(kernel->api, "heed: two tensors of one shape are expected, as wide as the norm");
     for (size_t axis = 0; axis + 1 < x.rank; axis++) run.count *= x.sizes[axis];
-    run.x = x.data, run.y = y.data, run.part = 1 + PART_NUMBERS / kernel->width;
+    run.x = x.data, run.y = y.data, run.part = 1 + PART_NUMBERS / width;
     failed = output_of(kernel->api, context, x.sizes, x.rank, &run.out);
     return failed || !run.count ? failed : in_parts(context, &run, norm_part);
 }
