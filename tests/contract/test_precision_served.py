@@ -76,7 +76,7 @@ def test_attention_weights_are_int8_too(int8: Client) -> None:
 def test_the_start_says_what_is_served_and_how_groups_change_it(int8_server: Running) -> None:
     log = " ".join(int8_server.log.read_text().split())  # lines are as wide as the terminal
     assert "precise version 1, int8" in log
-    assert "the same bits alone and in any group" in log
+    assert "the same bits alone and in any batch" in log
 
 
 def test_float32_is_served_unless_asked_otherwise(precise_bundle: Path, tiny: Path, tmp_path: Path) -> None:

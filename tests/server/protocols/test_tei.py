@@ -107,8 +107,8 @@ def test_a_stream_that_was_not_read_to_its_end_says_so(tiny_bundle: Path, tmp_pa
 # Without a server
 
 
-def test_who_takes_no_text_is_sent_to_the_tensor_door() -> None:
-    with pytest.raises(FailedPrecondition, match=r"made takes no text but features: ask it through the tensor door"):
+def test_a_model_without_texts_refers_to_the_open_inference_protocol() -> None:
+    with pytest.raises(FailedPrecondition, match=r"made takes no text but features: use the Open Inference Protocol"):
         check_can(manifest_of("features"), "EmbedAll")
 
 

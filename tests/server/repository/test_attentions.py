@@ -49,11 +49,15 @@ class Slow:
             raise self._error
         return iter([self._finding])
 
-    def run_attentions(
-        self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False
+    @property
+    def attention_graphs(self) -> "Slow":
+        return self
+
+    def run(
+        self, rows: Sequence[TokenSequence], outputs: Collection[str] = (), exclusive: bool = False
     ) -> list[Answer]:
-        assert len(group) == 1
-        return [{"attentions": np.full((1, 1, len(member), len(member)), len(member))} for member in group]
+        assert len(rows) == 1
+        return [{"attentions": np.full((1, 1, len(each), len(each)), len(each))} for each in rows]
 
 
 def attentions_of(model: Any, max_tokens: int = 1000) -> Attentions:

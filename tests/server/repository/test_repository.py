@@ -319,9 +319,9 @@ async def test_what_happens_to_a_version_is_in_the_log(
         await served.refresh()
     told = [message for message in caplog.messages if message.startswith("version")]
     assert told == [
-        "version 1 of tiny is being proven",
+        "version 1 of tiny is being verified",
         "version 1 of tiny is ready",
-        "version 2 of tiny is being proven",
+        "version 2 of tiny is being verified",
         "version 2 of tiny is ready",
         "version 1 of tiny is unloaded",
         "version 2 of tiny is unloaded",
