@@ -94,7 +94,7 @@ def _attributes(method: str, record: Record) -> Mapping[str, str | int]:
         "rpc.response.status_code": record.code,
         "network.peer.address": address.strip("[]") or port,
         "heed.rows": record.rows,
-        "heed.cli.tokens": record.tokens,
+        "heed.tokens": record.tokens,
     }
     if port.isdigit():
         attributes["network.peer.port"] = int(port)

@@ -113,7 +113,7 @@ def test_a_call_is_a_span_of_its_callers_trace_with_its_stages_below(
         "heed.model.name": "tiny",
         "heed.model.version": "1",
         "heed.rows": 2,
-        "heed.cli.tokens": told["heed.cli.tokens"],
+        "heed.tokens": told["heed.tokens"],
     }
     assert told["network.peer.address"] == "127.0.0.1"
     assert before <= span.start_time_unix_nano < span.end_time_unix_nano <= after
