@@ -1,4 +1,4 @@
-"""What docs/clients.md and docs/balancing.md show: Python is run, the rest is what lies in examples/ and deploy/."""
+"""What docs/clients.md and docs/deployment.md show: Python is run, the rest is what lies in examples/ and deploy/."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from tests.client.test_security import Authority
 from tests.support import Running
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "docs" / "clients.md", ROOT / "docs" / "balancing.md"]
+PAGES = [ROOT / "docs" / "clients.md", ROOT / "docs" / "deployment.md"]
 SNIPPETS = [snippet for page in PAGES for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 SHOWN = [
     *(ROOT / "examples" / "clients").iterdir(),

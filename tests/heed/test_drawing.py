@@ -214,7 +214,7 @@ def test_what_cannot_be_drawn_is_said_before_the_work(tmp_path: Path, name: str,
 
 def test_without_matplotlib_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heed.cli.drawing.find_spec", lambda _: None)
-    with pytest.raises(CannotDraw, match=r"pip install 'heed\[plots\]'"):
+    with pytest.raises(CannotDraw, match=r"pip install 'heed-serve\[plots\]'"):
         check_can_draw(tmp_path / "a.png")
 
 
