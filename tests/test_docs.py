@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
 
 import pytest
 
 from tests.pages import PAGES, ROOT, Block, blocks, unmarked
-from tests.support import Running, export_bundle, free_port
+from tests.support import Running, export_bundle, free_port, run_server
 from tests.test_rooms import MAY_IMPORT
 
 # Who runs the unmarked blocks of a page in a language, where this file does not.
@@ -81,19 +82,29 @@ def test_commands_are_in_blocks_that_say_so(page: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tiny: Path, minilm_bundle: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the commands of the pages expect in a checkout: bundles, a repository, a checkpoint, some texts."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for bundle in ("build/minilm", "build/next"):
-        shutil.copytree(minilm_bundle, folder / bundle)
-    shutil.copytree(tiny_bundle, folder / "models/tiny/1")
-    shutil.copytree(tiny, folder / "path/to/checkpoint")
-    (folder / "queries.txt").write_text("a fox\nthe quick dog saw i\n")
-    command = folder / "bin/heed"
+def small_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands call minilm: a small model, for time."""
+    return export_bundle(tiny, tmp_path_factory.mktemp("small") / "minilm")
+
+
+@pytest.fixture(scope="module")
+def small_server(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with run_server(small_bundle, tmp_path_factory.mktemp("servers") / "small.log") as server:
+        yield server
+
+
+@pytest.fixture
+def checkout(tiny: Path, small_bundle: Path, tmp_path: Path) -> Path:
+    """What the commands expect in a checkout: bundles, a repository, a checkpoint, some texts."""
+    for bundle in ("build/minilm", "build/next", "models/minilm/1"):
+        shutil.copytree(small_bundle, tmp_path / bundle)
+    shutil.copytree(tiny, tmp_path / "path/to/checkpoint")
+    (tmp_path / "queries.txt").write_text("a fox\nthe quick dog saw i\n")
+    command = tmp_path / "bin/heed"
     command.parent.mkdir()
     command.write_text(HEED.format(python=sys.executable))
     command.chmod(0o755)
-    return folder
+    return tmp_path
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -119,18 +130,16 @@ HERE = sorted({block.page for page in PAGES for block in unmarked(page, "sh") if
 
 
 @pytest.mark.parametrize("page", HERE)
-def test_the_commands_of_a_page_run(page: str, checkout: Path, minilm_server: Running, tmp_path: Path) -> None:
-    folder = tmp_path / "checkout"
-    shutil.copytree(checkout, folder, copy_function=os.link)
+def test_the_commands_of_a_page_run(page: str, checkout: Path, small_server: Running) -> None:
     for block in unmarked(page, "sh"):
         text = block.text
-        for shown, instead in IN_PLACE_OF.items():
+        for shown, instead in (IN_PLACE_OF | {"localhost:8001": small_server.address}).items():
             text = text.replace(shown, instead)
-        done = run(["bash", "-euo", "pipefail", "-c", text.replace("localhost:8001", minilm_server.address)], folder)
+        done = run(["bash", "-euo", "pipefail", "-c", text], checkout)
         assert done.returncode == 0, f"{block}:\n{text}\n{done.stdout}{done.stderr}"
 
 
-def test_the_page_on_security_leads_to_an_answer_over_tls(tiny: Path, tmp_path: Path) -> None:
+def test_the_page_on_security_leads_to_an_answer_over_tls(small_bundle: Path, tmp_path: Path) -> None:
     """Its certificates and its token, a server that is started with them, and the client's snippet."""
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
@@ -139,7 +148,7 @@ def test_the_page_on_security_leads_to_an_answer_over_tls(tiny: Path, tmp_path: 
     (serve,) = (block for block in blocks(page, "sh") if block.text.startswith("heed serve"))
     (snippet,) = blocks(page, "python")
     assert run(["sh", "-e", "-c", certificates.text], tmp_path).returncode == 0
-    export_bundle(tiny, tmp_path / "build" / "minilm")
+    shutil.copytree(small_bundle, tmp_path / "build/minilm")
     port = free_port()
     flags = f"--port {port} --metrics-port -1 --linger-seconds 0"
     with Popen(["sh", "-c", f"exec {serve.text.strip()} {flags}"], cwd=tmp_path, env=environment(tmp_path)) as server:
