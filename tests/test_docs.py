@@ -163,6 +163,7 @@ def test_the_page_on_security_leads_to_an_answer_over_tls(small_bundle: Path, tm
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_the_demo_ends_with_equal_answers(tmp_path: Path) -> None:
     done = run([sys.executable, "-m", "examples.demo"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
