@@ -229,19 +229,19 @@ def texts() -> list[tuple[str, str]]:
 def test_what_code_and_messages_say_of_pages_is_there() -> None:
     for name, text in texts():
         for page, anchor in re.findall(r"\b((?:docs|bench)/[\w/-]+\.md)(#[\w-]+)?", text):
-            if name == "tests/test_docs.py":
+            if name in ("tests/test_docs.py", "CHANGELOG.md"):  # the changelog names pages that were
                 continue
             assert (ROOT / page).exists(), f"{name} speaks of {page}"
             assert not anchor or anchor[1:] in anchors(ROOT / page), f"{name} speaks of {page}{anchor}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_paths_that_a_page_names_are_there(page: str) -> None:
-    """In backticks: what begins with a folder of this repository, placeholders aside."""
+    """In backticks: what begins with a folder of this repository; `x.py` stands for any file."""
     tops = "bench|deploy|docs|examples|export|heed|model|protos|scripts|server|tests"
     for code in re.findall(r"`([^`\n]+)`", (ROOT / page).read_text("utf-8")):
         for path in re.findall(rf"(?<![\w./-])((?:{tops})/[\w./-]*\w/?)", code):
-            assert (ROOT / path).exists(), f"{page} names {path}"
+            assert (ROOT / path).exists() or path.endswith("/x.py"), f"{page} names {path}"
 
 
 # What is installed by which name.
