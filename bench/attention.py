@@ -1,8 +1,8 @@
 """What the length costs: `scripts/bench attention`.
 
 One layer of 12 heads, as exported and as served, over longer and longer rows: all pairs, against the forms that cost
-linear time and memory. Time and peak memory of each, how far the cheap form is from the dense masked one, and the slope
-of log time over log length, which is 1 where cost is linear. Every measurement runs in a process of its own.
+linear time and memory. Time and peak memory of each, how far the blockwise form is from the dense masked one, and the
+slope of log time over log length, which is 1 where cost is linear. Every measurement runs in a process of its own.
 
 Letters: L length, D width, N heads.
 """
@@ -26,7 +26,7 @@ from rich.table import Table
 HEADS, WIDTH, RADIUS = 12, 384, 64
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 LONGEST_FULL = 8192  # all pairs of 12 heads at 16k take 12 GiB for the scores alone
-COMPARED = 2048  # the length at which the cheap form is compared with the dense one
+COMPARED = 2048  # the length at which the blockwise form is compared with the dense one
 REPEATS = 5
 # The largest slopes that count as linear. Time: what lies above 1 is the caches' doing, which a short row still fits
 # into; the linear layers, which know nothing of attention, take a third more for each token of a long row, too.
@@ -52,7 +52,7 @@ class Cost:
 
 
 def export_form(form: str, folder: Path) -> None:
-    """`cheap.onnx` and, where it is something else, `dense.onnx`."""
+    """`blockwise.onnx` and, where it is something else, `dense.onnx`."""
     import torch
 
     from heed.export.graph import export_graph
@@ -79,7 +79,7 @@ def export_form(form: str, folder: Path) -> None:
     folder.mkdir()
     export_graph(encoder, folder / "dense.onnx", dense=True)
     if form != "all pairs":
-        export_graph(encoder, folder / "cheap.onnx", dense=False)
+        export_graph(encoder, folder / "blockwise.onnx", dense=False)
 
 
 def row(length: int) -> dict[str, np.ndarray]:
@@ -96,9 +96,9 @@ def row(length: int) -> dict[str, np.ndarray]:
 
 def measure(graph: Path, length: int) -> None:
     """Prints the cost of one graph at one length, for the parent to read."""
-    from heed.server.engine.session import Runtime
+    from heed.server.engine.session import Session
 
-    runtime, inputs = Runtime(graph, "cpu"), row(length)
+    runtime, inputs = Session(graph, "cpu"), row(length)
     before = memory_now("VmRSS")
     runtime.run(inputs)
     seconds = []
@@ -122,14 +122,14 @@ def cost(form: str, graph: Path, length: int) -> Cost:
 
 
 def difference(folder: Path) -> float:
-    """How far the cheap form is from the dense masked one, as a share of the largest value."""
-    from heed.server.engine.session import Runtime
+    """How far the blockwise form is from the dense masked one, as a share of the largest value."""
+    from heed.server.engine.session import Session
 
     inputs = row(COMPARED)
-    dense, cheap = (
-        Runtime(folder / name, "cpu").run(inputs)["last_hidden_state"] for name in ("dense.onnx", "cheap.onnx")
+    dense, blockwise = (
+        Session(folder / name, "cpu").run(inputs)["last_hidden_state"] for name in ("dense.onnx", "blockwise.onnx")
     )
-    return float(np.abs(dense - cheap).max() / max(1.0, np.abs(dense).max()))
+    return float(np.abs(dense - blockwise).max() / max(1.0, np.abs(dense).max()))
 
 
 def slope(costs: list[Cost], values: Callable[[Cost], list[float]]) -> float:
@@ -198,7 +198,7 @@ def main(
         plan = [(form, each) for form in FORMS for each in LENGTHS if form != "all pairs" or each <= LONGEST_FULL]
         costs: dict[str, list[Cost]] = {form: [] for form in FORMS}
         for form, each in track(plan, description="measuring", console=console, transient=True):
-            graph = folders[form] / ("dense.onnx" if form == "all pairs" else "cheap.onnx")
+            graph = folders[form] / ("dense.onnx" if form == "all pairs" else "blockwise.onnx")
             costs[form].append(cost(form, graph, each))
         show(costs)
         for form in FORMS:

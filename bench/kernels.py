@@ -44,7 +44,7 @@ def seconds(model: Model, group: Sequence[TokenSequence], times: int, at_once: i
 
     def several() -> None:
         for _ in range(times):
-            model.run(group, OUTPUTS)
+            model.graphs.run(group, OUTPUTS)
 
     started = perf_counter()
     for thread in [pool.submit(several) for _ in range(at_once)]:
@@ -81,7 +81,7 @@ def main(
     with Progress(console=err, transient=True) as progress:
         for name, lengths in progress.track(GROUPS.items(), description="groups"):
             group = [random_sequence(ours.manifest, length, random) for length in lengths]
-            answers = zip(ours.run(group), theirs.run(group), strict=True)
+            answers = zip(ours.graphs.run(group), theirs.graphs.run(group), strict=True)
             apart = max(float(np.abs(one[OUTPUTS[0]] - other[OUTPUTS[0]]).max()) for one, other in answers)
             found = [ratios(ours, theirs, group, count, rounds) for count in cores]
             shown = [f"{median(each):.2f} ({min(each):.2f} … {max(each):.2f})" for each in found]

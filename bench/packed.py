@@ -48,7 +48,7 @@ from heed.model.config import (
 )
 from heed.model.config import PositionRule as ModelRule
 from heed.server.engine.host import usable_cpus
-from heed.server.engine.session import CPU, Runtime
+from heed.server.engine.session import CPU, Session
 
 SEED = 20240229
 BUDGET = BUDGETS["fp32", CPU].vectors.limit
@@ -160,7 +160,7 @@ class PackedGraph:
     """What heed serves, without the serving. May be used from several threads at once."""
 
     def __init__(self, graph: Path, config: EncoderConfig) -> None:
-        self._runtime = Runtime(graph, "cpu")
+        self._runtime = Session(graph, "cpu")
         self._rule = PositionRule(kind=config.position_rule.kind, padding_id=config.position_rule.padding_id)
 
     def token_sequence(self, request: Request) -> TokenSequence:
@@ -312,11 +312,13 @@ def packed_ways(graph: PackedGraph, pool: ThreadPoolExecutor) -> dict[str, Way]:
     """What heed can do. Leaving the padding out counts as a part of the work."""
 
     def alone(requests: Sequence[Request]) -> None:
-        list(pool.map(lambda request: graph.alone(graph.sequence(request)), requests))
+        list(pool.map(lambda request: graph.alone(graph.token_sequence(request)), requests))
 
     def in_groups(max_tokens: int) -> Way:
         def way(requests: Sequence[Request]) -> None:
-            list(pool.map(graph.answer, neighbours([graph.sequence(request) for request in requests], max_tokens)))
+            list(
+                pool.map(graph.answer, neighbours([graph.token_sequence(request) for request in requests], max_tokens))
+            )
 
         return way
 
@@ -362,7 +364,7 @@ def examine(
     export_padded(subject.encoder, folder / "padded.onnx")
     progress.advance(exporting)
     graph = PackedGraph(folder / "packed.onnx", config)
-    members = [graph.sequence(request) for request in subject.requests]
+    members = [graph.token_sequence(request) for request in subject.requests]
     answers = progress.track(pool.map(graph.alone, members), len(members), description="each alone")
     alone = list(answers)
     lines = [

@@ -74,7 +74,7 @@ def megabytes(folder: Path, manifest: Manifest, precision: Precision) -> float:
 def seconds(model: Model, group: Sequence[TokenSequence]) -> float:
     started = perf_counter()
     for _ in range(TURNS):
-        model.run(group)
+        model.graphs.run(group)
     return perf_counter() - started
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from heed.bundle.manifest import Precision
 from heed.exporting import export_bundle
 from heed.model import Checkpoint, Encoder
+from heed.model.attention_plan import DENSE_COLUMNS
 from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
@@ -31,7 +32,6 @@ from heed.model.config import (
     TokensConfig,
     VectorsConfig,
 )
-from heed.model.layout import DENSE_COLUMNS
 from heed.model.patterns import Adjacency, Full, Window
 
 NOISE = 0.15

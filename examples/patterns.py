@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heed.model.attention import all_pairs
 from heed.model.layout import GlobalTokens, Padded
 from heed.model.patterns import (
     Adjacency,
@@ -17,6 +16,7 @@ from heed.model.patterns import (
     Pattern,
     Strided,
     Window,
+    all_pairs,
     big_bird,
 )
 

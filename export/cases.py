@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from heed.bundle.packing import Arrays, Ints
 from heed.model import EncoderConfig
+from heed.model.attention_plan import DENSE_COLUMNS, WHOLE_COLUMNS
 from heed.model.config import ImagesConfig, TokensConfig
-from heed.model.layout import DENSE_COLUMNS, WHOLE_COLUMNS
 
 SEED = 20240229
 
@@ -141,7 +141,7 @@ def tensor_cases(config: EncoderConfig) -> Iterator[tuple[str, Arrays]]:
     yield "pads_left", rows.masked(mixed[:, ::-1].copy())
     yield "pads_in_holes", rows.masked(rows.holes(6, cut(29), share=0.4))
     yield "attentions", rows.masked(rows.holes(2, cut(17), share=0.2))
-    if config.cheap and longest > DENSE_COLUMNS:  # where blocks begin, and some blocks further
+    if config.block_sparse and longest > DENSE_COLUMNS:  # where blocks begin, and some blocks further
         yield "in_blocks", rows.masked(np.ones((1, cut(DENSE_COLUMNS + 1)), np.int64))
         long = rows.holes(3, cut(2 * DENSE_COLUMNS + 77), share=0.1)
         long[0, :90] = 0

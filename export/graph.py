@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from heed.model import Encoder
+from heed.model.attention_plan import AttentionPlan
 from heed.model.config import TokensConfig
 from heed.model.layout import GlobalTokens, Packed
 
@@ -64,12 +65,12 @@ class PackedEncoder(nn.Module):
             global_tokens=GlobalTokens(inputs["globals"], inputs["globals_real"]) if "globals" in inputs else None,
             kept_K=inputs.get("kept"),
             first_B=inputs.get("first"),
-            dense=self.dense,
         )
+        plan = AttentionPlan(layout, blockwise=not self.dense)
         if not self.states:
-            return tuple(self.encode(inputs, layout).values())
+            return tuple(self.encode(inputs, plan).values())
         with _states_of(self.encoder) as states:
-            self.encode(inputs, layout)
+            self.encode(inputs, plan)
         return tuple(states)
 
     @property

@@ -3,7 +3,7 @@
 Weights, linear layers, the products of attention and what lies between them are float16. What float16 cannot hold stays
 float32:
 
-- the mask, a number far beyond float16 (`heed.model.selection.LOWEST`), what it is added to, and softmax over the sum;
+- the mask, a number far beyond float16 (`heed.model.softmax.LOWEST`), what it is added to, and softmax over the sum;
 - squares, sums, exponentials, quotients of those: every operator that is not named here;
 - the statistics of a LayerNormalization: the operator itself computes them in float32 (its attribute `stash_type`);
 - inputs and outputs.

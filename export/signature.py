@@ -5,8 +5,8 @@ Letters in shapes: B batch, L length; -1 stands for any size.
 
 from heed.bundle.manifest import Graph, Image, Limits, PositionRule, Task, TensorSpec
 from heed.model import Checkpoint
+from heed.model.attention_plan import DENSE_COLUMNS
 from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig, VectorsConfig
-from heed.model.layout import DENSE_COLUMNS
 
 B, L = -1, -1
 
@@ -171,9 +171,9 @@ def graphs(checkpoint: Checkpoint) -> list[Graph]:
     dense_columns = max([DENSE_COLUMNS, *(layer.attention.dense_up_to for layer in config.layers)])
     plain = Graph(precision="fp32", file="model.fp32.onnx", outputs=encoder.outputs)
     found = [plain]
-    if config.cheap and config.max_length > dense_columns:
+    if config.block_sparse and config.max_length > dense_columns:
         found.insert(0, plain.model_copy(update={"file": "short.fp32.onnx", "longest": dense_columns}))
-    elif config.cheap:  # no row is long
+    elif config.block_sparse:  # no row is long
         found = [plain.model_copy(update={"longest": config.max_length})]
     if gives_attentions(config):
         found.append(

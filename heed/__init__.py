@@ -16,20 +16,26 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "Client", "export_bundle", "load_checkpoint"]
 
+# Where each is, and the extra that brings what it needs beside the client's packages.
 _MODULES = {
-    "AsyncClient": "heed.client",
-    "Client": "heed.client",
-    "export_bundle": "heed.exporting",
-    "load_checkpoint": "heed.model",
+    "AsyncClient": ("heed.client", None),
+    "Client": ("heed.client", None),
+    "export_bundle": ("heed.exporting", "export"),
+    "load_checkpoint": ("heed.model", "export"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'heed' has no attribute {name!r}")
+    module, extra = _MODULES[name]
     try:
-        return getattr(import_module(_MODULES[name]), name)
+        return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if said := advice(error):
+        if said := advice(error, extra):
             raise ModuleNotFoundError(said, name=error.name) from error
         raise
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

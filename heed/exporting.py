@@ -17,15 +17,14 @@ from heed.bundle.contract import (
     plain_cases,
     read_contract,
 )
-from heed.bundle.manifest import Precision
+from heed.bundle.manifest import Device, Precision
 from heed.bundle.packing import pack
 from heed.export.bundle import ExportError, write_bundle
 from heed.export.drift import drift
 from heed.model import Checkpoint, Encoder
 from heed.server.engine.model import Model
-from heed.server.engine.session import Runtime, without_driver
+from heed.server.engine.session import Session, without_driver
 from heed.server.errors import DeviceError
-from heed.server.settings import Device
 
 
 def unprovable() -> dict[Precision, str]:
@@ -78,13 +77,13 @@ def explain(folder: Path, checkpoint: Checkpoint, finding: Finding) -> str:
     precision = finding.precision
     model = Model(folder, "cpu", precision, anywhere=True)
     case = next(case for case in read_contract(folder) if finding.case in (case.name, f"{case.name} with attentions"))
-    sequences = model.prepare(case.inputs).sequences
+    sequences = model.preprocessor.preprocess(case.inputs).rows
     span = max(member.span(model.manifest.aligned) for member in sequences)
     graphs = model.manifest.graphs_of(precision)
     graph = next(graph for graph in graphs if not graph.fused and span <= (graph.longest or span))
     budget = BUDGETS[precision, CUDA if precision == "fp16" else CPU].vectors
     feeds = pack(sequences, model.manifest.aligned)
-    return f"; {drift(checkpoint.encoder, graph, feeds, budget, lambda path, feeds: Runtime(path, 'cpu').run(feeds))}"
+    return f"; {drift(checkpoint.encoder, graph, feeds, budget, lambda path, feeds: Session(path, 'cpu').run(feeds))}"
 
 
 def export_bundle(

@@ -11,17 +11,25 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "otel": ("opentelemetry",),
 }
+EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
 # What is said beside the name of the extra.
 MORE = {"server": " (or cpu, which serves, too)", "cpu": " (or gpu, for CUDA)", "export": " and cpu (or gpu)"}
 
 
-def advice(error: ModuleNotFoundError) -> str | None:
-    """What to install, in a sentence; None if no extra brings what is missing."""
+def advice(error: ModuleNotFoundError, wanted: str | None = None) -> str | None:
+    """What to install, in a sentence; None if no extra brings what is missing.
+
+    Args:
+        error: says which package is missing.
+        wanted: the extra that brings everything that the caller needs, where the caller knows it. By default it is the
+            one that brings the missing package.
+    """
     package = (error.name or "").split(".")[0]
-    for extra, packages in EXTRAS.items():
-        if package in packages:
-            names = "cpu,export" if extra == "export" else extra
-            return f"{package} is not installed; it comes with the extra {extra}{MORE.get(extra, '')}: " + (
-                f"pip install 'heed-serve[{names}]'"
-            )
-    return None
+    if package not in EXTRA_OF:
+        return None
+    extra = wanted or EXTRA_OF[package]
+    names = "cpu,export" if extra == "export" else extra
+    return (
+        f"{package} is not installed; it comes with the extra {extra}{MORE.get(extra, '')}: "
+        f"pip install 'heed-serve[{names}]'"
+    )

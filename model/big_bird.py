@@ -16,16 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from heed.model.attention import Attention, all_pairs
+from heed.model.attention import Attention, AttentionFunction, Bias
+from heed.model.attention_config import AttentionVariant
+from heed.model.attention_plan import AttentionPlan
+from heed.model.blockwise import QKV, attend_globally, attend_locally, put_rows
 from heed.model.layout import GlobalTokens, Layout
 from heed.model.patterns import BlockWindow, Pairs
-from heed.model.scores import ScaledDot
-from heed.model.selection import soft
-from heed.model.sparse import Bias, Heads, Rule, global_rows, local_rows, put_rows
+from heed.model.score_functions import ScaledDot
+from heed.model.softmax import softmax
 
 
 @dataclass(frozen=True)
-class BigBirdConfig:
+class BigBirdConfig(AttentionVariant):
     """Blocks of `block` columns, the first of which counts `random` more times."""
 
     heads: int
@@ -34,11 +36,7 @@ class BigBirdConfig:
     bias: bool = True  # in the projections to queries, keys and values
 
     aligned = True
-    cheap = True
-    has_weights = True
-    plain = False
-    max_length = None
-    needs = frozenset[str]()
+    block_sparse = True
 
     def __post_init__(self) -> None:
         for name, least in (("heads", 1), ("block", 1), ("random", 0)):
@@ -53,7 +51,6 @@ class BigBirdConfig:
 
     @property
     def dense_up_to(self) -> int:
-        """Rows of so many columns and fewer must be computed from all pairs."""
         return self.full_blocks * self.block
 
     def build(self, width: int, max_length: int) -> "BigBirdAttention":
@@ -61,7 +58,7 @@ class BigBirdConfig:
 
 
 class BigBirdAttention(Attention):
-    """D values per token in, D values per token out. In blocks, only rows longer than `dense_up_to` come out right."""
+    """Two ways to the same answer: all pairs, or blockwise. Blockwise only rows longer than `dense_up_to` are right."""
 
     def __init__(self, config: BigBirdConfig, width: int) -> None:
         super().__init__()
@@ -73,24 +70,22 @@ class BigBirdAttention(Attention):
         self.out = nn.Linear(width, width)
         self.score = ScaledDot(self.heads, width // self.heads)
 
-    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+    def forward(self, x: Tensor, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
         projections = self.query, self.key, self.value
-        heads = Heads(*(layout.to_heads(project(x), self.heads) for project in projections))
-        if self._in_blocks(layout):
-            attended = self._attend_in_blocks(heads, layout, bias)
+        qkv = QKV(*(plan.layout.to_heads(project(x), self.heads) for project in projections))
+        if plan.blockwise and self._all_rows_are_long(plan.layout):
+            attended = self._attend_blockwise(qkv, plan, bias)
         else:
-            attended = self._weights(heads.query, heads.key, layout, bias) @ heads.value
-        return self.out(layout.from_heads(attended))
+            attended = self._weights_of_all_pairs(qkv.query, qkv.key, plan, bias) @ qkv.value
+        return self.out(plan.layout.from_heads(attended))
 
-    def weights(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
-        """`[B, N, L, L]`; a key's weight is what it takes all times it counts."""
-        query, key = (layout.to_heads(project(x), self.heads) for project in (self.query, self.key))
-        return self._weights(query, key, layout, bias)
+    def weights(self, x: Tensor, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
+        """`[B, N, L, L]`; a key's weight is the sum over all times it counts."""
+        query, key = (plan.layout.to_heads(project(x), self.heads) for project in (self.query, self.key))
+        return self._weights_of_all_pairs(query, key, plan, bias)
 
-    def _in_blocks(self, layout: Layout) -> bool:
-        """A graph cannot choose by its rows: whoever feeds it sees to it that they are long."""
-        if layout.dense:
-            return False
+    def _all_rows_are_long(self, layout: Layout) -> bool:
+        """A graph cannot choose by its rows: the server feeds this one with long rows only."""
         return torch.compiler.is_exporting() or bool((self._last_block(layout) >= self.config.full_blocks).all())
 
     def _last_block(self, layout: Layout) -> Tensor:
@@ -98,28 +93,32 @@ class BigBirdAttention(Attention):
         columns_L = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)
         return (columns_L * layout.real_BL).amax(1) // self.config.block
 
-    def _weights(self, query_BNLH: Tensor, key_BNLH: Tensor, layout: Layout, bias: Bias | None) -> Tensor:
-        pairs = all_pairs(layout)
+    def _weights_of_all_pairs(
+        self, query_BNLH: Tensor, key_BNLH: Tensor, plan: AttentionPlan, bias: Bias | None
+    ) -> Tensor:
+        pairs = plan.pairs
         i, j = pairs.i // self.config.block, pairs.j // self.config.block
-        last = self._last_block(layout)[:, None, None, None]
+        last = self._last_block(plan.layout)[:, None, None, None]
         sees_all = (i == 0) | (i == last) | (last < self.config.full_blocks)  # [B, 1, L, 1]
         seen_by_all = (j == 0) | (j == last)
-        allowed = sees_all | seen_by_all | ((i - j).abs() <= 1)
+        mask = sees_all | seen_by_all | ((i - j).abs() <= 1)
         scores = self.score(query_BNLH, key_BNLH)
         scores = scores + torch.where(sees_all, 0.0, self._repeats(pairs, scores.dtype))
         if bias is not None:
             scores = scores + bias(pairs)
-        return Rule(self.score, soft).weights(scores, allowed & layout.real_BL[:, None, None, :], pairs.j)
+        real = plan.layout.real_BL[:, None, None, :]
+        return AttentionFunction(self.score, softmax).weights(scores, mask & real, pairs.j)
 
-    def _attend_in_blocks(self, heads: Heads, layout: Layout, bias: Bias | None) -> Tensor:
+    def _attend_blockwise(self, qkv: QKV, plan: AttentionPlan, bias: Bias | None) -> Tensor:
         def between_the_ends(pairs: Pairs) -> Tensor:
-            repeats = self._repeats(pairs, heads.query.dtype)
+            repeats = self._repeats(pairs, qkv.query.dtype)
             return repeats if bias is None else repeats + bias(pairs)
 
-        ends = self._ends(layout)
-        between = Rule(self.score, soft, between_the_ends)
-        attended = local_rows(between, BlockWindow(self.config.block), ends, heads, layout)
-        return put_rows(attended, global_rows(Rule(self.score, soft, bias), ends, heads, layout), ends)
+        ends = self._ends(plan.layout)
+        between = AttentionFunction(self.score, softmax, between_the_ends)
+        attended = attend_locally(between, BlockWindow(self.config.block), ends, qkv, plan)
+        at_the_ends = AttentionFunction(self.score, softmax, bias)
+        return put_rows(attended, attend_globally(at_the_ends, ends, qkv, plan.layout), ends)
 
     def _repeats(self, pairs: Pairs, dtype: torch.dtype) -> Tensor:
         """What makes a softmax count the keys of the first block `1 + random` times: the logarithm, by key."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heed.model.checkpoint_files import INDEX, CheckpointError, read_json, read_shapes, read_weights, weight_files
 from heed.model.encoder import Encoder
 from heed.model.families import FAMILIES, Family, Head
-from heed.model.files import INDEX, CheckpointError, read_json, read_shapes, read_weights, weight_files
 from heed.model.pooling import PoolingConfig
-from heed.model.sentence_folder import Prompts, read_sentence_folder, text_limit
+from heed.model.sentence_transformers_folder import Prompts, read_sentence_folder, text_limit
 
 LONGEST = 2**17  # what a config may say of any size without a weight of that size: rotary positions have none
 DEEPEST = 1000  # layers that are made whatever the weights are

@@ -11,18 +11,19 @@ EncoderConfig(
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import nn
 
-from heed.model.attention import Attention, AttentionConfig
-from heed.model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock
-from heed.model.checks import check_integers
+from heed.model.attention_config import AttentionConfig, AttentionVariant
+from heed.model.classification_head import LabelsConfig
+from heed.model.config_checks import check_integers
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
-from heed.model.heads import LabelsConfig
+from heed.model.feed_forward import Activation, FeedForwardConfig
 from heed.model.longformer import LongformerConfig
+from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig, PoolingMode
-from heed.model.positions import Learned, LogBuckets, PositionRule, Sinusoidal
+from heed.model.positions import LearnedPositions, LogBuckets, PositionRule, SinusoidalPositions
+from heed.model.transformer_block import Block, PreNormBlock
 
 __all__ = [
     "Activation",
@@ -45,48 +46,11 @@ __all__ = [
 ]
 
 
-class AnyAttentionConfig(Protocol):
-    """What a layer asks of the config of its attention."""
-
-    @property
-    def heads(self) -> int: ...
-
-    @property
-    def aligned(self) -> bool:
-        """Whether the columns of tokens matter: then a token's slot must be its column."""
-
-    @property
-    def cheap(self) -> bool:
-        """Whether there is a cheaper form than all pairs for long inputs."""
-
-    @property
-    def dense_up_to(self) -> int:
-        """Rows of so many columns and fewer must be computed from all pairs."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is nothing but softmax over all pairs by scaled dot products."""
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether there are weights between tokens to show."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Inputs beside the tokens, by their names in a request."""
-
-    @property
-    def max_length(self) -> int | None:
-        """The longest row it takes; None if it does not care."""
-
-    def build(self, width: int, max_length: int) -> Attention: ...
-
-
 @dataclass(frozen=True)
 class LayerConfig:
     """One layer."""
 
-    attention: AnyAttentionConfig
+    attention: AttentionVariant
     feed_forward: FeedForwardConfig
     norm: NormConfig = NormConfig()
     norm_first: bool = False  # pre-norm; post-norm when false
@@ -110,16 +74,16 @@ class LearnedConfig:
     def __post_init__(self) -> None:
         check_integers(self, "rows")
 
-    def build(self, width: int, max_length: int) -> Learned:
-        return Learned(self.rows, width)
+    def build(self, width: int, max_length: int) -> LearnedPositions:
+        return LearnedPositions(self.rows, width)
 
 
 @dataclass(frozen=True)
 class SinusoidalConfig:
     """Sines and cosines of the position."""
 
-    def build(self, width: int, max_length: int) -> Sinusoidal:
-        return Sinusoidal(max_length, width)
+    def build(self, width: int, max_length: int) -> SinusoidalPositions:
+        return SinusoidalPositions(max_length, width)
 
 
 @dataclass(frozen=True)
@@ -148,10 +112,23 @@ class EncoderConfig:
         check_integers(self, "first_tokens_global", least=0)
         if not self.layers:
             raise ValueError("layers must hold at least one layer")
+        needs: frozenset[str] = frozenset().union(*(layer.attention.needs for layer in self.layers))
+        object.__setattr__(self, "needs", needs)
+        self._check_lengths()
+        self._check_positions()
+        self._check_relative_bias()
+        if self.first_tokens_global and "global_attention_mask" not in needs:
+            raise ValueError("first_tokens_global stands in for a global_attention_mask, which no layer reads")
+
+    def _check_lengths(self) -> None:
         for layer in self.layers:
             limit = layer.attention.max_length
             if limit is not None and self.max_length > limit:
                 raise ValueError(f"max_length {self.max_length} is more than the attention takes, {limit}")
+        if isinstance(self.inputs, ImagesConfig) and self.max_length != self.inputs.patches + 1:
+            raise ValueError(f"max_length must be {self.inputs.patches + 1}: the patches and the class token")
+
+    def _check_positions(self) -> None:
         if isinstance(self.inputs, TokensConfig):
             padding_id = self.position_rule.padding_id
             if type(padding_id) is not int or not 0 <= padding_id < self.inputs.vocabulary:
@@ -163,17 +140,12 @@ class EncoderConfig:
                 f"{self.positions.rows} positions are too few for {self.max_length} columns "
                 f"that are counted from {self.first_position}"
             )
-        if isinstance(self.inputs, ImagesConfig) and self.max_length != self.inputs.patches + 1:
-            raise ValueError(f"max_length must be {self.inputs.patches + 1}: the patches and the class token")
-        approximated = any(getattr(layer.attention, "approximation", None) for layer in self.layers)
-        if self.relative_bias and approximated:
+
+    def _check_relative_bias(self) -> None:
+        if self.relative_bias and not all(layer.attention.has_scores for layer in self.layers):
             raise ValueError("relative_bias is added to scores, and an approximation has none")
         if self.relative_bias and len({layer.attention.heads for layer in self.layers}) > 1:
             raise ValueError("relative_bias is shared by all layers, so they must have the same number of heads")
-        needs: frozenset[str] = frozenset().union(*(layer.attention.needs for layer in self.layers))
-        if self.first_tokens_global and "global_attention_mask" not in needs:
-            raise ValueError("first_tokens_global stands in for a global_attention_mask, which no layer reads")
-        object.__setattr__(self, "needs", needs)
 
     @property
     def vocabulary(self) -> int:
@@ -212,6 +184,6 @@ class EncoderConfig:
         return self.relative_bias is None and all(layer.attention.plain for layer in self.layers)
 
     @property
-    def cheap(self) -> bool:
-        """Whether some layer has a cheaper form than all pairs for long inputs."""
-        return any(layer.attention.cheap for layer in self.layers)
+    def block_sparse(self) -> bool:
+        """Whether some layer can be computed blockwise, for less than all pairs."""
+        return any(layer.attention.block_sparse for layer in self.layers)

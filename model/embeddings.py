@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from heed.model.checks import check_integers
+from heed.model.config_checks import check_integers
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class TokensConfig:
         if self.width is not None:
             check_integers(self, "width")
 
-    def build(self, width: int) -> "Tokens":
-        return Tokens(self, self.width or width)
+    def build(self, width: int) -> "TokenEmbedding":
+        return TokenEmbedding(self, self.width or width)
 
 
-class Tokens(nn.Module):
+class TokenEmbedding(nn.Module):
     """A token's own vector plus its type's."""
 
     def __init__(self, config: TokensConfig, width: int) -> None:
@@ -54,11 +54,11 @@ class VectorsConfig:
     def __post_init__(self) -> None:
         check_integers(self, "features")
 
-    def build(self, width: int) -> "Vectors":
-        return Vectors(self.features, width)
+    def build(self, width: int) -> "FeatureProjection":
+        return FeatureProjection(self.features, width)
 
 
-class Vectors(nn.Module):
+class FeatureProjection(nn.Module):
     """A linear layer from F to D; none where they are equal."""
 
     def __init__(self, features: int, width: int) -> None:
@@ -94,11 +94,11 @@ class ImagesConfig:
         """F: the values of a patch."""
         return self.channels * self.patch * self.patch
 
-    def build(self, width: int) -> "Patches":
-        return Patches(self, width)
+    def build(self, width: int) -> "PatchEmbedding":
+        return PatchEmbedding(self, width)
 
 
-class Patches(nn.Module):
+class PatchEmbedding(nn.Module):
     """Patches to vectors; the class token stands at position 0, where the features are zeros and do not matter."""
 
     def __init__(self, config: ImagesConfig, width: int) -> None:

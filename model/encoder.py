@@ -9,12 +9,13 @@ from collections.abc import Iterator, MutableSequence
 import torch
 from torch import Tensor, nn
 
-from heed.model.blocks import Block
+from heed.model.attention_plan import AttentionPlan, plan_for_padded_rows
 from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig
 from heed.model.embeddings import cut_into_patches
 from heed.model.layout import GlobalTokens, Layout, Padded
 from heed.model.pooling import Pooling
 from heed.model.positions import RelativeBias, column_positions, counted_positions
+from heed.model.transformer_block import Block
 
 
 class Embeddings(nn.Module):
@@ -41,7 +42,7 @@ class Embeddings(nn.Module):
 class Encoder(nn.Module):
     """A self-attention encoder.
 
-    `encode` runs in any layout; calling the encoder itself takes padded rows, as callers send them.
+    Calling the encoder takes padded rows, as clients send them; `encode` takes tokens in any layout.
     """
 
     norm: nn.Module | None
@@ -61,30 +62,31 @@ class Encoder(nn.Module):
         self.norm = config.final_norm.build(config.width) if config.final_norm else None
         self.head = config.head.build(config.width) if config.head else None
 
-    def encode(self, inputs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    def encode(self, inputs: dict[str, Tensor], plan: AttentionPlan) -> dict[str, Tensor]:
         """Tokens to answers.
 
         Args:
             inputs: `input_ids` and `token_type_ids` `[...]`, or `features` `[..., F]`.
+            plan: where the tokens lie, and how attention is computed.
 
         Returns:
             `last_hidden_state` `[..., D]`, and what the head makes of it: `sentence_embedding` `[B, D]`, and
             `unnormalized_embedding` if that is scaled to length 1; or `logits` `[B, C]` or `[..., C]`.
         """
-        x = self.embeddings(inputs, layout)
+        x = self.embeddings(inputs, plan.layout)
         for block, last in self._layers():
-            x = block(x, layout, self.relative_bias, last)
-        return self._finish(x, layout)
+            x = block(x, plan, self.relative_bias, last)
+        return self._finish(x, plan.layout)
 
-    def encode_with_attentions(self, inputs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    def encode_with_attentions(self, inputs: dict[str, Tensor], plan: AttentionPlan) -> dict[str, Tensor]:
         """The same, and `attentions`: the weights of every layer and head, `[B, layers, N, L, L]`."""
-        x = self.embeddings(inputs, layout)
+        x = self.embeddings(inputs, plan.layout)
         weights = []
         for block, last in self._layers():
-            weights.append(block.weights(x, layout, self.relative_bias))
-            x = block(x, layout, self.relative_bias, last)
-        real_query = layout.real_BL[:, None, None, :, None]
-        return self._finish(x, layout) | {"attentions": torch.stack(weights, 1).masked_fill(~real_query, 0.0)}
+            weights.append(block.weights(x, plan, self.relative_bias))
+            x = block(x, plan, self.relative_bias, last)
+        real_query = plan.layout.real_BL[:, None, None, :, None]
+        return self._finish(x, plan.layout) | {"attentions": torch.stack(weights, 1).masked_fill(~real_query, 0.0)}
 
     def _layers(self) -> Iterator[tuple[Block, bool]]:
         """The blocks, and whether each is the last. Some models have one block several times."""
@@ -136,7 +138,7 @@ class Encoder(nn.Module):
         global_attention_mask: Tensor | None = None,
         attentions: bool = False,
     ) -> dict[str, Tensor]:
-        """What the model answers to padded rows.
+        """The answers for padded rows.
 
         Args:
             input_ids: `[B, L]`, at most `config.max_length` columns; for models over tokens.
@@ -144,28 +146,21 @@ class Encoder(nn.Module):
             token_type_ids: `[B, L]`; zeros when left out.
             features: `[B, L, F]`; for models over vectors.
             pixel_values: `[B, channels, height, width]`; for models over images.
-            adjacency: `[B, L, L]`, True where row i may look at column j; for models with the pattern `Adjacency`.
-            global_attention_mask: `[B, L]`, 1 for tokens that see and are seen by all; for Longformer.
+            adjacency: `[B, L, L]`, True where token i may attend to token j; for models with the pattern `Adjacency`.
+            global_attention_mask: `[B, L]`, 1 for tokens that attend to all and that all attend to; for Longformer.
             attentions: whether to return the attention weights, too.
 
         Returns:
             See `encode`; per-token answers are `[B, L, ...]`, zeros at padding.
         """
-        inputs = self._rows(input_ids, token_type_ids, features, pixel_values)
-        shape = next(iter(inputs.values())).shape[:2]
-        if shape[1] > self.config.max_length:
-            raise ValueError(f"rows of {shape[1]} columns are more than the model takes, {self.config.max_length}")
-        if attention_mask is None:
-            attention_mask = torch.ones(shape, device=next(self.parameters()).device)
-        real_BL = attention_mask.bool()
-        first_real_B1 = real_BL.long().argmax(1, keepdim=True)
-        if self.config.position_rule.kind == "stripped":
-            inputs = {name: _rolled(tensor, first_real_B1) for name, tensor in inputs.items()}
-            real_BL = _rolled(real_BL, first_real_B1)
-            if adjacency is not None:
-                adjacency = _rolled_pairs(adjacency, first_real_B1)
-            if global_attention_mask is not None:
-                global_attention_mask = _rolled(global_attention_mask, first_real_B1)
+        inputs = self._inputs(input_ids, token_type_ids, features, pixel_values)
+        real_BL = self._real(inputs, attention_mask)
+        shift_B1 = real_BL.long().argmax(1, keepdim=True) if self.config.position_rule.kind == "stripped" else None
+        if shift_B1 is not None:  # rows begin with their first real token
+            inputs = {name: _shifted(tensor, shift_B1) for name, tensor in inputs.items()}
+            real_BL = _shifted(real_BL, shift_B1)
+            adjacency = None if adjacency is None else _shifted_pairs(adjacency, shift_B1)
+            global_attention_mask = None if global_attention_mask is None else _shifted(global_attention_mask, shift_B1)
         inputs["position_ids"] = self._positions(inputs, real_BL)
         layout = Padded(
             real_BL,
@@ -173,23 +168,40 @@ class Encoder(nn.Module):
             None if adjacency is None else adjacency.bool(),
             self._global_tokens(global_attention_mask, real_BL),
         )
-        outputs = (self.encode_with_attentions if attentions else self.encode)(inputs, layout)
+        encode = self.encode_with_attentions if attentions else self.encode
+        return self._outputs(encode(inputs, plan_for_padded_rows(layout)), real_BL, shift_B1)
+
+    def _real(self, inputs: dict[str, Tensor], attention_mask: Tensor | None) -> Tensor:
+        """True for real tokens, `[B, L]`.
+
+        Raises:
+            ValueError: the rows are longer than the model takes.
+        """
+        shape = next(iter(inputs.values())).shape[:2]
+        if shape[1] > self.config.max_length:
+            raise ValueError(f"rows of {shape[1]} columns are more than the model takes, {self.config.max_length}")
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, device=next(self.parameters()).device)
+        return attention_mask.bool()
+
+    def _outputs(self, outputs: dict[str, Tensor], real_BL: Tensor, shift_B1: Tensor | None) -> dict[str, Tensor]:
+        """Zeros at padding, and every token back in its own column."""
         for name in self.per_token:
             outputs[name] = outputs[name].masked_fill(~real_BL[:, :, None], 0.0)
-            if self.config.position_rule.kind == "stripped":
-                outputs[name] = _rolled(outputs[name], -first_real_B1)
-        if attentions and self.config.position_rule.kind == "stripped":
-            outputs["attentions"] = _rolled_pairs(outputs["attentions"], -first_real_B1)
+            if shift_B1 is not None:
+                outputs[name] = _shifted(outputs[name], -shift_B1)
+        if "attentions" in outputs and shift_B1 is not None:
+            outputs["attentions"] = _shifted_pairs(outputs["attentions"], -shift_B1)
         return outputs
 
-    def _rows(
+    def _inputs(
         self,
         input_ids: Tensor | None,
         token_type_ids: Tensor | None,
         features: Tensor | None,
         pixel_values: Tensor | None,
     ) -> dict[str, Tensor]:
-        """What `encode` takes of a request's rows, but for the positions."""
+        """The inputs of `encode`, without the positions."""
         if pixel_values is not None:
             assert isinstance(self.config.inputs, ImagesConfig)
             features = cut_into_patches(pixel_values, self.config.inputs.patch)
@@ -207,7 +219,7 @@ class Encoder(nn.Module):
         return column_positions(real_BL)
 
     def _global_tokens(self, mask_BL: Tensor | None, real_BL: Tensor) -> GlobalTokens | None:
-        """Those that the request names, or the model's own first ones; None if the model has no such tokens."""
+        """The tokens that the mask marks; without a mask the model's first; None if the model has no global tokens."""
         if "global_attention_mask" not in self.config.needs:
             return None
         if mask_BL is None:
@@ -215,23 +227,23 @@ class Encoder(nn.Module):
             mask_BL = (columns_L < self.config.first_tokens_global).expand(real_BL.shape)
         is_global_BL = mask_BL.bool() & real_BL
         count = max(2, int(is_global_BL.sum(1).max()))
-        counts_BL, slots_BL = is_global_BL.long().sort(dim=1, descending=True, stable=True)
+        present_BL, slots_BL = is_global_BL.long().sort(dim=1, descending=True, stable=True)
         padding = max(0, count - real_BL.shape[1])
         return GlobalTokens(
             nn.functional.pad(slots_BL, (0, padding))[:, :count],
-            nn.functional.pad(counts_BL, (0, padding))[:, :count].bool(),
+            nn.functional.pad(present_BL, (0, padding))[:, :count].bool(),
         )
 
 
-def _rolled(x: Tensor, by_B1: Tensor) -> Tensor:
+def _shifted(x: Tensor, by_B1: Tensor) -> Tensor:
     """Rows `[B, L, ...]`, each moved to the left by its own number of columns."""
     length = x.shape[1]
     columns_BL = (torch.arange(length, device=x.device) + by_B1) % length
     return x[torch.arange(len(x), device=x.device)[:, None], columns_BL]
 
 
-def _rolled_pairs(x: Tensor, by_B1: Tensor) -> Tensor:
+def _shifted_pairs(x: Tensor, by_B1: Tensor) -> Tensor:
     """`[B, ..., L, L]`, each row's queries and keys moved to the left by its own number of columns."""
     for dimension in (-2, -1):
-        x = _rolled(x.movedim(dimension, 1), by_B1).movedim(1, dimension)
+        x = _shifted(x.movedim(dimension, 1), by_B1).movedim(1, dimension)
     return x

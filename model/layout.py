@@ -2,62 +2,39 @@
 
 Letters: B batch, L length, T tokens, K kept tokens, G global tokens, D width, N heads, H head width.
 
-Attention is the only part of an encoder in which tokens meet. Everything else works on one token at a time
-and does not care how they lie, so an encoder written against a layout runs in both forms:
+Attention is the only part of an encoder in which tokens meet. Everything else works on one token at a time, wherever it
+lies, so an encoder written against a layout runs in both forms:
 
     Padded   hidden vectors [B, L, D]. The form to read, and the reference's own.
-    Packed   hidden vectors [T, D], the tokens of all sequences end to end. The form to serve: padding exists
-             inside attention alone.
+    Packed   hidden vectors [T, D], the tokens of all sequences end to end (padding-free). The form to serve: there is
+             padding inside attention alone.
 
 Inside attention a token stands in a slot of `[B, L]`. Where a model looks at columns (windows, graphs, ...) the slot
 is the token's column.
 """
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding  # whole rows by number: onnxruntime copies them faster than x[index]
-
-# Up to this many columns a dense product of all pairs is faster than blocks.
-DENSE_COLUMNS = 512
-# Up to this many columns all weights of a head are in memory together when rows are padded.
-WHOLE_COLUMNS = 2048
 
 
 @dataclass(frozen=True)
 class GlobalTokens:
     """Tokens that see all and are seen by all.
 
-    G is 2 or more: a matrix product of one row adds up in an order that depends on the length, and its bits would
-    depend on the neighbours in a batch. So there may be places without a token.
+    G is the number of entries of each row, 2 or more: a matrix product of one row adds up in an order that depends on
+    the length, and its bits would depend on the other rows of a batch. So an entry may hold no token.
     """
 
     slots_BG: Tensor
-    counts_BG: Tensor  # False where a place holds no token
+    present_BG: Tensor  # False where an entry holds no token
 
     def among(self, slots_L: Tensor) -> Tensor:
-        """For each slot and place, whether the token there is the global one: `[B, L, G]`."""
-        return (slots_L[:, None] == self.slots_BG[:, None, :]) & self.counts_BG[:, None, :]
-
-
-T = TypeVar("T")
-
-
-class Shared:
-    """What all layers look at, made once: masks, and which slots stand in which block."""
-
-    def __init__(self) -> None:
-        self._made: dict[Hashable, Any] = {}
-
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` made for this key when it was first asked for."""
-        if key not in self._made:
-            self._made[key] = make()
-        made: T = self._made[key]
-        return made
+        """For each slot and entry, whether the entry's token stands in that slot: `[B, L, G]`."""
+        return (slots_L[:, None] == self.slots_BG[:, None, :]) & self.present_BG[:, None, :]
 
 
 class Layout(Protocol):
@@ -78,18 +55,6 @@ class Layout(Protocol):
     @property
     def global_tokens(self) -> GlobalTokens | None:
         """The tokens that the request made global."""
-
-    @property
-    def dense(self) -> bool:
-        """Whether to compute all pairs and mask them, or in blocks where the pattern can."""
-
-    @property
-    def at_once(self) -> int | None:
-        """How many queries' weights to have in memory at a time; None: all."""
-
-    @property
-    def shared(self) -> Shared:
-        """What one layer made for the next."""
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
         """Projected vectors of all tokens, by head: `[B, N, L, H]`."""
@@ -115,17 +80,6 @@ class Padded:
     positions: Tensor
     adjacency_BLL: Tensor | None = None
     global_tokens: GlobalTokens | None = None
-    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
-
-    @property
-    def dense(self) -> bool:
-        return self.real_BL.shape[1] <= 2 * DENSE_COLUMNS
-
-    @property
-    def at_once(self) -> int | None:
-        length = self.real_BL.shape[1]
-        whole = torch.compiler.is_exporting() or length <= WHOLE_COLUMNS  # a graph is for rows of any length
-        return None if whole else max(1, WHOLE_COLUMNS**2 // length)
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
         return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
@@ -162,18 +116,15 @@ class Packed:
     positions: Tensor
     adjacency_BLL: Tensor | None = None
     global_tokens: GlobalTokens | None = None
-    dense: bool = True
-    at_once: int | None = None
     kept_K: Tensor | None = None
     first_B: Tensor | None = None
-    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
+    _head_slots: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def to_heads(self, x: Tensor, heads: int) -> Tensor:
-        # One gather of H-long rows does the work of a gather and a transpose.
-        def index_BNL() -> Tensor:
-            return self.slots_BL[:, None, :] * heads + torch.arange(heads, device=x.device)[:, None]
-
-        return embedding(self.shared.once(("to_heads", heads), index_BNL), x.reshape(-1, x.shape[-1] // heads))
+        # One gather of H-long rows does the work of a gather and a transpose. All layers share its index [B, N, L].
+        if heads not in self._head_slots:
+            self._head_slots[heads] = self.slots_BL[:, None, :] * heads + torch.arange(heads, device=x.device)[:, None]
+        return embedding(self._head_slots[heads], x.reshape(-1, x.shape[-1] // heads))
 
     def from_heads(self, x_BNLH: Tensor) -> Tensor:
         _, heads, length, width = x_BNLH.shape

@@ -1,10 +1,10 @@
-"""Who may look at whom: patterns, the sets of allowed (query, key) pairs.
+"""Attention patterns: who may attend to whom, as sets of allowed (query, key) pairs.
 
 A pattern is a small frozen object. Patterns combine by union (`Window(64) | FirstTokens(1)`) and by intersection
 (`Window(64) & Causal()`), and each head of a layer may have one of its own (see `AttentionConfig`).
 
-A new pattern is one new class with `allows`. If it also says how far it reaches (`reach`), it costs linear time and
-memory in the length, with nothing else to write: see `sparse.py`.
+A new pattern is one new class with `allows`. If it also says how far it reaches (`reach`), it is block-sparse and costs
+linear time and memory in the length, with nothing else to write: see `block_index.py`.
 
 Letters: B batch, L length. `i` is the column of a query, `j` that of a key.
 """
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heed.model.checks import check_integers
+from heed.model.config_checks import check_integers
 from heed.model.layout import GlobalTokens, Layout
 
 SMALLEST_BLOCK = 16  # narrower blocks would make for slow matrix products
 
 
 def least(limits: Iterable[int | None]) -> int | None:
-    """The smallest of those that are limits; None if none is."""
+    """The smallest of the limits; None where there is none."""
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -40,8 +40,8 @@ class Pairs:
     global_i: Tensor | None = None  # True where the query is global: [B, 1, L, 1]
     global_j: Tensor | None = None  # the same for keys: [B, 1, 1, L]
 
-    def of(self, queries: slice) -> "Pairs":
-        """Those of some queries, of all pairs."""
+    def of_queries(self, queries: slice) -> "Pairs":
+        """The pairs of some queries, out of all pairs."""
         return replace(
             self,
             i=self.i[:, :, queries],
@@ -50,11 +50,25 @@ class Pairs:
         )
 
 
+def all_pairs(layout: Layout) -> Pairs:
+    """Every query with every key of a row, and what the request says of them."""
+    columns_L = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)
+    adjacency, tokens = layout.adjacency_BLL, layout.global_tokens
+    is_global_BL = None if tokens is None else tokens.among(columns_L).any(-1)
+    return Pairs(
+        i=columns_L[:, None][None, None],
+        j=columns_L[None, :][None, None],
+        adjacency=None if adjacency is None else adjacency[:, None],
+        global_i=None if is_global_BL is None else is_global_BL[:, None, :, None],
+        global_j=None if is_global_BL is None else is_global_BL[:, None, None, :],
+    )
+
+
 class Pattern:
     """A set of allowed pairs."""
 
     def allows(self, pairs: Pairs) -> Tensor:
-        """True where query i may look at key j, of a shape that broadcasts to the scores'."""
+        """True where query i may attend to key j, of a shape that broadcasts to the scores'."""
         raise NotImplementedError
 
     @property
@@ -64,7 +78,7 @@ class Pattern:
 
     @property
     def block(self) -> int | None:
-        """The width of the blocks in which this pattern is cheap; None if it is not."""
+        """The width of the blocks in which this pattern is computed; None if it is not block-sparse."""
         return None if self.reach is None else max(self.reach, SMALLEST_BLOCK)
 
     @property
@@ -73,7 +87,7 @@ class Pattern:
         return 1
 
     def key_blocks(self, query_blocks: Tensor, size: int) -> Tensor:
-        """The only blocks of keys that the queries of a block can see.
+        """The only blocks of keys that the queries of a block may attend to.
 
         Args:
             query_blocks: `[blocks]`, counted from 0.
@@ -240,8 +254,8 @@ class FirstTokens(GlobalPattern):
     def tokens(self, layout: Layout) -> GlobalTokens:
         batch, length = layout.real_BL.shape
         slots_G = torch.arange(max(self.count, 2), device=layout.real_BL.device)
-        counts_G = (slots_G < self.count) & (slots_G < length)
-        return GlobalTokens(slots_G.clamp(max=length - 1).expand(batch, -1), counts_G.expand(batch, -1))
+        present_G = (slots_G < self.count) & (slots_G < length)
+        return GlobalTokens(slots_G.clamp(max=length - 1).expand(batch, -1), present_G.expand(batch, -1))
 
 
 @dataclass(frozen=True)
@@ -318,7 +332,7 @@ class Random(Pattern):
         return self.blocks * self.size
 
     def key_blocks(self, query_blocks: Tensor, size: int) -> Tensor:
-        fold = size // self.size  # our blocks in one of theirs
+        fold = size // self.size  # of this pattern's blocks in one of `size` columns
         drawn = self._drawn(query_blocks.device)
         own_blocks = query_blocks[:, None] * fold + torch.arange(fold, device=query_blocks.device)
         return drawn[own_blocks.clamp(max=self.blocks - 1)].flatten(1) // fold

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from heed.model.blocks import ACTIVATIONS, Activation, check_activation
+from heed.model.feed_forward import ACTIVATIONS, Activation, check_activation
 from heed.model.layout import Layout
 
 PoolingMode = Literal["cls", "mean", "max"]

@@ -1,11 +1,11 @@
 """Where a token stands: attention alone does not know, permuting its input permutes its output.
 
-Position ids come from the full row, before any padding is left out (`position_ids`). Then one of
+Position ids come from the full row, before any padding is left out. Then one of
 
-    Learned      a table of vectors, added to the input
-    Sinusoidal   a fixed table, added to the input; any length
-    Rotary       turns queries and keys, so that their product depends on the distance
-    RelativeBias a learned bias for each head and distance, added to the scores
+    LearnedPositions      a learned table of vectors, added to the input
+    SinusoidalPositions   a fixed table, added to the input; any length
+    RotaryPositions       rotate queries and keys, so that their product depends on the distance
+    RelativeBias          a learned bias for each head and distance, added to the scores
 
 Tables are made on the CPU in float32, whatever device the weights are made on: they are constants, not weights.
 
@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from heed.model.checks import check_integers
+from heed.model.config_checks import check_integers
 from heed.model.patterns import Pairs
 
 RuleKind = Literal["column", "counted", "stripped"]
@@ -53,7 +53,7 @@ def counted_positions(input_ids_BL: Tensor, padding_id: int) -> Tensor:
     return counts_BL.cumsum(1) * counts_BL + padding_id
 
 
-class Learned(nn.Module):
+class LearnedPositions(nn.Module):
     """A table of `rows` vectors (BERT)."""
 
     def __init__(self, rows: int, width: int) -> None:
@@ -65,7 +65,7 @@ class Learned(nn.Module):
         return self.table(positions)
 
 
-class Sinusoidal(nn.Module):
+class SinusoidalPositions(nn.Module):
     """`PE[p, 2i] = sin(p / 10000^(2i/D))`, `PE[p, 2i+1] = cos(...)` (Vaswani et al., 2017, 3.5)."""
 
     table: Tensor
@@ -82,8 +82,8 @@ class Sinusoidal(nn.Module):
         return self.table[positions]
 
 
-class Rotary(nn.Module):
-    """Turns each pair of values (i, i + H/2) of a head by an angle that grows with the position (Su et al., 2021)."""
+class RotaryPositions(nn.Module):
+    """Rotates each pair of values (i, i + H/2) of a head by an angle that grows with the position (Su et al., 2021)."""
 
     cos: Tensor
     sin: Tensor
@@ -91,7 +91,7 @@ class Rotary(nn.Module):
     def __init__(self, head_width: int, base: float, rows: int) -> None:
         super().__init__()
         if head_width % 2:
-            raise ValueError(f"rotary positions turn pairs of values; a head of {head_width} values has an odd one")
+            raise ValueError(f"rotary positions rotate pairs of values; a head of {head_width} values has an odd one")
         self.head_width = head_width
         rates = 1.0 / base ** (torch.arange(0, head_width, 2, device="cpu").float() / head_width)
         angles = torch.arange(rows, device="cpu").float()[:, None] * rates
@@ -100,12 +100,12 @@ class Rotary(nn.Module):
         self.register_buffer("sin", both.sin(), persistent=False)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Queries or keys of all heads, `[..., N * H]`, turned."""
+        """Queries or keys of all heads, `[..., N * H]`, rotated."""
         heads = x.reshape(*x.shape[:-1], -1, self.head_width)
         first, second = heads.chunk(2, -1)
-        turned = torch.cat([-second, first], -1)
+        rotated = torch.cat([-second, first], -1)
         cos, sin = self.cos[positions][..., None, :], self.sin[positions][..., None, :]
-        return (heads * cos + turned * sin).flatten(-2)
+        return (heads * cos + rotated * sin).flatten(-2)
 
 
 Bucketing = Callable[[Tensor], Tensor]

@@ -1,9 +1,15 @@
-"""Bundles to answers.
+"""From bundles to answers, by stage. Each folder imports only what stands below it.
 
-`runtime.py` runs a graph, `graphs.py` those of one kind; `text.py` tokenizes; `requests.py` and `rows.py` check what
-callers send; `model.py` puts these together in one process. `scheduler.py` takes requests in, `queue.py` orders
-what waits, `grouping.py` makes groups of it, `workers.py` computes them on the threads that all models share;
-`attentions.py` keeps the attention weights apart, `services/` speaks gRPC, `lifecycle.py` starts and stops.
+lifecycle.py   starts and stops a server
+protocols/     the gRPC services: messages to requests and back
+transport/     the gRPC server: interceptors, TLS, tokens, limits
+repository/    which versions of which models are served
+telemetry/     metrics, logs, traces
+scheduling/    admission, queue, batching, threads
+engine/        graphs, sessions, kernels
+requests/      tensors, texts and images to rows of tokens
+settings.py    every flag, variable and line of a settings file
+errors.py      the errors, and the status code of each
 """
 
 import os

@@ -1,13 +1,18 @@
-"""The error family, and the one table that maps it to gRPC status codes."""
+"""The error family, and the names of the gRPC status codes that its classes stand for."""
 
 import uuid
 from typing import Literal, get_args
 
-from grpc import StatusCode
-
-# What a status alone does not tell. Metrics have a series for each.
+# What a status code alone does not say. Callers get it as trailing metadata, and metrics have a series for each.
 Reason = Literal[
-    "queue_full", "no_time", "loading", "draining", "too_many_requests", "unauthenticated", "permission_denied"
+    "queue_full",
+    "no_time",
+    "loading",
+    "draining",
+    "too_many_requests",
+    "too_large",
+    "unauthenticated",
+    "permission_denied",
 ]
 
 
@@ -28,10 +33,10 @@ class NotFound(HeedError):
 
 
 class Exhausted(HeedError):
-    """More is asked than can be done now. Later it may not be."""
+    """There is no capacity for the request now. Later there may be."""
 
     def __init__(self, message: str, retry_after: float | None = None, reason: Reason | None = None) -> None:
-        """`retry_after`: seconds until another try is worth it; infinity if none is; None if nobody knows."""
+        """`retry_after`: seconds until another try is worth it; infinity if none is; None if unknown."""
         super().__init__(message, reason)
         self.retry_after = retry_after
 
@@ -53,38 +58,41 @@ class Unimplemented(HeedError):
 
 
 class DeviceError(HeedError):
-    """The execution provider that was asked for cannot be used."""
+    """The execution provider that was requested cannot be used."""
 
 
 class StartError(HeedError):
-    """The server cannot start as it was told to."""
+    """The server cannot start with these settings."""
 
 
-STATUS = {
-    InvalidArgument: StatusCode.INVALID_ARGUMENT,
-    NotFound: StatusCode.NOT_FOUND,
-    Exhausted: StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
-    Unavailable: StatusCode.UNAVAILABLE,
-    FailedPrecondition: StatusCode.FAILED_PRECONDITION,
-    Unimplemented: StatusCode.UNIMPLEMENTED,
+INTERNAL = "INTERNAL"
+STATUS: dict[type, str] = {
+    InvalidArgument: "INVALID_ARGUMENT",
+    NotFound: "NOT_FOUND",
+    Exhausted: "RESOURCE_EXHAUSTED",
+    DeadlineExceeded: "DEADLINE_EXCEEDED",
+    Unavailable: "UNAVAILABLE",
+    FailedPrecondition: "FAILED_PRECONDITION",
+    Unimplemented: "UNIMPLEMENTED",
 }
 
 
-def status_of(error: Exception) -> StatusCode:
-    """The code of the nearest class in the table; INTERNAL for what nobody foresaw."""
-    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), StatusCode.INTERNAL)
+def status_of(error: Exception) -> str:
+    """The name of the status code of the nearest class in the table; INTERNAL for an unforeseen error."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
 
 
 def reason_of(error: Exception) -> str:
     """Why a request was refused, in a word or two: its own reason, or else the status. One of `REASONS`."""
-    return (isinstance(error, HeedError) and error.reason) or status_of(error).name.lower()
+    if isinstance(error.__cause__, HeedError) and not isinstance(error, HeedError):
+        error = error.__cause__  # of one request of a stream
+    return (isinstance(error, HeedError) and error.reason) or status_of(error).lower()
 
 
 def reference_of(error: Exception) -> str:
-    """The id by which the log tells of an error that nobody foresaw: each has one."""
+    """The id under which the log has the details of an unforeseen error."""
     reference: str = error.__dict__.setdefault("heed_reference", uuid.uuid4().hex[:12])
     return reference
 
 
-REASONS = (*get_args(Reason), *(status.name.lower() for status in (*STATUS.values(), StatusCode.INTERNAL)))
+REASONS = (*get_args(Reason), *(status.lower() for status in (*STATUS.values(), INTERNAL)))

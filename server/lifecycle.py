@@ -12,32 +12,33 @@ from grpc_health.v1 import health_pb2_grpc
 from heed.protos.heed_pb2_grpc import add_InferenceServicer_to_server
 from heed.protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
 from heed.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from heed.server.engine.host import SWITCH_SECONDS, give_freed_memory_back, settle_memory
+from heed.server.engine.host import SWITCH_SECONDS, give_freed_memory_back, settle_memory, usable_memory
 from heed.server.protocols.health import NOT_SERVING, SERVING, Health
-from heed.server.protocols.heed_v1 import SERVICE as MANY
-from heed.server.protocols.heed_v1 import ManyCalls
+from heed.server.protocols.heed_v1 import SERVICE as HEED_V1
+from heed.server.protocols.heed_v1 import HeedV1Service
 from heed.server.protocols.open_inference.service import InferenceService
-from heed.server.protocols.tei import TEXT_SERVICES, TextDoor
-from heed.server.repository.model_repository import Entry, Repository
-from heed.server.repository.registry import Registry, Served, State
+from heed.server.protocols.streams import Streams
+from heed.server.protocols.tei import TEXT_SERVICES, TeiServices
+from heed.server.repository.model_repository import IndexEntry, ModelRepository
+from heed.server.repository.registry import ModelRegistry, ModelVersion, State
 from heed.server.settings import Settings
 from heed.server.telemetry.metrics import Metrics
 from heed.server.telemetry.observers import observers_for, start_tracing
 from heed.server.transport.grpc_server import enable_reflection, encryption, new_server, open_port
-from heed.server.transport.interceptors import Slots
+from heed.server.transport.interceptors import ConcurrencyLimit
 
-SERVICES = [OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name, MANY, *TEXT_SERVICES]
+SERVICES = [OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name, HEED_V1, *TEXT_SERVICES]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What is served, and how well it was proven: what an operator wants to read at a start."""
+    """What the server reports when it is ready."""
 
     address: str
     encryption: str
-    metrics: str  # their address; empty: there are none
-    served: list[Served]
-    others: list[Entry]  # what is not served, and why
+    metrics: str  # the address of the metrics; empty: there are none
+    served: list[ModelVersion]
+    others: list[IndexEntry]  # versions that are not served, and why
 
 
 class Server:
@@ -47,17 +48,21 @@ class Server:
     def __init__(self, settings: Settings, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
         self._settings = settings
         self._on_ready = on_ready
-        self._registry = Registry(settings.default_model)
+        self._registry = ModelRegistry(settings.default_model)
         self._health = Health(SERVICES)
-        self._metrics = Metrics(settings.max_queue_tokens)
+        self._metrics = Metrics(settings.max_queue_tokens, usable_memory())
         self._tracing = start_tracing() if settings.traces else None
+        self._repository = ModelRepository(settings, self._registry, self._metrics)
+        self._concurrency = ConcurrencyLimit(settings.max_concurrent_requests, self._metrics.refused)
+        self._streams = Streams()
         observers = observers_for(settings, self._metrics, self._tracing)
-        self._repository = Repository(settings, self._registry, self._metrics)
-        self._slots = Slots(settings.max_concurrent_requests, self._metrics.refused)
-        max_message = settings.max_message_mib * 2**20
-        self._inference = InferenceService(self._registry, self._repository, max_message, observers, self._slots)
-        self._many = ManyCalls(self._inference.answer_one_of_many, self._inference.refuse_one_of_many)
-        self._texts = TextDoor(self._registry, settings, observers, self._slots)
+        self._inference = InferenceService(
+            self._registry, self._repository, settings, observers, self._concurrency, self._streams
+        )
+        self._heed_v1 = HeedV1Service(
+            self._inference.answer_stream_request, self._inference.refuse_late_request, self._streams
+        )
+        self._tei = TeiServices(self._registry, settings, observers, self._concurrency, self._streams)
         self._grpc: grpc.aio.Server | None = None
 
     async def serve(self) -> None:
@@ -82,14 +87,14 @@ class Server:
             await self.shutdown()
 
     async def startup(self) -> None:
-        """Listens at once and answers UNAVAILABLE; is ready when what is to be served is verified and warm."""
+        """Listens at once and answers UNAVAILABLE; is ready when the models are verified and warm."""
         ready = await self._prepare()
         self._registry.ready = True
         await self._health.report(SERVING)
         self._on_ready(ready)
 
     async def check(self) -> None:
-        """Does what a start does, tells of it, and ends without having been ready.
+        """Does what a start does, reports it, and ends without having been ready.
 
         Raises:
             BundleError, DeviceError, StartError: it could not start; the message says why.
@@ -111,7 +116,7 @@ class Server:
         return Ready(address, encryption(self._settings), metrics_address, served, others)
 
     async def shutdown(self) -> None:
-        """NOT_SERVING, a while for load balancers to notice, then no new calls, then the end of those in flight."""
+        """NOT_SERVING, a while for load balancers to notice it, then no new calls, then the end of those in flight."""
         if self._grpc is None:
             return
         await self._health.report(NOT_SERVING)
@@ -119,25 +124,23 @@ class Server:
             await asyncio.sleep(self._settings.linger_seconds)
         self._registry.ready = False
         self._health.end_watches()
-        self._inference.end_streams()
-        self._many.end_streams()
-        self._texts.end_streams()
+        self._streams.end()
         await self._grpc.stop(self._settings.grace_seconds)
         await self._repository.close()
         if self._tracing:
             await asyncio.to_thread(self._tracing.close)
 
     def _listen_for_metrics(self) -> str:
-        """Opens their port and returns the address; empty if there shall be none."""
+        """Opens the port of the metrics and returns its address; empty if the settings say that there is none."""
         port = self._settings.metrics_port
         return self._metrics.listen(self._settings.host, port) if port >= 0 else ""
 
     async def _listen(self) -> str:
         """Opens the port and returns the address."""
-        server = new_server(self._settings, self._slots, self._metrics.refused)
+        server = new_server(self._settings, self._concurrency, self._metrics.refused)
         add_GRPCInferenceServiceServicer_to_server(self._inference, server)
-        add_InferenceServicer_to_server(self._many, server)
-        self._texts.add_to(server)
+        add_InferenceServicer_to_server(self._heed_v1, server)
+        self._tei.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         enable_reflection(server, SERVICES)
         address = open_port(server, self._settings)

@@ -6,9 +6,8 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from heed.bundle.manifest import Precision
+from heed.bundle.manifest import Device, Precision
 
-Device = Literal["auto", "cpu", "cuda"]
 Compression = Literal["none", "deflate", "gzip"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]

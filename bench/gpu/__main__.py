@@ -18,8 +18,8 @@ from rich.console import Console
 from bench.gpu import exporting, prove, rates, rows, serve, speed, subjects, ways
 from bench.gpu.rows import Row, attempted
 from bench.gpu.speed import Plan, Subject
+from heed.bundle.manifest import Device
 from heed.server.engine.session import without_driver
-from heed.server.settings import Device
 
 
 class Part(StrEnum):

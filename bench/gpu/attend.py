@@ -12,12 +12,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bench.gpu.rows import Skipped
 from heed.model import Encoder
-from heed.model.attention import Attention, Exact, MultiHeadAttention
+from heed.model.attention import Attention, Bias, MultiHeadAttention
+from heed.model.attention_plan import AttentionPlan
+from heed.model.exact_attention import ExactAttention
 from heed.model.layout import Layout, Packed, Padded
 from heed.model.patterns import Full
-from heed.model.scores import ScaledDot
-from heed.model.selection import soft
-from heed.model.sparse import Bias
+from heed.model.score_functions import ScaledDot
+from heed.model.softmax import softmax
 
 # Projected queries, keys and values of all heads side by side, and how many heads: what each query takes of the values.
 Attend = Callable[[Tensor, Tensor, Tensor, int, Layout], Tensor]
@@ -30,9 +31,9 @@ class Swapped(Attention):
         super().__init__()
         self.own, self.attend = own, attend
 
-    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+    def forward(self, x: Tensor, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
         own = self.own
-        attended: Tensor = own.out(self.attend(own.query(x), own.key(x), own.value(x), own.heads, layout))
+        attended: Tensor = own.out(self.attend(own.query(x), own.key(x), own.value(x), own.heads, plan.layout))
         return attended
 
 
@@ -56,8 +57,10 @@ def _is_plain(attention: nn.Module) -> bool:
         isinstance(attention, MultiHeadAttention)
         and attention.rotary is None
         and all(
-            isinstance(each, Exact) and type(each.score) is ScaledDot and (each.select, each.pattern) == (soft, Full())
-            for each in attention.mechanisms
+            isinstance(each, ExactAttention)
+            and type(each.score) is ScaledDot
+            and (each.normalize, each.pattern) == (softmax, Full())
+            for each in attention.mechanisms.children()
         )
     )
 

@@ -8,9 +8,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from heed.bundle.manifest import Device
 from heed.bundle.packing import Arrays
 from heed.server.engine.session import CPU, CUDA, CUDA_OPTIONS, session_options
-from heed.server.settings import Device
 
 # Shapes of the outputs, for inputs of those shapes.
 Shapes = Callable[[Arrays], dict[str, tuple[int, ...]]]

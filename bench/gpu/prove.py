@@ -27,7 +27,7 @@ def contract(subject: Subject, precision: str) -> Iterator[Row]:
     if not has_budget(precision, provider):
         raise Skipped(f"{precision} is not for the CPU")
     model = Model(subject.file("bundle"), subject.device, precision)
-    yield Row(subject.name, f"{precision}, provider", model.runtime.provider, model.runtime.provider == provider)
+    yield Row(subject.name, f"{precision}, provider", model.session.provider, model.session.provider == provider)
     report = Report(list(model.check_contract(everything=True)))
     worst = report.worst
     unit = " of 1 - cosine" if worst.measure == "cosine" else " of scale"
@@ -35,7 +35,7 @@ def contract(subject: Subject, precision: str) -> Iterator[Row]:
     where = f"{found} ({worst.output} in {worst.case}) {worst.reason}"
     yield Row(subject.name, f"{precision}, contract", where, report.holds, {"error": worst.error})
     warmup = warm_up(model)
-    found = f"{warmup.strategy}; a group moves an answer by {warmup.difference:.1e}"
+    found = f"{warmup.policy}; a group moves an answer by {warmup.difference:.1e}"
     yield Row(subject.name, f"{precision}, warm-up", found, None, {"difference": warmup.difference})
 
 

@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from bench.gpu.rows import Row
-from heed.server.settings import Device
+from heed.bundle.manifest import Device
 
 SHOWN = 8  # kernels
 

@@ -23,12 +23,12 @@ from bench.gpu.ways import EMBEDDING
 from bench.processes import Tree
 from examples.serving import free_port, heed
 from heed.bundle.contract import BUDGETS, has_budget
+from heed.bundle.manifest import Device
 from heed.client import CallError, Client
 from heed.client.streams import Streams
 from heed.load.driver import Driver, Load, ask_by_stream
 from heed.load.workloads import WORKLOADS, Request, id_requests
 from heed.server.engine.session import CPU, CUDA
-from heed.server.settings import Device
 
 COMPARED = 64  # requests whose answers are compared
 # Precision and threads, 0 for the server's own choice, which is two on a GPU: one group is packed while another is

@@ -18,11 +18,11 @@ from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.ways import EMBEDDING, Asked, Make, Work
 from heed.bundle import Manifest, read_manifest
 from heed.bundle.contract import BUDGETS, CUDA
+from heed.bundle.manifest import Device
 from heed.bundle.packing import Arrays
 from heed.model import Encoder
 from heed.server.engine.model import Model
-from heed.server.engine.session import FLASH_FROM, FLASH_FROM_NAME, Runtime
-from heed.server.settings import Device
+from heed.server.engine.session import FLASH_FROM, FLASH_FROM_NAME, Session
 
 REFERENCE_ROWS = 32
 POOL = ThreadPoolExecutor(2)  # hands groups to a GPU: one thread packs while the other's group is computed
@@ -46,7 +46,7 @@ class Subject:
     def __init__(self, name: str, encoder: Encoder, device: Device, folder: Path, writing: dict[str, Writing]) -> None:
         self.name, self.encoder, self.device = name, encoder, device
         self._folder, self._writing = folder, writing
-        self._runtimes: dict[Path, Runtime] = {}
+        self._runtimes: dict[Path, Session] = {}
 
     def file(self, kind: str) -> Path:
         """Waits until it is written.
@@ -67,9 +67,9 @@ class Subject:
         graph = graphs[0] if fused and self.device == "cuda" else next(each for each in graphs if not each.fused)
         return self.file("bundle") / graph.file
 
-    def runtime(self, graph: Path) -> Runtime:
+    def runtime(self, graph: Path) -> Session:
         if graph not in self._runtimes:
-            self._runtimes[graph] = Runtime(graph, self.device)
+            self._runtimes[graph] = Session(graph, self.device)
         return self._runtimes[graph]
 
     def model(self, precision: str) -> Model:

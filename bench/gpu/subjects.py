@@ -27,7 +27,7 @@ from heed.model.config import (
     PoolingConfig,
     TokensConfig,
 )
-from heed.server.requests.rows import row_of
+from heed.server.requests.preprocess import Preprocessor
 
 
 def bert(width: int, layers: int, heads: int, vocabulary: int = 30522, length: int = 512) -> EncoderConfig:
@@ -90,7 +90,7 @@ def requests(config: EncoderConfig, workload: str, count: int) -> list[Request]:
 def member(manifest: Manifest, request: Request) -> TokenSequence:
     """A request as the server sees it."""
     tokens = {name: row for name, row in request.items() if name != "attention_mask"}
-    return row_of(manifest, tokens, request["attention_mask"].astype(np.bool_))
+    return Preprocessor(manifest).make_row(tokens, request["attention_mask"].astype(np.bool_))
 
 
 @dataclass(frozen=True)

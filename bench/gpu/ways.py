@@ -21,11 +21,12 @@ from torch import Tensor
 from bench.bare import Request, padded
 from bench.gpu.attend import EndToEnd, sdpa, swapped, varlen
 from bench.gpu.bound import Bound, open_session
+from heed.bundle.manifest import Device
 from heed.bundle.packing import Arrays, TokenSequence, by_length, pack
 from heed.model import Encoder
+from heed.model.attention_plan import AttentionPlan
 from heed.server.engine.graphs import Graphs
-from heed.server.engine.session import Runtime
-from heed.server.settings import Device
+from heed.server.engine.session import Session
 
 EMBEDDING = "sentence_embedding"
 
@@ -97,11 +98,11 @@ def with_packing(graphs: Graphs, pool: ThreadPoolExecutor) -> Make:
     return make
 
 
-def fetch(runtime: Runtime) -> Callable[[Arrays], np.ndarray]:
+def fetch(runtime: Session) -> Callable[[Arrays], np.ndarray]:
     return lambda feeds: runtime.run(feeds, [EMBEDDING])[EMBEDDING]
 
 
-def fetch_all(runtime: Runtime) -> Callable[[Arrays], np.ndarray]:
+def fetch_all(runtime: Session) -> Callable[[Arrays], np.ndarray]:
     return lambda feeds: runtime.run(feeds)[EMBEDDING]
 
 
@@ -177,7 +178,7 @@ def torch_end_to_end(encoder: Encoder, device: Device) -> Make:
             ends_B1=inputs["ends"],
             longest=inputs["slots"].shape[1],
         )
-        return model.encode(inputs, layout)[EMBEDDING]
+        return model.encode(inputs, AttentionPlan(layout))[EMBEDDING]
 
     def make(asked: Asked, tokens: int) -> Work:
         prepared = []

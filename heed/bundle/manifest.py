@@ -17,6 +17,7 @@ MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 
 Datatype = Literal["BOOL", "INT64", "FP32", "BYTES"]
+Device = Literal["auto", "cpu", "cuda"]  # that a model is computed on
 Precision = Literal["fp32", "fp16", "int8"]
 Task = Literal["encoder", "embedding", "sequence_classification", "token_classification", "reranking"]
 GraphKind = Literal["answers", "attentions"]

@@ -16,6 +16,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 Arrays = dict[str, np.ndarray]
+# One row's answers by output: [t, D] for what every token has, [D] for what the row has, attentions [layers, N, t, t].
+Answer = dict[str, np.ndarray]
 
 # Inputs of a graph with a value or a vector for each token, and those that say where tokens lie. No graph has all.
 TOKEN_INPUTS = ("input_ids", "token_type_ids", "position_ids", "features")

@@ -105,7 +105,7 @@ def _facts(model: Model) -> dict[str, str]:
         "version": str(manifest.version),
         "task": manifest.task,
         "family": manifest.provenance.family,
-        "computed in": f"{model.precision} on {model.runtime.provider}",
+        "computed in": f"{model.precision} on {model.session.provider}",
         "precisions": ", ".join(manifest.precisions),
         "positions": manifest.position_rule.kind,
     }
@@ -223,7 +223,7 @@ def _nothing_taken(old: Manifest, new: Manifest, apart: Apart) -> str:
 def _real(model: Model, inputs: Arrays) -> Bools | None:
     """Which tokens are none of padding, `[B, L]`; None if all are."""
     if "text" in inputs:
-        lengths = np.array([len(sequence) for sequence in model.prepare(inputs).sequences])
+        lengths = np.array([len(sequence) for sequence in model.preprocessor.preprocess(inputs).rows])
         return np.asarray(np.arange(lengths.max()) < lengths[:, None])
     return inputs["attention_mask"] == 1 if "attention_mask" in inputs else None
 

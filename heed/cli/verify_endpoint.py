@@ -20,8 +20,8 @@ PAUSE = 0.25  # seconds between attempts
 LATER = {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED}
 # What a server may say to a case. It is an answer, and not the reference's; every other error is about the call.
 WRONG = {StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION, StatusCode.INTERNAL}
-# How servers, and gRPC itself, say that a request or its answer is too large for them.
-TOO_LARGE = ("more than a message holds", "more than the whole queue holds", "message larger than max", "--max-batch")
+TOO_LARGE = "too_large"  # the server's reason for refusing a request or its answer
+GRPC_TOO_LARGE = "message larger than max"  # how gRPC itself says so, on either side: it knows no reasons
 
 
 class CannotAsk(RuntimeError):
@@ -142,9 +142,8 @@ class Endpoint:
 
 
 def _is_too_large(error: CallError) -> bool:
-    return error.code not in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED) and any(
-        words in error.details for words in TOO_LARGE
-    )
+    by_grpc = error.code is StatusCode.RESOURCE_EXHAUSTED and GRPC_TOO_LARGE in error.details
+    return by_grpc or error.reason == TOO_LARGE
 
 
 def _rows(inputs: Arrays, rows: slice) -> Arrays:

@@ -1,4 +1,4 @@
-"""What answers say: labels, tags and ranks.
+"""Answers as labels, tags and ranks.
 
 Letters: B texts, L tokens, C labels.
 """
@@ -11,18 +11,18 @@ import numpy as np
 
 from heed.client.wire import Answer
 
-# What is asked for.
+# The outputs that each method requests.
 EMBED = ["sentence_embedding"]
 CLASSIFY = ["logits", "labels"]
 TAG = ["logits", "labels", "offsets"]
 RANK = ["logits"]
 
-NOTHING = "O"  # the label of a token that is nothing in particular
+NOTHING = "O"  # the label of a token outside every span
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a text was found to be."""
+    """The most likely label of a text."""
 
     name: str
     probability: float
@@ -30,7 +30,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Tag:
-    """A piece of a text that was found to be something: `text[start:end]`, in code points."""
+    """A labelled span of a text: `text[start:end]`, in code points."""
 
     text: str
     label: str
@@ -41,7 +41,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class Rank:
-    """A text's place, the best first."""
+    """A text and its score. Ranks are listed with the best first."""
 
     index: int  # among the texts that were given
     text: str
@@ -69,10 +69,10 @@ def read_ranks(answer: Answer, texts: Sequence[str]) -> list[Rank]:
 
 
 def read_tags(answer: Answer, texts: Sequence[str]) -> list[list[Tag]]:
-    """Those of each text, from `labels` `[B, L]`, `logits` `[B, L, C]` and `offsets` `[B, L, 2]`.
+    """The tags of each text, from `labels` `[B, L]`, `logits` `[B, L, C]` and `offsets` `[B, L, 2]`.
 
-    Neighbours with the same label are one tag. Labels may say where one begins, as `B-PLACE` and `I-PLACE` do (IOB2):
-    then `B-` begins another, and the tag's label is what follows.
+    Neighbouring tokens with the same label are one tag. In IOB2, labels such as `B-PLACE` and `I-PLACE`, `B-` begins a
+    new tag, and the tag's label has no prefix.
     """
     best_BL = probabilities(answer["logits"]).max(-1)
     rows = zip(texts, answer["labels"], best_BL, answer["offsets"].tolist(), strict=True)
@@ -80,7 +80,7 @@ def read_tags(answer: Answer, texts: Sequence[str]) -> list[list[Tag]]:
 
 
 def _tags(text: str, labels_L: np.ndarray, best_L: np.ndarray, offsets_L2: list[list[int]]) -> list[Tag]:
-    """Tokens that come from no text, such as `[CLS]`, end at 0."""
+    """The tags of one text. Tokens that are not part of the text, such as `[CLS]`, end at 0."""
     pieces: list[tuple[int, str, int, int, float]] = []  # the number of its tag, label, start, end, probability
     number, before = 0, NOTHING
     for label, share, (start, end) in zip(labels_L.tolist(), best_L.tolist(), offsets_L2, strict=True):

@@ -1,4 +1,4 @@
-"""Many rows as several requests, and their answers as one.
+"""Large batches: split into several requests, and the answers joined into one.
 
 Letters: B rows.
 """
@@ -11,63 +11,63 @@ from grpc import StatusCode
 
 from heed.client.wire import Answer, CallError
 
-REQUEST_BYTES = 2**20  # that a request's rows may have together; a row that has more goes alone
+REQUEST_BYTES = 2**20  # of a request's rows together; a longer row is a request of its own
 Arrays = Mapping[str, np.ndarray]
 Row = TypeVar("Row")
 
 
-class Filling(Generic[Row]):
-    """A batch being filled: up to `most` rows, and not more than REQUEST_BYTES by their `size`."""
+class BatchBuilder(Generic[Row]):
+    """Collects rows into batches of up to `max_rows` rows and, by their `size`, REQUEST_BYTES."""
 
-    def __init__(self, most: int, size: Callable[[Row], int]) -> None:
+    def __init__(self, max_rows: int, size: Callable[[Row], int]) -> None:
         self.batch: list[Row] = []
         self._bytes = 0
-        self._most, self._size = most, size
+        self._max_rows, self._size = max_rows, size
 
     def add(self, row: Row) -> list[Row]:
-        """A batch that is full now, if one is."""
+        """The batch that this row completes, or that it does not fit into; else an empty list."""
         size = self._size(row)
         full: list[Row] = []
         if self._bytes + size > REQUEST_BYTES:
             full, self.batch, self._bytes = self.batch, [], 0
         self.batch.append(row)
         self._bytes += size
-        if len(self.batch) == self._most:
+        if len(self.batch) == self._max_rows:
             full, self.batch, self._bytes = self.batch, [], 0
         return full
 
 
-def batches(rows: Iterable[Row], most: int, size: Callable[[Row], int]) -> Iterator[list[Row]]:
-    filling = Filling(most, size)
+def batches(rows: Iterable[Row], max_rows: int, size: Callable[[Row], int]) -> Iterator[list[Row]]:
+    builder = BatchBuilder(max_rows, size)
     for row in rows:
-        if full := filling.add(row):
+        if full := builder.add(row):
             yield full
-    if filling.batch:
-        yield filling.batch
+    if builder.batch:
+        yield builder.batch
 
 
-def cut(inputs: Arrays, most: int) -> list[slice]:
-    """The rows of each request, `B` in all. One request where inputs differ in B: the server says what is wrong."""
+def split(inputs: Arrays, max_rows: int) -> list[slice]:
+    """The rows of each request, `B` in all. One request where inputs differ in B: the server reports the error."""
     counts = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
     if len(counts) != 1 or max(counts) < 2:
         return [slice(None)]
     texts = [array for array in inputs.values() if array.dtype.kind == "O"]
     fixed = sum(array[0].nbytes for array in inputs.values() if array.dtype.kind != "O")
-    parts = batches(range(*counts), most, lambda row: fixed + sum(map(_bytes, (array[row] for array in texts))))
+    parts = batches(range(*counts), max_rows, lambda row: fixed + sum(map(_size, (array[row] for array in texts))))
     return [slice(part[0], part[-1] + 1) for part in parts]
 
 
-def _bytes(element: object) -> int:
-    """Of a text, roughly, or of an array of texts."""
+def _size(element: object) -> int:
+    """Bytes of a text, roughly, or of an array of texts."""
     if isinstance(element, np.ndarray):
-        return sum(map(_bytes, element.flat))
+        return sum(map(_size, element.flat))
     if isinstance(element, str | bytes):
         return len(element)
     raise TypeError(f"a text is expected, got {type(element).__name__}: {element!r:.60}")
 
 
-class OneBundle:
-    """Sees to it that all answers come from one bundle: vectors of two do not belong side by side."""
+class BundleCheck:
+    """Checks that all answers come from one bundle: vectors of two models are not comparable."""
 
     def __init__(self) -> None:
         self._digest: str | None = None
@@ -86,10 +86,14 @@ class OneBundle:
 
 
 def joined(answers: Sequence[Answer]) -> Answer:
-    """Rows below rows, padded to the larger sizes as a server pads: with zeros, or with "". Raises CallError."""
+    """The answers' rows concatenated, padded to the largest sizes as a server pads: with zeros, or with "".
+
+    Raises:
+        CallError: ABORTED, if they come from different bundles.
+    """
     if len(answers) == 1:
         return answers[0]
-    first, bundle = answers[0], OneBundle()
+    first, bundle = answers[0], BundleCheck()
     for answer in answers:
         bundle.check(answer)
     return Answer(
@@ -103,7 +107,7 @@ def joined(answers: Sequence[Answer]) -> Answer:
 
 
 def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """`[B, ...]` below each other."""
+    """Arrays `[B, ...]` concatenated along B, padded to the largest sizes."""
     sizes = np.max([array.shape[1:] for array in arrays], axis=0)
     return np.concatenate([_padded(array, (len(array), *sizes)) for array in arrays])
 
@@ -116,9 +120,10 @@ def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return padded
 
 
-def of_rows(error: CallError, rows: slice) -> CallError:
-    """Messages count the rows of their request: this one says which those are."""
+def with_rows(error: CallError, rows: slice) -> CallError:
+    """The error, saying which rows of the batch its request had: messages count rows within their request."""
     if rows.start is None:
         return error
     last = rows.stop - 1
-    return CallError(error.code, f"{error.details} (rows {rows.start} to {last} of the batch, counted from 0 there)")
+    details = f"{error.details} (rows {rows.start} to {last} of the batch, counted from 0 there)"
+    return CallError(error.code, details, error.pushback, error.reason)

@@ -1,4 +1,4 @@
-"""How a server is reached: channels, certificates, tokens."""
+"""How a server is reached: channel options, certificates, tokens."""
 
 import ipaddress
 import json
@@ -18,8 +18,8 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
-    # A connection has 5 s to come about; a server that is gone is looked for every second, sooner than attempts end.
-    # gRPC's own are 20 s, and up to two minutes.
+    # Connecting may take 5 s, and a server that is gone is tried again every second, which is sooner than a call's
+    # attempts end. gRPC's defaults are 20 s, and up to two minutes.
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -30,12 +30,12 @@ Metadata = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Tls:
-    """How to know a server, and how to be known by it. The files are PEM and are read when the client is made.
+    """How the server is authenticated, and the client to it. The files are PEM and are read when the client is made.
 
     Args:
-        ca: certificates of who signs the servers' certificates; without it those that gRPC brings.
+        ca: certificates of the authorities that sign the servers' certificates; without it those that gRPC brings.
         certificate, key: the client's own, for a server that asks for them. Both or neither.
-        name: what the servers' certificates are for, where it is not the host of their addresses.
+        name: the name in the servers' certificates, where it is not the host of their addresses.
     """
 
     ca: str | Path | None = None
@@ -63,7 +63,7 @@ class Token:
         self._metadata = self._read() if isinstance(given, Path) else _authorization(given, "the token")
 
     def metadata(self) -> Metadata:
-        """What goes with a call. While a new file is being put in its place, the old token goes on."""
+        """The metadata of a call. While the file is missing or unusable, the last token is sent."""
         if self._file:
             with suppress(OSError, ValueError):
                 self._metadata = self._read()
@@ -90,7 +90,7 @@ def _authorization(token: str, what: str) -> Metadata:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether what is sent there surely stays on this machine."""
+    """Whether data sent to this address certainly stays on this machine."""
     if address.startswith("unix:"):
         return True
     host = address.rsplit(":", 1)[0].strip("[]")
@@ -102,10 +102,11 @@ def is_loopback(address: str) -> bool:
 
 @dataclass(frozen=True)
 class Connection:
-    """What is the same for all servers of a client."""
+    """The addresses of a client's servers, and how each is connected to."""
 
     addresses: Sequence[str]
-    tls: Tls | None
+    credentials: grpc.ChannelCredentials | None  # None: plain text
+    tls_name: str  # the name in the servers' certificates; empty: the host of the address
     token: Token | None
 
     @classmethod
@@ -124,16 +125,17 @@ class Connection:
                         f"the token would travel to {address} in plain text; give tls=True, or token_in_clear=True if "
                         "something else protects the way there"
                     )
-        return cls(listed, secured, None if token is None else Token(token))
+        credentials = secured.credentials() if secured else None
+        return cls(listed, credentials, secured.name if secured else "", None if token is None else Token(token))
 
     def metadata(self) -> Metadata:
-        """What goes with a call."""
+        """The metadata of a call."""
         return self.token.metadata() if self.token else ()
 
-    def options(self, address: str) -> list[tuple[str, Any]]:
+    def channel_options(self, address: str) -> list[tuple[str, Any]]:
         options = list(OPTIONS)
-        if self.tls and self.tls.name:
-            options += [("grpc.ssl_target_name_override", self.tls.name)]
+        if self.tls_name:
+            options += [("grpc.ssl_target_name_override", self.tls_name)]
         if is_loopback(address):  # a proxy of the environment would take it elsewhere
             options += [("grpc.enable_http_proxy", 0)]
         return options

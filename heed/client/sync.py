@@ -1,44 +1,33 @@
-import time
+"""The synchronous client."""
+
+import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import grpc
 import numpy as np
 
-from heed.client.answers import CLASSIFY, EMBED, RANK, TAG, Label, Rank, Tag, read_labels, read_ranks, read_tags
-from heed.client.batches import OneBundle, batches, cut, joined, of_rows
-from heed.client.common import Common
-from heed.client.wire import (
-    Answer,
-    CallError,
-    Inputs,
-    ModelInfo,
-    as_arrays,
-    call_error,
-    read_answer,
-    read_model_info,
-    several,
-    texts_and_pairs,
-)
-from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.client.answers import EMBED, Label, Rank, Tag
+from heed.client.background import BACKGROUND, BackgroundCall
+from heed.client.batches import BundleCheck, batches
+from heed.client.calls import ModelCalls
+from heed.client.config import ClientBase, ClientConfig
+from heed.client.servers import Servers
+from heed.client.transports import AioTransport, BlockingTransport
+from heed.client.wire import Answer, Inputs, ModelInfo, as_arrays, several
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Door:
-    """A channel to one server."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.channel = channel
-        self.stub: Any = GRPCInferenceServiceStub(channel)
-
-
-class Client(Common[Door]):
+class Client(ClientBase):
     """Calls one model. Safe to use from several threads.
+
+    A call on its own is made in the caller's thread. Calls that other threads make meanwhile, the requests of a large
+    batch and those of `infer_each` run on an event loop in the background and share streams, as `AsyncClient`'s do.
 
     Every method takes a `timeout` of its own, in seconds for each request. Raised are
 
@@ -46,27 +35,26 @@ class Client(Common[Door]):
         TypeError, ValueError: an input cannot be sent.
     """
 
+    def _configure(self, config: ClientConfig) -> None:
+        servers = Servers(len(config.connection.addresses))
+        self._config = config
+        self._concurrent = ModelCalls(config, servers, AioTransport)  # runs on the background loop
+        self._blocking = _BlockingCalls(config, servers, self._concurrent)  # runs in the caller's thread
+        self._blocking_call = threading.Lock()  # held by the call that is on its caller's thread
+        BACKGROUND.add_user(self._concurrent)
+        self._finalizer = weakref.finalize(self, BACKGROUND.close_soon, self._concurrent)
+        self._finalizer.atexit = False  # the loop closes everything then
+
     def infer(
         self, inputs: Inputs, outputs: Iterable[str] = (), truncate: bool = False, timeout: float | None = None
     ) -> Answer:
         """Tensors or texts by name to outputs by name; all cheap outputs unless some are named.
 
-        A batch of many rows goes in several requests at a time. The answer is as of one, and from one bundle: where
-        another takes over meanwhile, CallError says ABORTED.
+        A large batch is split into several requests, some of them in flight at a time. The answer is as of one request,
+        and from one bundle: if another bundle takes over meanwhile, CallError says ABORTED.
         """
         arrays, outputs = as_arrays(inputs), list(outputs)
-        parts = cut(arrays, self._request_rows)
-        if len(parts) == 1:
-            return self._infer(arrays, outputs, truncate, timeout)
-
-        def ask(rows: slice) -> Answer:
-            try:
-                part = {name: array[rows] for name, array in arrays.items()}
-                return self._infer(part, outputs, truncate, timeout)
-            except CallError as error:
-                raise of_rows(error, rows) from None
-
-        return joined(list(_in_order(ask, parts, self._requests_at_once)))
+        return self._run(lambda calls: calls.infer(arrays, outputs, truncate, timeout))
 
     def infer_each(
         self,
@@ -75,28 +63,29 @@ class Client(Common[Door]):
         truncate: bool = False,
         timeout: float | None = None,
     ) -> Iterator[Answer]:
-        """An answer for each of many requests, in their order, as they come.
+        """An answer for each of many requests, in their order, as they arrive.
 
-        A few requests are under way at a time; no more are held than those.
+        A few requests are in flight at a time, and no more than those are held.
         """
         outputs = list(outputs)
         return _in_order(
-            lambda inputs: self._infer(inputs, outputs, truncate, timeout), requests, self._requests_at_once
+            lambda inputs: self._start(inputs, outputs, truncate, timeout), requests, self._config.requests_at_once
         )
 
     def embed(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> np.ndarray:
         """One vector for each text: `[B, D]`."""
-        return self.infer(texts_and_pairs(texts, None), EMBED, truncate, timeout)["sentence_embedding"]
+        texts = list(several(texts))
+        return self._run(lambda calls: calls.embed(texts, truncate, timeout))
 
     def embed_each(
         self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None
     ) -> Iterator[np.ndarray]:
-        """The vector of each of any number of texts, `[D]`, in their order, as they come.
+        """The vector of each of any number of texts, `[D]`, in their order, as they arrive.
 
-        The texts are taken a few requests ahead of what was answered. All vectors come from one bundle; see `infer`.
+        The texts are read a few requests ahead of the answers. All vectors come from one bundle; see `infer`.
         """
-        bundle = OneBundle()
-        requests = ({"text": batch} for batch in batches(several(texts), self._request_rows, len))
+        bundle = BundleCheck()
+        requests = ({"text": batch} for batch in batches(several(texts), self._config.request_rows, len))
         for answer in self.infer_each(requests, EMBED, truncate, timeout):
             yield from bundle.check(answer)["sentence_embedding"]
 
@@ -107,29 +96,32 @@ class Client(Common[Door]):
         truncate: bool = False,
         timeout: float | None = None,
     ) -> list[Label]:
-        """The label that each text, or pair of texts, most likely has; for models that label whole texts."""
-        return read_labels(self.infer(texts_and_pairs(texts, pairs), CLASSIFY, truncate, timeout))
+        """The most likely label of each text, or pair of texts; for models that classify sequences."""
+        texts, pairs = list(several(texts)), pairs if pairs is None else list(several(pairs))
+        return self._run(lambda calls: calls.classify(texts, pairs, truncate, timeout))
 
     def tag(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> list[list[Tag]]:
-        """The pieces of each text that are something: names, places; for models that label tokens."""
+        """The labelled spans of each text, names or places say; for models that classify tokens."""
         texts = list(several(texts))
-        return read_tags(self.infer({"text": texts}, TAG, truncate, timeout), texts)
+        return self._run(lambda calls: calls.tag(texts, truncate, timeout))
 
     def rank(
         self, query: str, texts: Iterable[str], truncate: bool = False, timeout: float | None = None
     ) -> list[Rank]:
-        """The texts by how well they answer the query, the best first; for rerankers."""
+        """The texts by their relevance to the query, the best first; for rerankers."""
         texts = list(several(texts))
-        inputs = texts_and_pairs([query] * len(texts), texts)
-        return read_ranks(self.infer(inputs, RANK, truncate, timeout), texts)
+        return self._run(lambda calls: calls.rank(query, texts, truncate, timeout))
 
     def info(self, timeout: float | None = None) -> ModelInfo:
-        """What the model takes and gives."""
-        return read_model_info(self._call("ModelMetadata", self._info_request(), timeout))
+        """The model's inputs, outputs and labels."""
+        return self._run(lambda calls: calls.info(timeout))
 
     def close(self) -> None:
-        for server in self._servers.each:
-            server.door.channel.close()
+        """Calls in flight end with CallError, CANCELLED, as do those that are made later."""
+        self._finalizer.detach()
+        _run_blocking(self._blocking.close())
+        self._concurrent.refuse_calls()
+        BACKGROUND.close(self._concurrent)
 
     def __enter__(self) -> Self:
         return self
@@ -139,36 +131,72 @@ class Client(Common[Door]):
     ) -> None:
         self.close()
 
-    def _open(self, address: str) -> Door:
-        tls, options = self._connection.tls, self._connection.options(address)
-        if tls:
-            return Door(grpc.secure_channel(address, tls.credentials(), options))
-        return Door(grpc.insecure_channel(address, options))
+    def _run(self, call: Callable[[ModelCalls], Coroutine[Any, Any, Result]]) -> Result:
+        """In this thread, unless another call is in flight in its own: handing over to the loop takes time, too."""
+        if not self._blocking_call.acquire(blocking=False):
+            return BACKGROUND.run(lambda: call(self._concurrent))
+        try:
+            return _run_blocking(call(self._blocking))
+        finally:
+            self._blocking_call.release()
 
-    def _infer(self, inputs: Inputs, outputs: Iterable[str], truncate: bool, timeout: float | None) -> Answer:
-        return read_answer(self._call("ModelInfer", self._infer_request(inputs, outputs, truncate), timeout))
+    def _start(
+        self, inputs: Inputs, outputs: list[str], truncate: bool, timeout: float | None
+    ) -> "BackgroundCall[Answer] | Future[Answer]":
+        """One request. What is wrong with the inputs is raised by the result."""
+        try:
+            arrays = as_arrays(inputs)
+        except Exception as error:
+            failed = Future[Answer]()
+            failed.set_exception(error)
+            return failed
+        return BackgroundCall(BACKGROUND, lambda: self._concurrent._infer_request(arrays, outputs, truncate, timeout))
 
-    def _call(self, method: str, request: Any, timeout: float | None) -> Any:
-        turn = self._turn(timeout)
-        while True:
-            call = getattr(turn.door.stub, method)
-            try:
-                return call(request, timeout=turn.left, metadata=self._connection.metadata())
-            except grpc.RpcError as error:
-                wait = turn.wait_after(call_error(error))
-            time.sleep(wait)
+
+class _BlockingCalls(ModelCalls):
+    """Calls whose coroutines never suspend."""
+
+    def __init__(self, config: ClientConfig, servers: Servers, concurrent: ModelCalls) -> None:
+        super().__init__(config, servers, BlockingTransport)
+        self._concurrent = concurrent
+
+    async def _infer_parts(
+        self,
+        arrays: dict[str, np.ndarray],
+        parts: Sequence[slice],
+        outputs: Sequence[str],
+        truncate: bool,
+        timeout: float | None,
+    ) -> Answer:
+        return BACKGROUND.run(lambda: self._concurrent._infer_parts(arrays, parts, outputs, truncate, timeout))
 
 
-def _in_order(function: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
-    """The result for each item, in their order. `items` is read up to `at_once` ahead."""
-    threads = ThreadPoolExecutor(at_once, "heed-client")
-    waiting: deque[Future[Result]] = deque()
+def _run_blocking(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine that never suspends. It needs no event loop, and may run inside one."""
+    try:
+        coroutine.send(None)
+    except StopIteration as returned:
+        result: Result = returned.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a blocking call was suspended")
+
+
+def _in_order(
+    start: Callable[[Item], BackgroundCall[Result] | Future[Result]], items: Iterable[Item], at_once: int
+) -> Iterator[Result]:
+    """The result of each item's call, in the items' order. `items` is read by the caller's thread, up to `at_once`
+    ahead."""
+    calls: deque[BackgroundCall[Result] | Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(threads.submit(function, item))
-            while waiting and (len(waiting) == at_once or waiting[0].done()):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # those who leave early do not wait for the rest
-        threads.shutdown(wait=False, cancel_futures=True)
+            calls.append(start(item))
+            while calls and (len(calls) == at_once or calls[0].done()):
+                yield calls[0].result()
+                calls.popleft()
+        while calls:
+            yield calls[0].result()
+            calls.popleft()
+    finally:  # cancels what is in flight if the caller leaves early
+        for call in calls:
+            call.cancel()

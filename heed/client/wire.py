@@ -20,25 +20,38 @@ DTYPES = {
 LARGEST = 2**63 - 1  # that INT64 holds
 DATATYPES = {"b": "BOOL", "i": "INT64", "u": "INT64", "f": "FP32", "O": "BYTES", "U": "BYTES", "S": "BYTES"}
 
-# When to come again, in milliseconds: in a call's trailing metadata (gRFC A6), and in an error of a stream.
+# When to try again, in milliseconds: in a call's trailing metadata (gRFC A6), and a parameter of an error on a stream.
 PUSHBACK, STREAM_PUSHBACK = "grpc-retry-pushback-ms", "retry_after_ms"
+# Why a request was refused, in a word: in a call's trailing metadata, and a parameter of an error on a stream.
+REASON, STREAM_REASON = "heed-reason", "reason"
 
 Texts = TypeVar("Texts")
 Inputs = Mapping[str, np.ndarray | Iterable[str]]
 
 
 class CallError(RuntimeError):
-    """A call that the server did not answer.
+    """A call that the server refused, or did not answer.
 
-    `code` is the gRPC status. `pushback` is in how many seconds the server wants to be asked again, None if it does not
-    say, negative for never.
+    Attributes:
+        code: the gRPC status.
+        details: the server's message.
+        pushback: in how many seconds the server may be called again, by its own account; negative for never, None if
+            it does not say.
+        reason: why heed's server refused the request, in a word that programs can rely on, `queue_full` or `loading`
+            say; None if it does not say.
     """
 
-    def __init__(self, code: grpc.StatusCode, details: str, pushback: float | None = None) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, details: str, pushback: float | None = None, reason: str | None = None
+    ) -> None:
         super().__init__(f"{code.name}: {details}")
         self.code = code
         self.details = details
         self.pushback = pushback
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["CallError"], tuple[grpc.StatusCode, str, float | None, str | None]]:
+        return type(self), (self.code, self.details, self.pushback, self.reason)  # pickle would pass the message alone
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,7 @@ class ModelInfo:
 
 
 def several(texts: Texts) -> Texts:
-    """The same. A single text would be taken for its letters.
-
-    Raises TypeError.
-    """
+    """The texts, unchanged. Raises TypeError for a single text: it would be taken for a list of its letters."""
     if isinstance(texts, str | bytes):
         raise TypeError("one text came where several are expected: put it into a list")
     return texts
@@ -116,10 +126,7 @@ def _utf8(text: str) -> bytes:
 
 
 def as_arrays(inputs: Inputs) -> dict[str, np.ndarray]:
-    """Lists of texts as arrays, and arrays as they are.
-
-    Raises TypeError if one holds what cannot be sent.
-    """
+    """Lists of texts as arrays, and arrays unchanged. Raises TypeError if one holds what cannot be sent."""
     arrays = {}
     for name, value in inputs.items():
         array = arrays[name] = value if isinstance(value, np.ndarray) else np.array(list(several(value)), object)
@@ -191,23 +198,29 @@ def read_model_info(response: pb.ModelMetadataResponse) -> ModelInfo:
 
 
 def call_error(error: grpc.RpcError) -> CallError:
-    return CallError(error.code(), error.details() or "", read_pushback(error.trailing_metadata()))
+    trailers = error.trailing_metadata()
+    return CallError(error.code(), error.details() or "", read_pushback(trailers), read_reason(trailers))
 
 
 def stream_error(response: pb.ModelStreamInferResponse) -> CallError:
-    """An error that is an answer: its status and its pushback are parameters."""
-    said = response.infer_response.parameters
-    code = grpc.StatusCode[said["status"].string_param or "UNKNOWN"]
-    pushback = said[STREAM_PUSHBACK].int64_param / 1e3 if STREAM_PUSHBACK in said else None
-    return CallError(code, response.error_message, pushback)
+    """Of an answer on a stream that is an error: status, pushback and reason are parameters."""
+    parameters = response.infer_response.parameters
+    code = grpc.StatusCode[parameters["status"].string_param or "UNKNOWN"]
+    pushback = parameters[STREAM_PUSHBACK].int64_param / 1e3 if STREAM_PUSHBACK in parameters else None
+    return CallError(code, response.error_message, pushback, parameters[STREAM_REASON].string_param or None)
 
 
-def read_pushback(metadata: Any) -> float | None:
-    """In seconds, of trailing metadata. What is no number is never, as gRFC A6 has it."""
-    said = dict(metadata or ()).get(PUSHBACK)
-    if said is None:
+def read_pushback(trailers: Any) -> float | None:
+    """In seconds, of trailing metadata. What is not a number means never, by gRFC A6."""
+    milliseconds = dict(trailers or ()).get(PUSHBACK)
+    if milliseconds is None:
         return None
     try:
-        return int(said) / 1e3
+        return int(milliseconds) / 1e3
     except ValueError:
         return -1.0
+
+
+def read_reason(trailers: Any) -> str | None:
+    reason: str | None = dict(trailers or ()).get(REASON)
+    return reason

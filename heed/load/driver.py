@@ -1,8 +1,8 @@
-"""Drives a server: closed loops, where each caller waits for its answer, and open loops, where requests come when they
-come.
+"""A load generator: closed loops, where each caller waits for its answer before it sends the next request, and open
+loops, where requests are sent at random moments (Poisson) whatever the answers take.
 
-In an open loop the latency counts from the moment a request was meant to be sent: a server that stalls is not spared
-the requests that would have come meanwhile.
+In an open loop, latency counts from the moment a request was due: a server that stalls still gets the requests that are
+due meanwhile (no coordinated omission).
 """
 
 import asyncio
@@ -22,22 +22,22 @@ from heed.client.wire import call_error, infer_request
 from heed.load.workloads import SEED, Request
 from heed.protos import open_inference_pb2 as pb
 
-# Sends the request of a number and waits for its answer. Raises CallError or grpc.RpcError if there is none.
+# Sends the request with a number and waits for its answer. Raises CallError or grpc.RpcError.
 Ask = Callable[[int], Awaitable[object]]
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def ask_by_client(client: AsyncClient, requests: Sequence[Request], outputs: Sequence[str]) -> Ask:
-    """The requests in turn and over again, as a program sends them that uses heed's client."""
+    """Sends the requests in turn, over and over, by heed's client."""
     return lambda number: client.infer(requests[number % len(requests)], outputs, truncate=True)
 
 
 def ask_by_message(
     channel: grpc.aio.Channel, model: str, requests: Sequence[Request], outputs: Sequence[str], deadline: float = 60.0
 ) -> Ask:
-    """The same for any server that speaks the Open Inference Protocol, with as little work in the caller as there can
-    be: messages are made beforehand, and answers stay bytes. `deadline` in seconds."""
+    """The same for any server that speaks the Open Inference Protocol, with as little work in the load generator as
+    possible: messages are serialized beforehand, and answers stay bytes. `deadline` in seconds."""
     messages = [infer_request(model, "", request, outputs, False).SerializeToString() for request in requests]
     call: Any = channel.unary_unary(INFER)  # bytes to bytes
     return lambda number: call(messages[number % len(messages)], timeout=deadline)
@@ -46,26 +46,26 @@ def ask_by_message(
 def ask_by_stream(
     streams: Streams, model: str, requests: Sequence[Request], outputs: Sequence[str], deadline: float
 ) -> Ask:
-    """The same over the streams of heed's client, many requests to a message: what a load costs whoever makes it is
-    least so. `deadline` in seconds."""
+    """The same over the streams of heed's client, many requests to a message, which costs the load generator least.
+    `deadline` in seconds."""
     messages = [infer_request(model, "", request, outputs, False) for request in requests]
 
     def ask(number: int) -> Awaitable[object]:
         message = pb.ModelInferRequest()
-        message.CopyFrom(messages[number % len(messages)])  # it may be on its way already
-        return streams.ask(message, deadline, ())
+        message.CopyFrom(messages[number % len(messages)])  # that one may be in flight
+        return streams.infer(message, deadline, ())
 
     return ask
 
 
 @dataclass
 class Load:
-    """What came of one load."""
+    """The results of one load."""
 
     name: str
     seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)  # of what was answered, in seconds
-    refusals: list[float] = field(default_factory=list)  # latencies of what was not
+    latencies: list[float] = field(default_factory=list)  # of answers, in seconds
+    refusals: list[float] = field(default_factory=list)  # latencies of errors, in seconds
     errors: Counter[str] = field(default_factory=Counter)  # by status code
     reasons: dict[str, str] = field(default_factory=dict)  # the first error's message, by status code
 
@@ -86,7 +86,7 @@ class Driver:
         self._ask = ask
 
     async def closed(self, callers: int, seconds: float) -> Load:
-        """So many callers, each of whom sends the next request when it has its answer."""
+        """A closed loop: each caller sends its next request when it has its answer."""
         load = Load(f"{callers} caller{'s' * (callers > 1)}")
         numbers = count()
         started = time.perf_counter()
@@ -100,7 +100,7 @@ class Driver:
         return load
 
     async def each(self, callers: int, number: int) -> Load:
-        """The first so many requests, once each, by so many callers: the same work for whoever answers them."""
+        """The first `number` requests, once each, in a closed loop: the same work for every server."""
         load = Load(f"{callers} callers")
         numbers = iter(range(number))
 
@@ -114,28 +114,28 @@ class Driver:
         return load
 
     async def open(self, rate: float, seconds: float, name: str) -> Load:
-        """Requests at random moments, so many a second on average (Poisson), whatever the answers take."""
+        """An open loop: requests at random moments (Poisson), on average `rate` a second."""
         load = Load(name)
         random = np.random.default_rng(SEED)
         started = time.perf_counter()
-        moment, tasks = started, []
+        due, tasks = started, []
         for number in count():
-            moment += random.exponential(1 / rate)
-            if moment - started > seconds:
+            due += random.exponential(1 / rate)
+            if due - started > seconds:
                 break
-            await asyncio.sleep(max(0.0, moment - time.perf_counter()))
-            tasks.append(asyncio.create_task(self._send(number, moment, load)))
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            tasks.append(asyncio.create_task(self._send(number, due, load)))
         await asyncio.gather(*tasks)
         load.seconds = time.perf_counter() - started
         return load
 
-    async def _send(self, number: int, meant: float, load: Load) -> None:
+    async def _send(self, number: int, due: float, load: Load) -> None:
         try:
             await self._ask(number)
         except (CallError, grpc.aio.AioRpcError) as error:
             error = error if isinstance(error, CallError) else call_error(error)
             load.errors[error.code.name] += 1
             load.reasons.setdefault(error.code.name, error.details)
-            load.refusals.append(time.perf_counter() - meant)
+            load.refusals.append(time.perf_counter() - due)
         else:
-            load.latencies.append(time.perf_counter() - meant)
+            load.latencies.append(time.perf_counter() - due)

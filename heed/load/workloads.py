@@ -1,4 +1,4 @@
-"""What requests look like: lengths from a fixed seed, and texts or tensors of those lengths.
+"""Workloads: lengths from a fixed seed, and requests of texts or tensors of those lengths.
 
 Letters: L length, F features.
 """
@@ -77,7 +77,7 @@ Request = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Workload:
-    """How long requests are."""
+    """A distribution of lengths."""
 
     name: str
     help: str
@@ -112,10 +112,11 @@ WORKLOADS = {
 
 
 def requests(workload: Workload, info: ModelInfo, count: int) -> list[Request]:
-    """One row each, of what the model takes: texts if it can, else ids or vectors, no longer than it takes them.
+    """Requests of one row for a model's inputs: texts if it has that input, else ids or vectors, no longer than the
+    model's maximum.
 
     Raises:
-        ValueError: the model takes none of them.
+        ValueError: the model has none of these inputs.
     """
     random = np.random.default_rng(SEED)
     lengths = workload.lengths(random, count).clip(max=info.max_length or np.inf).astype(int)
@@ -133,14 +134,14 @@ def requests(workload: Workload, info: ModelInfo, count: int) -> list[Request]:
 
 
 def _text(random: np.random.Generator, length: int) -> np.ndarray:
-    """About `length` tokens, with the two that tokenizers put around a text."""
+    """About `length` tokens, including the two special ones that tokenizers add."""
     words = random.choice(WORDS, max(1, length - 2))
     return np.array([" ".join(words)], object)
 
 
 def id_requests(workload: Workload, vocabulary: int, token_types: int, count: int) -> list[Request]:
-    """Requests as any server takes them: ids of the whole vocabulary, a mask of ones, token types where there are
-    some."""
+    """Requests that every server accepts: ids of the whole vocabulary, a mask of ones, and token types if the model has
+    them."""
     random = np.random.default_rng(SEED)
     made = []
     for length in workload.lengths(random, count).astype(int):

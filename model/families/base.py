@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from heed.model.blocks import Activation
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
-from heed.model.heads import LabelsConfig
+from heed.model.feed_forward import Activation
 from heed.model.pooling import PoolingConfig
 
 Json = dict[str, Any]

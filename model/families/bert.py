@@ -3,12 +3,13 @@
 MiniLM, E5, BGE and GTE are BERT.
 """
 
-from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.attention_config import AttentionConfig
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
 from heed.model.embeddings import TokensConfig
 from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count
-from heed.model.heads import LabelsConfig
+from heed.model.feed_forward import FeedForwardConfig
+from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
 
 REQUIRED = frozenset(

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from heed.model.big_bird import BigBirdConfig
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import AttentionConfig, EncoderConfig
 from heed.model.families import bert
 from heed.model.families.base import Family, Head, Json, Keys, activation, count, flag
-from heed.model.heads import LabelsConfig
 from heed.model.pooling import PoolingConfig
 from heed.model.positions import PositionRule
 

@@ -1,12 +1,13 @@
 """DistilBERT (Sanh et al., 2019): BERT without token types and without a pooler, under other names."""
 
-from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.attention_config import AttentionConfig
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
 from heed.model.embeddings import TokensConfig
 from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count
 from heed.model.families.bert import TOKEN
-from heed.model.heads import LabelsConfig
+from heed.model.feed_forward import FeedForwardConfig
+from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(

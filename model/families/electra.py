@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
 from heed.model.embeddings import TokensConfig
 from heed.model.families import bert
 from heed.model.families.base import Family, Head, Json, Keys, Weights, count
-from heed.model.heads import LabelsConfig
 from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(

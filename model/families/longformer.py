@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
 from heed.model.families import bert, roberta
 from heed.model.families.base import Family, Json, Keys, Weights, count
-from heed.model.heads import LabelsConfig
 from heed.model.longformer import LongformerConfig
 from heed.model.pooling import PoolingConfig
 

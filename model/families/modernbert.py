@@ -3,12 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.attention_config import AttentionConfig
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig
 from heed.model.embeddings import TokensConfig
 from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count, flag, split
-from heed.model.heads import LabelsConfig
+from heed.model.feed_forward import FeedForwardConfig
+from heed.model.norms import NormConfig
 from heed.model.patterns import Full, Window
 from heed.model.pooling import PoolingConfig
 

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LogBuckets
 from heed.model.families import bert
 from heed.model.families.base import Family, Json, Keys, Weights
 from heed.model.families.roberta import SEQUENCE, counted
-from heed.model.heads import LabelsConfig
 from heed.model.pooling import PoolingConfig
 
 # The published code counts from this id, whatever the config says.

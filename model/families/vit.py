@@ -3,12 +3,13 @@
 How pixels are scaled and normed (`preprocessor_config.json`) is the caller's business.
 """
 
-from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.attention_config import AttentionConfig
+from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
 from heed.model.embeddings import ImagesConfig
 from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, changed, count, flag
-from heed.model.heads import LabelsConfig
+from heed.model.feed_forward import FeedForwardConfig
+from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(

@@ -1,4 +1,4 @@
-"""The graphs of one kind, as one function from sequences to answers."""
+"""The graphs of one kind, as one function from rows to answers."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -7,34 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from heed.bundle import BundleError, Manifest
-from heed.bundle.manifest import Graph, GraphKind
-from heed.bundle.packing import TokenSequence, by_length, pack, split, split_attentions
-from heed.server.engine.session import CUDA, Runtime
+from heed.bundle.manifest import Device, Graph, GraphKind
+from heed.bundle.packing import Answer, TokenSequence, by_length, pack, split, split_attentions
+from heed.server.engine.session import CUDA, Session
 from heed.server.errors import DeviceError
-from heed.server.settings import Device
-
-# One sequence's answers by output: [t, D] for what every token has, [D] for what the sequence has, and attentions
-# [layers, N, t, t].
-Answer = dict[str, np.ndarray]
-
-
-def _open(folder: Path, graph: Graph, device: Device, threads: int, kernels: bool) -> Runtime:
-    path = folder / graph.file
-    if not path.is_file():
-        raise BundleError(f"{path} is missing")
-    try:
-        runtime = Runtime(path, device, threads, kernels)
-    except DeviceError:
-        raise
-    except Exception as error:  # onnxruntime's errors have no other class in common
-        raise BundleError(f"{path} cannot be loaded: {error}") from None
-    if runtime.outputs != graph.outputs:
-        raise BundleError(f"{graph.file} computes {runtime.outputs}, the manifest says {graph.outputs}")
-    return runtime
 
 
 class Graphs:
-    """A sequence's own span decides which of them computes it, so that its bits never depend on its neighbours."""
+    """A row's own span decides which graph computes it, so that its bits never depend on the batch it is in."""
 
     def __init__(
         self,
@@ -43,69 +23,108 @@ class Graphs:
         precision: str,
         kind: GraphKind,
         device: Device,
-        threads: int = 1,
         kernels: bool = True,
     ) -> None:
         """
         Args:
-            threads, kernels: see `Runtime`.
+            kernels: see `Session`.
 
         Raises:
             BundleError: a graph is not usable, or there is none.
             DeviceError: the device is not usable.
         """
+        self._folder, self._kernels = folder, kernels
         self._aligned = manifest.aligned
         self._per_token = {spec.name for spec in manifest.outputs if spec.shape[:2] == [-1, -1]}
         *others, last = manifest.graphs_of(precision, kind)
-        self.runtime = _open(folder, last, device, threads, kernels)  # for all sequences; the others are on its device
-        settled: Device = "cuda" if self.runtime.provider == CUDA else "cpu"
+        self.session = self._open(last, device)  # for all rows; the others are on its device
+        settled: Device = "cuda" if self.session.provider == CUDA else "cpu"
         others = [graph for graph in others if settled == "cuda" or not graph.fused]
         self._graphs = [*others, last]
         self._longest = [math.inf if graph.longest is None else graph.longest for graph in self._graphs]
-        self._runtimes = [*(_open(folder, graph, settled, threads, kernels) for graph in others), self.runtime]
+        self._sessions = [*(self._open(graph, settled) for graph in others), self.session]
+        self._multi_threaded: list[Session] = []  # the same graphs, for a run that is alone in the process
+
+    def _open(self, graph: Graph, device: Device, threads: int = 1) -> Session:
+        path = self._folder / graph.file
+        if not path.is_file():
+            raise BundleError(f"{path} is missing")
+        try:
+            session = Session(path, device, threads, self._kernels)
+        except DeviceError:
+            raise
+        except Exception as error:  # onnxruntime's errors have no other class in common
+            raise BundleError(f"{path} cannot be loaded: {error}") from None
+        if session.outputs != graph.outputs:
+            raise BundleError(f"{graph.file} computes {session.outputs}, the manifest says {graph.outputs}")
+        return session
+
+    def open_multi_threaded(self, threads: int) -> None:
+        """From now on a run that is alone in the process uses sessions with so many threads. It is for the CPU.
+
+        Raises:
+            BundleError: a graph is not usable.
+        """
+        self._multi_threaded = [self._open(graph, "cpu", threads) for graph in self._graphs]
+
+    def close_multi_threaded(self) -> None:
+        self._multi_threaded = []
 
     @property
-    def steps(self) -> list[int]:
+    def is_multi_threaded(self) -> bool:
+        """Whether a run that is alone in the process uses several threads."""
+        return bool(self._multi_threaded)
+
+    @property
+    def span_limits(self) -> list[int]:
         """The spans up to which each graph for shorter ones is used."""
         return [int(longest) for longest in self._longest[:-1] if longest < math.inf]
 
     @property
-    def ways(self) -> list[frozenset[str]]:
-        """What to ask for so that a sequence is computed in each way that there is: all (empty), and what is told of
-        whole sequences, where that leaves out tokens in the last layer."""
-        of_rows = frozenset(self.runtime.outputs) - self._per_token - {"attentions"}
-        return [frozenset(), of_rows] if "kept" in self.runtime.inputs else [frozenset()]
+    def output_sets(self) -> list[frozenset[str]]:
+        """The sets of outputs for which a row is computed differently: all (empty), and those of whole rows, where that
+        leaves out tokens in the last layer."""
+        of_rows = frozenset(self.session.outputs) - self._per_token - {"attentions"}
+        return [frozenset(), of_rows] if "kept" in self.session.inputs else [frozenset()]
 
-    def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = ()) -> list[Answer]:
-        """The answers to a group of sequences, of one request or of many: these outputs, or all. Safe in several
-        threads."""
-        chosen = [self._choose(member) for member in group]
-        answers: list[Answer] = [{} for _ in group]
+    def run(
+        self, rows: Sequence[TokenSequence], outputs: Collection[str] = (), exclusive: bool = False
+    ) -> list[Answer]:
+        """The answers to a batch of rows, of one request or of several. Safe in several threads.
+
+        Args:
+            outputs: these, or all.
+            exclusive: nothing else runs or waits in the process.
+        """
+        sessions = self._multi_threaded if exclusive and self._multi_threaded else self._sessions
+        # Most models have one graph.
+        chosen = [self._choose(row) for row in rows] if len(self._graphs) > 1 else [0] * len(rows)
+        answers: list[Answer] = [{} for _ in rows]
         for number in sorted(set(chosen)):
-            places = [place for place, choice in enumerate(chosen) if choice == number]
-            members = [group[place] for place in places]
-            for place, answer in zip(places, self._run(number, members, outputs), strict=True):
-                answers[place] = answer
+            indices = [index for index, choice in enumerate(chosen) if choice == number]
+            computed = self._run(sessions[number], number, [rows[index] for index in indices], outputs)
+            for index, answer in zip(indices, computed, strict=True):
+                answers[index] = answer
         return answers
 
-    def _choose(self, member: TokenSequence) -> int:
-        span = member.span(self._aligned)
+    def _choose(self, row: TokenSequence) -> int:
+        span = row.span(self._aligned)
         return next(
             number
             for number, (graph, longest) in enumerate(zip(self._graphs, self._longest, strict=True))
-            if span <= longest and (not graph.fused or member.whole)
+            if span <= longest and (not graph.fused or row.whole)
         )
 
-    def _run(self, number: int, group: list[TokenSequence], outputs: Collection[str]) -> list[Answer]:
+    def _run(self, session: Session, number: int, rows: list[TokenSequence], outputs: Collection[str]) -> list[Answer]:
         every_token = not outputs or not self._per_token.isdisjoint(outputs)
-        feeds = pack(group, self._aligned, every_token)
+        feeds = pack(rows, self._aligned, every_token)
         if self._graphs[number].fused:
             feeds |= by_length(feeds)
-        answers = self._runtimes[number].run(feeds, outputs)
-        columns = {name: self._of_members(name, values, group) for name, values in answers.items()}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        computed = session.run(feeds, outputs)
+        by_output = {name: self._split(name, values, rows) for name, values in computed.items()}
+        return [dict(zip(by_output, values, strict=True)) for values in zip(*by_output.values(), strict=True)]
 
-    def _of_members(self, name: str, values: np.ndarray, group: list[TokenSequence]) -> list[np.ndarray]:
+    def _split(self, name: str, values: np.ndarray, rows: list[TokenSequence]) -> list[np.ndarray]:
         if name == "attentions":
-            return list(split_attentions(group, values, self._aligned))
-        return split(group, values) if name in self._per_token else list(values)
+            return list(split_attentions(rows, values, self._aligned))
+        return split(rows, values) if name in self._per_token else list(values)

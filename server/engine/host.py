@@ -49,7 +49,7 @@ def usable_memory(cgroup: Path = CGROUP) -> int:
 
 
 def resident_bytes() -> int:
-    """What this process has in memory; 0 where /proc does not tell."""
+    """Resident memory of this process; 0 where /proc does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -1,8 +1,10 @@
-"""Runs one graph with onnxruntime on the provider that was asked for, or not at all."""
+"""Runs one graph with onnxruntime on the provider that was requested, or not at all."""
 
 import ctypes
 import os
-from collections.abc import Collection
+import platform
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -10,21 +12,60 @@ import numpy as np
 import onnxruntime
 
 from heed.bundle.contract import has_budget
+from heed.bundle.manifest import Device
 from heed.bundle.packing import GRAPH_INPUTS, Arrays
-from heed.server.engine import denormals
 from heed.server.engine.kernels import library, serves
 from heed.server.errors import DeviceError
-from heed.server.settings import Device
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-# TF32 keeps 10 bits of 23, and float16 is no place for the sums of a norm.
+# TF32 keeps 10 bits of 23, and a norm must not be summed in float16.
 CUDA_OPTIONS = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
 # The length from which rows get flash attention where a graph is fused. Its tiles are 128 tokens wide; shorter rows get
 # attention in smaller tiles. onnxruntime reads it from its environment.
 FLASH_FROM_NAME, FLASH_FROM = "ORT_MIN_SEQ_LEN_FLASH_ATTENTION_PACKED_QKV", 128
-# Pairs of slots of a group, B * L * L, beyond which a run is long enough for memory to be fetched for it alone.
+# Pairs of slots of a batch, B * L * L, beyond which a run is long enough for memory to be fetched for it alone.
 LARGE = 2**15
+
+
+# glibc's fenv_t on x86-64: 7 words of the x87 unit, then MXCSR (System V ABI, and SDM volume 1, 10.2.3).
+_WORDS, _MXCSR = 8, 7
+_FLUSH = 0x8040  # of MXCSR: flush results to zero, take denormal operands as zero
+
+Environment = ctypes.c_uint32 * _WORDS
+
+
+def _library() -> ctypes.CDLL | None:
+    """Where the processor's state can be set; None where this is not known to help."""
+    if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
+        return None
+    return ctypes.CDLL("libm.so.6")
+
+
+_libm = _library()
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Takes numbers below float32's normal range as 0 in this thread, until the block ends.
+
+    A masked score leaves softmax's exponential below that range, where x86 processors fall back to microcode: the
+    softmax of padded rows takes several times as long as that of full ones. onnxruntime has an option for it
+    (`session.set_denormal_as_zero`), but that reaches its own threads and the thread that makes a process's first
+    session, not those that call `run`.
+    """
+    if _libm is None:
+        yield
+        return
+    before, inside = Environment(), Environment()
+    _libm.fegetenv(before)
+    _libm.fegetenv(inside)
+    inside[_MXCSR] |= _FLUSH
+    _libm.fesetenv(inside)
+    try:
+        yield
+    finally:
+        _libm.fesetenv(before)
 
 
 @cache
@@ -40,7 +81,7 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     """The options of every session that heed makes: the proof at export runs with what will serve.
 
     Args:
-        threads: for one run. With 1, runs side by side have the best throughput, and nobody waits for a spinning
+        threads: for one run. With 1, runs side by side have the best throughput, and no run waits for a spinning
             thread. More are for a run that has the machine to itself: there, waking threads for each operator would
             take longer than the work.
     """
@@ -49,7 +90,7 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # when the run is over
-    if threads > 1:  # the calling thread: see denormals.py
+    if threads > 1:  # the calling thread: see `denormals_as_zero`
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
     _share_memory()
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -67,10 +108,10 @@ def _shrinking(provider: str) -> onnxruntime.RunOptions | None:
 
 
 def device_for(precision: str, device: Device) -> Device:
-    """The device that a precision is for: CUDA for float16, the CPU for int8, the one asked for otherwise.
+    """The device that a precision is for: CUDA for float16, the CPU for int8, the requested one otherwise.
 
     Raises:
-        DeviceError: another one was asked for.
+        DeviceError: another one was requested.
     """
     on_cuda, on_cpu = has_budget(precision, CUDA), has_budget(precision, CPU)
     if on_cuda == on_cpu:
@@ -92,7 +133,7 @@ def without_driver() -> str:
     return ""
 
 
-class Runtime:
+class Session:
     """One graph in one session.
 
     `run` may be called from several threads at once; onnxruntime lets go of the interpreter while it computes.
@@ -119,7 +160,7 @@ class Runtime:
                     raise
                 self.fallback = str(error)
                 self._session = self._open_cpu(graph, threads, kernels)
-        # What was asked for proves nothing: onnxruntime falls back to the CPU in silence.
+        # The requested provider proves nothing: onnxruntime falls back to the CPU in silence.
         self.provider: str = self._session.get_providers()[0]
         self.has_kernels = kernels and self.provider == CPU and serves(graph)
         self.outputs = [output.name for output in self._session.get_outputs()]
@@ -129,12 +170,12 @@ class Runtime:
     def run(self, feeds: Arrays, outputs: Collection[str] = ()) -> dict[str, np.ndarray]:
         """These outputs, or all, for the graph's inputs (see `bundle/packing.py`).
 
-        All are computed either way, but what is not asked for stays on the device: 8,192 tokens' hidden states are
-        25 MB for a width of 768, their embeddings less than 1.
+        All are computed either way, but outputs that are not requested stay on the device: hidden states of 8,192
+        tokens are 25 MB for a width of 768, their embeddings less than 1.
         """
         options = self._shrinking if feeds["slots"].size * feeds["slots"].shape[1] > LARGE else None
         names = list(outputs or self.outputs)
-        with denormals.as_zero():
+        with denormals_as_zero():
             answers = self._session.run(names, {name: feeds[name] for name in self.inputs}, options)
         return dict(zip(names, answers, strict=True))
 

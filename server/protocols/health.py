@@ -20,8 +20,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Says NOT_SERVING until told otherwise, and ends its `Watch` streams when the server stops: left open they would
-    hold it for the whole grace period."""
+    """Reports NOT_SERVING until `report` is called. It ends its `Watch` streams when the server stops: left open they
+    would hold it for the whole grace period."""
 
     def __init__(self, services: list[str]) -> None:
         self._services = {"", *services}  # "" is the server
@@ -49,13 +49,13 @@ class Health(health_pb2_grpc.HealthServicer):
         return Response(status=self._status)
 
     async def Watch(self, request: Request, context: Context) -> None:
-        told = None
+        reported = None
         while True:
             changed, ended = self._changed, self._ended
             status = self._status if request.service in self._services else UNKNOWN
-            if status != told:
+            if status != reported:
                 await context.write(Response(status=status))
-                told = status
+                reported = status
             elif ended:
                 return
             else:

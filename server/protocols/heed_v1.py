@@ -1,10 +1,9 @@
 """`heed.v1`: many requests on one stream, several to a message.
 
-One stream carries what all callers of a client ask for. A message costs more than what is in it, if that is short: so
-whatever has been answered while the message before was on its way goes into the next one.
+One stream carries the requests of all callers of a client. A short request costs less than the message around it, so
+all answers that are ready when a message has been written go into the next one.
 """
 
-import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -16,71 +15,32 @@ import grpc
 from heed.protos import heed_pb2 as pb
 from heed.protos.heed_pb2_grpc import InferenceServicer
 from heed.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
-from heed.server.errors import InvalidArgument
-from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room
+from heed.server.protocols.streams import Stream, Streams, Ticket
 from heed.server.telemetry.request_trace import Call
 
-MESSAGE_BYTES = 2**18  # of answers that go together; a larger one goes alone
-DRIFT = 2e-4  # by how much the clocks of two machines may go apart, as a share of the time
+MESSAGE_BYTES = 2**18  # of answers that are written together; a larger one is written alone
+DRIFT = 2e-4  # how far the clocks of two machines may drift apart, as a share of the time
 SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
-# Errors are answers, too. The last is how many seconds the request has waited on its way.
-Answer = Callable[[Call, ModelInferRequest, Place, float], Coroutine[Any, Any, ModelStreamInferResponse]]
+# An error is an answer, too. The last argument is how many seconds the request has waited before it was read.
+Answer = Callable[[Call, ModelInferRequest, Ticket, float], Coroutine[Any, Any, ModelStreamInferResponse]]
 Refuse = Callable[[Call, ModelInferRequest, float], ModelStreamInferResponse | None]
 
 
-class Answered(NamedTuple):
-    """An answer, and the room that it gives back when it is taken."""
+class OneWayDelay:
+    """How long the messages of a stream waited in buffers before they were read.
 
-    answer: ModelStreamInferResponse
-    place: Place
-    taken: int
-
-
-class ManyCalls(InferenceServicer):
-    """The service."""
-
-    def __init__(self, answer: Answer, refuse: Refuse) -> None:
-        """`refuse` is asked before anything is done for a request that has waited, and gives the refusal if there is
-        no use in it any more."""
-        self._answer, self._refuse = answer, refuse
-        self._streams: set[_Stream] = set()
-        self._over = False
-
-    async def InferMany(self, messages: AsyncIterator[pb.Requests], context: Context) -> None:
-        if self._over:
-            return
-        call = Call(SERVICE, "InferMany", context)
-        stream = _Stream(partial(self._answer, call), partial(self._refuse, call), context.write)
-        self._streams.add(stream)
-        try:
-            await stream.serve(messages)
-        except InvalidArgument as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        finally:
-            self._streams.discard(stream)
-
-    def end_streams(self) -> None:
-        """Streams read nothing more and end when what they have read is answered; those to come end at once."""
-        self._over = True
-        for stream in self._streams:
-            stream.end()
-
-
-class Way:
-    """How long the messages of a stream have waited on their way: in buffers, and to be read.
-
-    By how much the clocks of two machines differ is unknown. The message that was on its way for the shortest time has
-    waited least, and the others by what they took longer, as congestion control measures one-way delay (RFC 6817).
+    The difference between the clocks of the two machines is unknown. So the fastest message is taken to have waited for
+    nothing, and the others for what they took longer, as congestion control measures one-way delay (RFC 6817).
     """
 
     def __init__(self) -> None:
         self._least = math.inf  # of the differences between both clocks
-        self._last = 0.0  # when a message came
+        self._last = 0.0  # when the last message was read
 
-    def waited(self, sent_us: int) -> float:
-        """Seconds, of a message or of what is left of it, until now."""
+    def seconds(self, sent_us: int) -> float:
+        """Of a message, or of the rest of it, until now. 0 if the client does not say when it sent it."""
         if not sent_us:
             return 0.0
         now = time.monotonic()
@@ -90,91 +50,58 @@ class Way:
         return difference - self._least
 
 
-class _Stream:
+class SentRequest(NamedTuple):
+    request: ModelInferRequest
+    sent_us: int  # on the client's clock; 0 if unknown
+
+
+class ClientStream:
+    """The requests of one client, which come several to a message."""
+
     def __init__(
         self,
-        answer: Callable[[ModelInferRequest, Place, float], Coroutine[Any, Any, ModelStreamInferResponse]],
+        answer: Callable[[ModelInferRequest, Ticket, float], Coroutine[Any, Any, ModelStreamInferResponse]],
         refuse: Callable[[ModelInferRequest, float], ModelStreamInferResponse | None],
         write: Callable[[pb.Answers], Awaitable[None]],
     ) -> None:
+        """See `HeedV1Service`."""
         self._answer, self._refuse, self._write = answer, refuse, write
-        self._way = Way()
-        self._room, self._answers_room = Room(STREAM_REQUESTS), Room(STREAM_ANSWERS)
-        self._last: Place | None = None  # of the requests so far
-        self._tasks: dict[str, asyncio.Task[ModelStreamInferResponse]] = {}  # by the request's id
-        self._answered: list[Answered] = []
-        self._reading: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()  # something is answered, or nothing more will be
+        self._delay = OneWayDelay()
+        self.stream = Stream[SentRequest, ModelStreamInferResponse](
+            self._answer_or_refuse,
+            self._write_together,
+            size_of=lambda sent: sent.request.ByteSize(),
+            key_of=lambda sent: sent.request.id,
+            message_bytes=MESSAGE_BYTES,
+        )
 
-    async def serve(self, messages: AsyncIterator[pb.Requests]) -> None:
-        """Returns when all is answered. If the caller goes, all of it is cancelled.
-
-        Raises:
-            InvalidArgument: two requests have the same id.
-        """
-        self._reading = asyncio.create_task(self._read(messages))
-        self._reading.add_done_callback(lambda _: self._news.set())
-        try:
-            while batch := await self._next():
-                await self._write(pb.Answers(answers=[each.answer for each in batch]))
-                for each in batch:
-                    each.place.leave()
-                    self._room.leave(each.taken)
-            if not self._reading.cancelled():  # by `end`
-                self._reading.result()  # raises what went wrong in the connection
-        finally:
-            left: list[asyncio.Task[Any]] = [self._reading, *self._tasks.values()]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-
-    def end(self) -> None:
-        if self._reading:
-            self._reading.cancel()
-
-    async def _read(self, messages: AsyncIterator[pb.Requests]) -> None:
+    async def requests(self, messages: AsyncIterator[pb.Requests]) -> AsyncIterator[SentRequest]:
+        """The requests of the messages; those that a message cancels are cancelled."""
         async for message in messages:
             for id in message.cancelled:
-                if task := self._tasks.get(id):
-                    task.cancel()
+                self.stream.cancel(id)
             for request in message.requests:
-                if request.id in self._tasks:
-                    raise InvalidArgument(f"a request came with the id of another that is under way: {request.id!r}")
-                taken = await self._room.enter(1 + request.ByteSize() // REQUEST_BYTES)
-                self._last = place = Place(self._answers_room, self._last)
-                waited = self._way.waited(message.sent_us)  # for room, too
-                if waited and (refusal := self._refuse(request, waited)):
-                    self._end(Answered(refusal, place, taken))
-                    continue
-                self._tasks[request.id] = task = asyncio.create_task(self._answer(request, place, waited))
-                task.add_done_callback(partial(self._ended, request.id, place, taken))
+                yield SentRequest(request, message.sent_us)
 
-    def _ended(self, id: str, place: Place, taken: int, task: asyncio.Task[ModelStreamInferResponse]) -> None:
-        del self._tasks[id]
-        if not task.cancelled():
-            return self._end(Answered(task.result(), place, taken))
-        place.let_pass()
-        place.leave()
-        self._room.leave(taken)
-        self._news.set()
+    async def _answer_or_refuse(self, sent: SentRequest, ticket: Ticket) -> ModelStreamInferResponse:
+        waited = self._delay.seconds(sent.sent_us)  # for room in the stream, too
+        if waited and (refusal := self._refuse(sent.request, waited)):
+            return refusal
+        return await self._answer(sent.request, ticket, waited)
 
-    def _end(self, answered: Answered) -> None:
-        answered.place.let_pass()  # it may not have asked to be admitted
-        self._answered.append(answered)
-        self._news.set()
+    async def _write_together(self, answers: list[ModelStreamInferResponse]) -> None:
+        await self._write(pb.Answers(answers=answers))
 
-    async def _next(self) -> list[Answered]:
-        """What goes into the next message; nothing at the end."""
-        while not self._answered:
-            if not self._tasks and self._reading and self._reading.done():
-                return []
-            self._news.clear()
-            await self._news.wait()
-        count = size = 0
-        for each in self._answered:
-            size += each.answer.ByteSize()
-            if count and size > MESSAGE_BYTES:
-                break
-            count += 1
-        batch, self._answered = self._answered[:count], self._answered[count:]
-        return batch
+
+class HeedV1Service(InferenceServicer):
+    """The service."""
+
+    def __init__(self, answer: Answer, refuse: Refuse, streams: Streams) -> None:
+        """`refuse` is called before anything is done for a request that has waited; it returns the refusal if the
+        answer would come too late."""
+        self._answer, self._refuse, self._streams = answer, refuse, streams
+
+    async def InferMany(self, messages: AsyncIterator[pb.Requests], context: Context) -> None:
+        call = Call(SERVICE, "InferMany", context)
+        client = ClientStream(partial(self._answer, call), partial(self._refuse, call), context.write)
+        await self._streams.serve(client.stream, client.requests(messages))

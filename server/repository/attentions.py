@@ -1,4 +1,4 @@
-"""The attention weights of one model: a graph and a queue of their own, so that they never hold up anybody else."""
+"""The attention weights of one model: a graph and a queue of their own, so that they never delay other requests."""
 
 import asyncio
 import logging
@@ -7,16 +7,15 @@ from heed.bundle import BundleError
 from heed.bundle.contract import Report
 from heed.server.engine.model import Model
 from heed.server.errors import DeviceError, FailedPrecondition
-from heed.server.scheduling.batching import Alone
-from heed.server.scheduling.model_queue import observed
+from heed.server.scheduling.batching import OneByOne
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.scheduling.workers import Workers
-from heed.server.telemetry.statistics import Statistics
+from heed.server.telemetry.metrics import Statistics
 
 log = logging.getLogger("heed.attentions")
 
 
-def _proven(model: Model) -> Report:
+def _verify(model: Model) -> Report:
     """Loads the graph and compares it with the reference. Files may have been altered since the model was loaded.
 
     Raises:
@@ -36,21 +35,21 @@ def _proven(model: Model) -> Report:
 
 
 class Attentions:
-    """Loaded and proven when somebody first asks, while everybody else is served."""
+    """Loaded and verified at the first request for them, while other requests are served."""
 
     def __init__(self, model: Model, max_tokens: int, statistics: Statistics) -> None:
-        """`max_tokens` may wait."""
+        """`max_tokens` tokens may wait."""
         self._model = model
-        self._run = observed(model.run_attentions, statistics)
+        self._statistics = statistics
         self._max_tokens = max_tokens
         self._workers = Workers(1)
         self._loading: asyncio.Task[tuple[Scheduler, Report]] | None = None
 
     async def loaded(self) -> tuple[Scheduler, Report]:
-        """The queue, and how well the weights were proven. Whoever asks first starts it, and all wait for the same.
+        """The scheduler, and the report of the verification. The first caller starts that, and all wait for it.
 
         Raises:
-            FailedPrecondition: see `_proven`; the same to everyone who asks.
+            FailedPrecondition: see `_verify`; the same to every caller.
         """
         if self._loading is None:
             self._loading = asyncio.create_task(self._load())
@@ -58,15 +57,18 @@ class Attentions:
 
     async def _load(self) -> tuple[Scheduler, Report]:
         try:
-            report = await asyncio.to_thread(_proven, self._model)
+            report = await asyncio.to_thread(_verify, self._model)
         except FailedPrecondition as error:
             log.error("%s", error)
             raise
         log.info("attention weights of %s: equal to the reference", self._model.manifest.name)
-        return Scheduler(self._run, Alone(), self._workers, self._max_tokens), report
+        scheduler = Scheduler(
+            self._model.attention_graphs.run, OneByOne(), self._workers, self._max_tokens, [self._statistics]
+        )
+        return scheduler, report
 
     async def close(self) -> None:
-        """Returns when everything that was taken is answered."""
+        """Returns when every admitted request is answered."""
         if self._loading is None:
             return
         await asyncio.wait({self._loading})

@@ -1,4 +1,4 @@
-"""What lies in a folder of models, NAME/VERSION/. A single bundle is a folder of one model."""
+"""The bundles in a model repository, NAME/VERSION/. A single bundle is a repository of one model."""
 
 import re
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from heed.server.errors import StartError
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 VERSION = re.compile(r"[1-9][0-9]*")
 
-Files = tuple[tuple[str, int, int, int], ...]  # name, number, size and time of change
+FileStates = tuple[tuple[str, int, int, int], ...]  # name, number, size and time of change
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one version of a model lies."""
+class BundleFolder:
+    """The folder of one version of a model."""
 
     name: str
     version: int
-    folder: Path
+    path: Path
 
-    def files(self) -> Files:
+    def files(self) -> FileStates:
         """Changes when the bundle does."""
-        stats = [(path.name, path.stat()) for path in sorted(self.folder.iterdir())]
+        stats = [(path.name, path.stat()) for path in sorted(self.path.iterdir())]
         # Weights of one architecture are of one size, and copies keep the time of their contents.
         return tuple((name, stat.st_ino, stat.st_size, stat.st_ctime_ns) for name, stat in stats)
 
     def renamed(self, own: Manifest) -> Manifest:
-        """The bundle's, but with the name and the version of its place: what an operator sees is what is served."""
+        """The bundle's manifest, but with the name and the version of its folder, which is what an operator sees."""
         return own.model_copy(update={"name": self.name, "version": self.version})
 
 
@@ -37,22 +37,22 @@ def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
     return [path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_dir()]
 
 
-def find_places(folder: Path) -> list[Place]:
-    """What there is, the newest first.
+def find_bundle_folders(folder: Path) -> list[BundleFolder]:
+    """Every version in the repository, the newest of each model first.
 
     Raises:
         BundleError: the folder is a bundle that cannot be read.
-        StartError: it cannot be looked into.
+        StartError: the folder cannot be read.
     """
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
-        return [Place(manifest.name, manifest.version, folder)]
+        return [BundleFolder(manifest.name, manifest.version, folder)]
     try:
-        places = [
-            Place(model.name, int(version.name), version)
+        folders = [
+            BundleFolder(model.name, int(version.name), version)
             for model in _folders(folder, NAME)
             for version in _folders(model, VERSION)
         ]
     except OSError as error:
         raise StartError(f"{error.filename} cannot be read: {error.strerror}") from None
-    return sorted(places, key=lambda place: (place.name, -place.version))
+    return sorted(folders, key=lambda found: (found.name, -found.version))

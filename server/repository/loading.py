@@ -1,4 +1,4 @@
-"""From a bundle's folder to a model that is proven and warm. Blocking: it takes seconds."""
+"""From a bundle's folder to a model that is verified and warm. Blocking: it takes seconds."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -8,12 +8,13 @@ from pathlib import Path
 from heed.bundle import Manifest, read_manifest
 from heed.bundle.contract import Finding, Report
 from heed.bundle.digests import check_digests
+from heed.bundle.manifest import Device
 from heed.server.engine.host import resident_bytes, usable_cpus, usable_memory
 from heed.server.engine.model import Model
 from heed.server.engine.session import CUDA
 from heed.server.errors import StartError
 from heed.server.repository.warmup import Warmup, warm_up
-from heed.server.settings import Device, Settings
+from heed.server.settings import Settings
 
 log = logging.getLogger("heed.loading")
 
@@ -23,18 +24,18 @@ MIB = 2**20
 MEMORY_FACTOR = 1.5
 
 
-class NoRoom(StartError):
+class OutOfMemory(StartError):
     """There is not enough memory now. Later there may be."""
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model, how well it was proven, and how it will be served."""
+class VerifiedModel:
+    """A model, the report of its verification, and how its requests will be batched."""
 
     model: Model
     report: Report
     warmup: Warmup
-    threads: int  # that compute groups of this and of other models
+    threads: int  # that compute batches of this and of other models
 
 
 def memory_needed(folder: Path, precision: str) -> int:
@@ -48,11 +49,11 @@ def memory_needed(folder: Path, precision: str) -> int:
 
 
 def check_memory(folder: Path, settings: Settings) -> None:
-    """Raises NoRoom if a model is not to be expected to fit beside those that are there."""
+    """Raises OutOfMemory if a model is not expected to fit beside those that are loaded."""
     budget = settings.memory_mib * MIB or usable_memory()
     needed, taken = memory_needed(folder, settings.precision), resident_bytes()
     if taken + needed > budget:
-        raise NoRoom(
+        raise OutOfMemory(
             f"{folder} needs about {needed // MIB} MiB, and {taken // MIB} of {budget // MIB} MiB are taken; "
             "give more memory (a container's limit, or --memory-mib), or serve less"
         )
@@ -67,22 +68,22 @@ def proven(
     everything: bool = False,
     follow: Callable[[Iterator[Finding]], Iterable[Finding]] = iter,
 ) -> tuple[Model, Report]:
-    """A bundle in memory, and how its answers compare with the reference's.
+    """Loads a bundle, and compares its answers with the reference's.
 
-    Where heed's own kernels do not keep the budget, onnxruntime's take their place: digits hold what is far below
-    a token's largest value less exactly than floats do (see `server/engine/kernels`).
+    Where heed's own kernels exceed the budget, onnxruntime's are used: digits represent values far below a token's
+    largest one less exactly than floats do (see `server/engine/kernels`).
 
     Args:
         device, precision, kernels, manifest: see `Model`.
         everything: every case of the contract, and not those for a start only.
-        follow: looks on while findings come in.
+        follow: is given the findings as they come in, for progress.
 
     Raises:
         BundleError, DeviceError: see `Model`.
     """
     model = Model(folder, device, precision, manifest=manifest, kernels=kernels)
     report = Report(list(follow(model.check_contract(everything))))
-    if report.holds or not model.runtime.has_kernels:
+    if report.holds or not model.session.has_kernels:
         return model, report
     log.warning("%s; all of %s is left to onnxruntime", report.worst, folder)
     del model  # before the other one comes
@@ -90,7 +91,7 @@ def proven(
 
 
 def verified(folder: Path, settings: Settings, manifest: Manifest | None = None) -> tuple[Model, Report]:
-    """Loads a bundle and proves it: first its signature, if one is asked for, and its digests, then its numbers, on the
+    """Loads a bundle and verifies it: its signature (if one is required) and its digests, then its answers, on the
     provider that will serve.
 
     Args:
@@ -122,11 +123,11 @@ def verified(folder: Path, settings: Settings, manifest: Manifest | None = None)
 
 
 def default_threads(model: Model) -> int:
-    """How many groups to compute at a time: one on each CPU, or one on a GPU while the next is prepared."""
-    return 2 if model.runtime.provider == CUDA else usable_cpus()
+    """How many batches to compute at a time: one on each CPU, or one on a GPU while the next is prepared."""
+    return 2 if model.session.provider == CUDA else usable_cpus()
 
 
-def load(folder: Path, settings: Settings, manifest: Manifest) -> Loaded:
+def load(folder: Path, settings: Settings, manifest: Manifest) -> VerifiedModel:
     """Verifies a bundle and warms it up.
 
     Raises:
@@ -134,4 +135,4 @@ def load(folder: Path, settings: Settings, manifest: Manifest) -> Loaded:
     """
     model, report = verified(folder, settings, manifest)
     threads = settings.threads or default_threads(model)
-    return Loaded(model, report, warm_up(model, threads), threads)
+    return VerifiedModel(model, report, warm_up(model, threads), threads)

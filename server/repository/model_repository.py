@@ -1,7 +1,7 @@
-"""A folder of models, NAME/VERSION/, and which of them are served.
+"""A folder of models, NAME/VERSION/: loads, swaps and unloads versions.
 
-A version takes over when it is verified and warm, and the one before it goes when its requests are finished. A version
-that fails never takes over; the index tells why. A single bundle is a repository of one model.
+A version takes over when it is verified and warm, and the one before it is unloaded when its requests are finished. A
+version that fails never takes over; the index says why. A single bundle is a repository of one model.
 """
 
 import asyncio
@@ -15,24 +15,22 @@ from heed.bundle.manifest import MANIFEST
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, HeedError, NotFound, StartError
 from heed.server.repository.attentions import Attentions
-from heed.server.repository.folders import Files, Place, find_places
-from heed.server.repository.loading import Loaded, NoRoom, load
+from heed.server.repository.folders import BundleFolder, FileStates, find_bundle_folders
+from heed.server.repository.loading import OutOfMemory, VerifiedModel, load
 from heed.server.repository.recheck import Recheck
-from heed.server.repository.registry import Registry, Served, State
-from heed.server.repository.served_model import Serving
+from heed.server.repository.registry import ModelRegistry, ModelVersion, ServedModel, State
 from heed.server.requests.limits import Limits
-from heed.server.scheduling.model_queue import observed
+from heed.server.requests.preprocess import Preprocessor
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.scheduling.workers import Workers
 from heed.server.settings import Settings
-from heed.server.telemetry.metrics import Metrics
-from heed.server.telemetry.statistics import Statistics
+from heed.server.telemetry.metrics import Metrics, ServedVersion
 
 log = logging.getLogger("heed.repository")
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """A line of the index."""
 
     name: str
@@ -42,60 +40,60 @@ class Entry:
     failed: bool = False  # it was to be served, or its files have changed, and it cannot be
 
 
-class Repository:
-    """Loads, swaps and unloads. It belongs to the event loop's thread; what takes long is done in others."""
+class ModelRepository:
+    """Belongs to the event loop's thread; what takes long is done in others."""
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, registry: ModelRegistry, metrics: Metrics) -> None:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
         metrics.watch_failures(lambda: len(registry.failures))
         self._workers: Workers | None = None
         self._one_at_a_time = asyncio.Lock()
-        self._failed: dict[Place, Files] = {}  # not tried again until they change
-        self._seen: dict[Place, Files] = {}  # by the watch, the last time it looked
-        self._unloaded: set[str] = set()  # by a caller: no watch loads them again
+        self._failed: dict[BundleFolder, FileStates] = {}  # not tried again until they change
+        self._seen: dict[BundleFolder, FileStates] = {}  # by the watch, at its last look
+        self._unloaded: set[str] = set()  # by a caller: the watch does not load them again
         self._retiring: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Loads what is to be served, and from then on watches the folder, if that is wanted.
+        """Loads the newest versions, and from then on watches the folder if the settings say so.
 
         Raises:
             BundleError, StartError, DeviceError: nothing can be served.
         """
         if not self._settings.bundle.exists():
             raise self._nothing_there()
-        places = await self._places()
-        for name in {place.name: place for place in reversed(places)}.values():  # the newest of each model
+        folders = await self._find_folders()
+        for name in {folder.name: folder for folder in reversed(folders)}.values():  # the newest of each model
             self._announce(name)
         errors = await self.refresh()
         if errors and not any(one.state is State.READY for one in self._registry.all()):
             raise errors[0] if len(errors) == 1 else StartError("; ".join(map(str, errors)))
-        if not places and not (self._settings.watch_seconds or self._settings.repository_control):
+        if not folders and not (self._settings.watch_seconds or self._settings.repository_control):
             raise self._nothing_there()
-        self._check_default({place.name for place in places})
+        self._check_default({folder.name for folder in folders})
         if self._settings.watch_seconds:
             self._watching = asyncio.create_task(self._watch(self._settings.watch_seconds))
 
     async def refresh(self, only: str = "", settled: bool = False) -> list[Exception]:
-        """Serves what the folder holds now, and returns why some of it is not served.
+        """Serves the versions that the folder holds now, and returns why some are not served.
 
         Args:
             only: this model; all if empty.
-            settled: leave what has changed since the last time alone: somebody may be copying it.
+            settled: skip folders that have changed since the last call: they may still be copied.
 
         Raises:
             BundleError, StartError: the folder cannot be read. Everything stays as it is.
         """
         async with self._one_at_a_time:
-            places = await self._places()
-            names = {place.name for place in places} | set(self._registry.names)
+            folders = await self._find_folders()
+            names = {folder.name for folder in folders} | set(self._registry.names)
             names |= {name for name, _ in self._registry.failures}
             errors: list[Exception] = []
             for name in sorted(names - self._unloaded):
                 if only in ("", name):
-                    errors += await self._refresh_model(name, [one for one in places if one.name == name], settled)
+                    errors += await self._refresh_model(name, [one for one in folders if one.name == name], settled)
             return errors
 
     async def load(self, name: str) -> None:
@@ -106,18 +104,18 @@ class Repository:
             FailedPrecondition: it cannot be loaded, or callers may not do this.
         """
         self._check_control()
-        places = [place for place in await self._places() if place.name == name]
-        if not places:
+        folders = [folder for folder in await self._find_folders() if folder.name == name]
+        if not folders:
             raise NotFound(f"model {name!r} is not in the repository")
         self._unloaded.discard(name)
-        for place in places:
-            self._failed.pop(place, None)
+        for folder in folders:
+            self._failed.pop(folder, None)
         await self.refresh(only=name)
-        if reason := self._registry.failures.get((name, places[0].version)):
-            raise FailedPrecondition(f"version {places[0].version} of model {name!r} is not served: {reason}")
+        if reason := self._registry.failures.get((name, folders[0].version)):
+            raise FailedPrecondition(f"version {folders[0].version} of model {name!r} is not served: {reason}")
 
     async def unload(self, name: str) -> None:
-        """Serves a model no longer, until it is loaded again or the server is. What it has taken is finished.
+        """Unloads a model, until a caller loads it again or the server restarts. Admitted requests are finished.
 
         Raises:
             NotFound: there is no such model.
@@ -128,28 +126,28 @@ class Repository:
             if name not in self._registry.names:
                 raise NotFound(f"model {name!r} is not served here")
             self._unloaded.add(name)
-            for served in self._registry.all(name):
-                self._retire(served)
+            for version in self._registry.all(name):
+                self._retire(version)
 
-    async def index(self) -> list[Entry]:
+    async def index(self) -> list[IndexEntry]:
         """Everything there is, and why some of it is not served."""
-        states = {(place.name, place.version): State.UNAVAILABLE for place in await self._places()}
+        states = {(folder.name, folder.version): State.UNAVAILABLE for folder in await self._find_folders()}
         states |= {(one.name, one.version): one.state for one in reversed(self._registry.all())}
         return [self._entry(name, version, states[name, version]) for name, version in sorted(states)]
 
     async def close(self) -> None:
-        """Returns when everything that was taken is answered."""
+        """Returns when every admitted request is answered."""
         if self._watching:
             self._watching.cancel()
-        for served in self._registry.all():
-            self._retire(served)
+        for version in self._registry.all():
+            self._retire(version)
         if self._retiring:
             await asyncio.wait(self._retiring)
         if self._workers:
             self._workers.close()
 
-    async def _places(self) -> list[Place]:
-        return await asyncio.to_thread(find_places, self._settings.bundle)
+    async def _find_folders(self) -> list[BundleFolder]:
+        return await asyncio.to_thread(find_bundle_folders, self._settings.bundle)
 
     def _nothing_there(self) -> StartError:
         folder = self._settings.bundle
@@ -159,7 +157,7 @@ class Repository:
         )
 
     def _check_default(self, names: set[str]) -> None:
-        """Whoever names no model shall have one, unless it may come later."""
+        """The default model must be in the repository, unless it may come later."""
         default = self._settings.default_model
         if default in ("", *names):
             return
@@ -172,14 +170,14 @@ class Repository:
         if not self._settings.repository_control:
             raise FailedPrecondition("callers may not load and unload models here; --repository-control lets them")
 
-    def _entry(self, name: str, version: int, state: State) -> Entry:
+    def _entry(self, name: str, version: int, state: State) -> IndexEntry:
         if reason := self._registry.failures.get((name, version)):
-            return Entry(name, version, state, reason, failed=True)
+            return IndexEntry(name, version, state, reason, failed=True)
         if state is not State.UNAVAILABLE:
-            return Entry(name, version, state)
+            return IndexEntry(name, version, state)
         if name in self._unloaded:
-            return Entry(name, version, state, "unloaded by a caller")
-        return Entry(name, version, state, f"newer ones are served, and --versions is {self._settings.versions}")
+            return IndexEntry(name, version, state, "unloaded by a caller")
+        return IndexEntry(name, version, state, f"newer ones are served, and --versions is {self._settings.versions}")
 
     async def _watch(self, seconds: float) -> None:
         while True:
@@ -188,135 +186,145 @@ class Repository:
                 await self.refresh(settled=True)
             except (BundleError, StartError, OSError) as error:
                 log.warning("%s; everything stays as it is", error)
-            except Exception:  # a defect of ours: it shall be seen, and the watch goes on
+            except Exception:  # a defect of ours: it is logged, and the watch goes on
                 log.exception("the repository could not be looked at; everything stays as it is")
 
-    def _announce(self, place: Place) -> None:
-        """Callers who come while it is loading are told so. What is wrong with it will be told when it is loaded."""
+    def _announce(self, folder: BundleFolder) -> None:
+        """Callers who come while it is loading get UNAVAILABLE. Errors are reported when it is loaded."""
         with suppress(BundleError, OSError):
-            self._registry.add(Served(place.renamed(read_manifest(place.folder))))
+            self._registry.add(ModelVersion(folder.renamed(read_manifest(folder.path))))
 
-    async def _refresh_model(self, name: str, places: list[Place], settled: bool) -> list[Exception]:
-        """Serves the newest versions that can be served, and then no others: none goes while its successor is still
-        being copied."""
-        kept: list[Served] = []
+    async def _refresh_model(self, name: str, folders: list[BundleFolder], settled: bool) -> list[Exception]:
+        """Serves the newest versions that can be served, and then retires the others, but none while its successor is
+        still being copied."""
+        kept: list[ModelVersion] = []
         errors: list[Exception] = []
-        some_wait = False
-        for place in places:
+        some_unsettled = False
+        for folder in folders:
             if len(kept) == self._settings.versions:
                 break
-            served, error = await self._serve(place, settled)
-            kept += [served] if served else []
+            version, error = await self._serve(folder, settled)
+            kept += [version] if version else []
             errors += [error] if error else []
-            some_wait |= not served and not error and place not in self._failed
-        for served in self._registry.all(name):
-            if served not in kept and (not some_wait or len(kept) == self._settings.versions):
-                self._retire(served)
-        there = {(place.name, place.version) for place in places}
-        for key in [key for key in self._registry.failures if key[0] == name and key not in there]:
-            del self._registry.failures[key]
+            some_unsettled |= not version and not error and folder not in self._failed
+        for version in self._registry.all(name):
+            if version not in kept and (not some_unsettled or len(kept) == self._settings.versions):
+                self._retire(version)
+        self._forget_failures(name, {folder.version for folder in folders})
         return errors
 
-    async def _serve(self, place: Place, settled: bool) -> tuple[Served | None, Exception | None]:
-        """What serves this version from now on, if anything can, and what is wrong with its files."""
-        ready = [one for one in self._registry.all(place.name) if one.state is State.READY]
-        now = next((one for one in ready if one.version == place.version), None)
-        files: Files = ()
+    def _forget_failures(self, name: str, versions: set[int]) -> None:
+        """Of versions that are in the repository no longer."""
+        for key in [key for key in self._registry.failures if key[0] == name and key[1] not in versions]:
+            del self._registry.failures[key]
+
+    async def _serve(self, folder: BundleFolder, settled: bool) -> tuple[ModelVersion | None, Exception | None]:
+        """The version that is served from this folder from now on, if one can be, and what is wrong with its files."""
+        ready = [one for one in self._registry.all(folder.name) if one.state is State.READY]
+        current = next((one for one in ready if one.version == folder.version), None)
+        files: FileStates = ()
         try:
-            files = await asyncio.to_thread(place.files)
-            if (now and now.files == files) or self._failed.get(place) == files:
-                return now, None
-            if settled and self._seen.get(place) != files:
-                self._seen[place] = files
-                self._failed.pop(place, None)  # its files are others now
-                return now, None
-            return await self._load(place, files), None
+            files = await asyncio.to_thread(folder.files)
+            if (current and current.files == files) or self._failed.get(folder) == files:
+                return current, None
+            if settled and self._seen.get(folder) != files:
+                self._seen[folder] = files
+                self._failed.pop(folder, None)  # its files have changed
+                return current, None
+            return await self._load(folder, files), None
         except Exception as error:
-            self._fail(place, files, error)
-            return now, error
+            self._fail(folder, files, error)
+            return current, error
 
-    async def _load(self, place: Place, files: Files) -> Served:
-        own = read_manifest(place.folder)
-        self._tell_other_name(place, own)
-        manifest = place.renamed(own)
-        announced = [one for one in self._registry.all(place.name) if one.state is State.LOADING]
-        served = next((one for one in announced if one.version == place.version), None)
-        if served is None:
-            served = Served(manifest)
-            self._registry.add(served)
-        served.files = files
-        log.info("version %d of %s is being proven", place.version, place.name)
+    async def _load(self, folder: BundleFolder, files: FileStates) -> ModelVersion:
+        own = read_manifest(folder.path)
+        self._log_other_name(folder, own)
+        manifest = folder.renamed(own)
+        announced = [one for one in self._registry.all(folder.name) if one.state is State.LOADING]
+        version = next((one for one in announced if one.version == folder.version), None)
+        if version is None:
+            version = ModelVersion(manifest)
+            self._registry.add(version)
+        version.files = files
+        log.info("version %d of %s is being verified", folder.version, folder.name)
         try:
-            loaded = await asyncio.to_thread(load, place.folder, self._settings, manifest)
-            await self._take_over(served, loaded)
+            verified = await asyncio.to_thread(load, folder.path, self._settings, manifest)
+            await self._take_over(version, verified)
         except BaseException:
-            self._registry.remove(served)
+            self._registry.remove(version)
             raise
-        return served
+        return version
 
-    def _tell_other_name(self, place: Place, own: Manifest) -> None:
-        if (own.name, own.version) != (place.name, place.version):
+    def _log_other_name(self, folder: BundleFolder, own: Manifest) -> None:
+        if (own.name, own.version) != (folder.name, folder.version):
             log.warning(
                 "%s says it is %s version %d; it is served as %s version %d",
-                *(place.folder, own.name, own.version, place.name, place.version),
+                *(folder.path, own.name, own.version, folder.name, folder.version),
             )
 
-    async def _take_over(self, served: Served, loaded: Loaded) -> None:
-        """The model answers from now on. What answered as the same version before goes."""
-        model, tokens = loaded.model, self._settings.max_queue_tokens
-        statistics = Statistics()
-        attentions = Attentions(model, tokens, statistics)
+    async def _take_over(self, version: ModelVersion, verified: VerifiedModel) -> None:
+        """The model answers from now on. The one that was served as the same version before is retired."""
+        served = self._make_served(verified)
         if self._settings.attentions:
-            _, proof = await attentions.loaded()
-            loaded = replace(loaded, report=Report(loaded.report.findings + proof.findings))
-        cases = await asyncio.to_thread(StoredCases, model.folder, at_start=True)
-        workers = self._workers_for(loaded)
-        metrics = self._metrics.add(model, workers.threads)
-        run = observed(model.run, statistics, metrics)
-        scheduler = Scheduler(run, loaded.warmup.strategy, workers, max_tokens=tokens)
-        metrics.watch(scheduler)
-        metrics.contract.compared(loaded.report.findings)
-        serving = Serving(model, scheduler, attentions, statistics, Limits.of(self._settings))
-        served.loaded, served.serving, served.state = loaded, serving, State.READY
-        log.info("version %d of %s is ready", served.version, served.name)
-        for other in self._registry.all(served.name):
-            if other.version == served.version and other is not served:
+            _, proof = await served.attentions.loaded()
+            verified = replace(verified, report=Report(verified.report.findings + proof.findings))
+        cases = await asyncio.to_thread(StoredCases, verified.model.folder, at_start=True)
+        served.metrics.contract.compared(verified.report.findings)
+        version.verified, version.served, version.state = verified, served, State.READY
+        log.info("version %d of %s is ready", version.version, version.name)
+        for other in self._registry.all(version.name):
+            if other.version == version.version and other is not version:
                 self._retire(other)
-        self._registry.failures.pop((served.name, served.version), None)
+        self._registry.failures.pop((version.name, version.version), None)
         if seconds := self._settings.recheck_seconds:
-            served.recheck = asyncio.create_task(Recheck(model, scheduler, cases, metrics.contract, seconds).run())
+            recheck = Recheck(served.model, served.scheduler, cases, served.metrics.contract, seconds)
+            version.recheck = asyncio.create_task(recheck.run())
 
-    def _workers_for(self, loaded: Loaded) -> Workers:
-        """The same for all models. The first one says on what they compute, and so how many there are."""
-        self._workers = self._workers or Workers(loaded.threads)
+    def _make_served(self, verified: VerifiedModel) -> ServedModel:
+        """The model with its queues and its metrics."""
+        model, tokens = verified.model, self._settings.max_queue_tokens
+        manifest, workers = model.manifest, self._workers_for(verified)
+        labels = ServedVersion(
+            manifest.name, str(manifest.version), model.digest, model.precision, model.session.provider
+        )
+        metrics = self._metrics.add(labels, workers.threads)
+        scheduler = Scheduler(model.graphs.run, verified.warmup.policy, workers, tokens, [metrics])
+        metrics.watch(scheduler)
+        preprocessor = Preprocessor(manifest, model.tokenizer, Limits.of(self._settings))
+        attentions = Attentions(model, tokens, metrics.statistics)
+        return ServedModel(model, scheduler, attentions, preprocessor, metrics)
+
+    def _workers_for(self, verified: VerifiedModel) -> Workers:
+        """The same for all models. The device of the first one decides how many threads there are."""
+        self._workers = self._workers or Workers(verified.threads)
         return self._workers
 
-    def _fail(self, place: Place, files: Files, error: Exception) -> None:
-        if not isinstance(error, NoRoom):  # then it is tried again
-            self._failed[place] = files
+    def _fail(self, folder: BundleFolder, files: FileStates, error: Exception) -> None:
+        if not isinstance(error, OutOfMemory):  # then it is tried again
+            self._failed[folder] = files
         reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
-        self._registry.failures[place.name, place.version] = reason
-        self._metrics.failed(place.name)
-        log.error("version %d of %s is not served: %s", place.version, place.name, reason)
+        self._registry.failures[folder.name, folder.version] = reason
+        self._metrics.load_failed(folder.name)
+        log.error("version %d of %s is not served: %s", folder.version, folder.name, reason)
 
-    def _retire(self, served: Served) -> None:
-        """It takes nothing more. It goes when what it has taken is finished."""
-        if served.state is State.UNLOADING:
+    def _retire(self, version: ModelVersion) -> None:
+        """It admits nothing more, and is unloaded when every admitted request is answered."""
+        if version.state is State.UNLOADING:
             return
-        served.state = State.UNLOADING
-        if served.serving is None:
-            return self._registry.remove(served)
-        if served.recheck:
-            served.recheck.cancel()
-        task = asyncio.create_task(self._finish(served))
+        version.state = State.UNLOADING
+        if version.served is None:
+            return self._registry.remove(version)
+        if version.recheck:
+            version.recheck.cancel()
+        task = asyncio.create_task(self._unload(version, version.served))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _finish(self, served: Served) -> None:
-        assert served.serving  # as it was ready
-        await served.serving.close()
-        self._metrics.remove(served.serving.model)
-        self._registry.remove(served)
-        log.info("version %d of %s is unloaded", served.version, served.name)
-        served.loaded = served.serving = served.recheck = None  # nothing holds the model any more
+    async def _unload(self, version: ModelVersion, served: ServedModel) -> None:
+        await served.close()
+        self._metrics.remove(served.metrics)
+        self._registry.remove(version)
+        log.info("version %d of %s is unloaded", version.version, version.name)
+        version.verified = version.served = version.recheck = None  # nothing holds the model any more
+        del served
         settle_memory()

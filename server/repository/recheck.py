@@ -1,4 +1,4 @@
-"""The proof goes on while a model is served: its contract again and again, a case at a time.
+"""Verifies a model again while it is served: one case of its contract at a time.
 
 What held at the start can end: memory goes bad, a driver or a host is changed under a running server.
 """
@@ -41,13 +41,13 @@ class Recheck:
             await asyncio.sleep(self._seconds)
             try:
                 case = await asyncio.to_thread(self._cases.__getitem__, index)
-            except BundleError as error:  # the disk may be away for a while
+            except BundleError as error:  # the disk may be unavailable for a while
                 log.warning("%s, so nothing proves its answers now", error)
             else:
                 await self.repeat(case)
 
     async def repeat(self, case: Case) -> None:
-        """Compares one case, and says so where anybody looks."""
+        """Compares one case, and reports the result to metrics and log."""
         (case,) = plain_cases([case])
         findings = await self._findings(case)
         self._metrics.repeated(findings)
@@ -70,11 +70,12 @@ class Recheck:
                 raise answers
             return answers
 
-        findings = check([case], answer, self._model.precision, self._model.runtime.provider)
+        findings = check([case], answer, self._model.precision, self._model.session.provider)
         return await asyncio.to_thread(list, findings)
 
     async def _answers(self, case: Case) -> Arrays:
         """Row by row, so that a caller who comes meanwhile waits for one row at most."""
-        request = await asyncio.to_thread(self._model.prepare, case.inputs, list(case.outputs))
-        answers = [await self._scheduler.submit_spare(sequence) for sequence in request.sequences]
-        return await asyncio.to_thread(self._model.assemble, request, answers)
+        preprocess = self._model.preprocessor.preprocess
+        request = await asyncio.to_thread(preprocess, case.inputs, list(case.outputs))
+        answers = [await self._scheduler.submit_background(row) for row in request.rows]
+        return await asyncio.to_thread(request.assemble, answers)

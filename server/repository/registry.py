@@ -1,14 +1,18 @@
-"""The models a server has, what state each is in, and which of them answers whom."""
+"""The versions of models that a server has, the state of each, and which of them answers a request."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from heed.bundle import Manifest
+from heed.server.engine.model import Model
 from heed.server.errors import FailedPrecondition, NotFound, Reason, Unavailable
-from heed.server.repository.loading import Loaded
-from heed.server.repository.served_model import Serving
+from heed.server.repository.attentions import Attentions
+from heed.server.repository.loading import VerifiedModel
+from heed.server.requests.preprocess import Preprocessor
+from heed.server.scheduling.scheduler import Scheduler
+from heed.server.telemetry.metrics import VersionMetrics
 
 
 class State(Enum):
@@ -19,14 +23,51 @@ class State(Enum):
 
 
 @dataclass(eq=False)
-class Served:
-    """One version's place. Something serves there from the moment it is ready."""
+class ServedModel:
+    """A model that is ready: its requests are prepared and scheduled here, whichever API they come through.
+
+    Within a `with` the model is not closed, even if another version has taken its place.
+    """
+
+    model: Model
+    scheduler: Scheduler  # of the plain answers
+    attentions: Attentions
+    preprocessor: Preprocessor
+    metrics: VersionMetrics
+    _users: int = 0
+    _unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __enter__(self) -> "ServedModel":
+        self._users += 1
+        self._unused.clear()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
+
+    async def attention_scheduler(self) -> Scheduler:
+        """The scheduler of the attention weights. Raises FailedPrecondition: see `Attentions.loaded`."""
+        return (await self.attentions.loaded())[0]
+
+    async def close(self) -> None:
+        """Returns when every admitted request is answered."""
+        if self._users:
+            await self._unused.wait()
+        await self.scheduler.close()
+        await self.attentions.close()
+
+
+@dataclass(eq=False)
+class ModelVersion:
+    """One version of a model, from the moment its files are found until it is unloaded."""
 
     manifest: Manifest  # with the name and the version that callers use
-    files: Any = None  # what its files looked like when it was loaded
+    files: Any = None  # the state of its files when it was loaded
     state: State = State.LOADING
-    loaded: Loaded | None = None
-    serving: Serving | None = None
+    verified: VerifiedModel | None = None
+    served: ServedModel | None = None  # once it is ready
     recheck: asyncio.Task[None] | None = None
 
     @property
@@ -38,33 +79,33 @@ class Served:
         return self.manifest.version
 
 
-class Registry:
+class ModelRegistry:
     """Finds models by name and version. It belongs to the event loop's thread."""
 
     def __init__(self, default: str = "") -> None:
         """`default` is the model of callers who name none."""
         self._default = default
-        self._served: list[Served] = []  # the newest first, and of one version what was added last
+        self._versions: list[ModelVersion] = []  # the newest first, and of one version what was added last
         self.failures: dict[tuple[str, int], str] = {}  # why a version is not served, by name and version
         self.ready = False  # whether the start is over, and the end has not begun
 
-    def add(self, served: Served) -> None:
-        self._served.insert(0, served)
-        self._served.sort(key=lambda one: -one.version)  # stable
+    def add(self, version: ModelVersion) -> None:
+        self._versions.insert(0, version)
+        self._versions.sort(key=lambda one: -one.version)  # stable
 
-    def remove(self, served: Served) -> None:
-        self._served.remove(served)
+    def remove(self, version: ModelVersion) -> None:
+        self._versions.remove(version)
 
-    def all(self, name: str = "") -> list[Served]:
+    def all(self, name: str = "") -> list[ModelVersion]:
         """Those of one model, or of all; the newest first."""
-        return [one for one in self._served if name in ("", one.name)]
+        return [one for one in self._versions if name in ("", one.name)]
 
     @property
     def names(self) -> list[str]:
-        return sorted({one.name for one in self._served if one.state is not State.UNLOADING})
+        return sorted({one.name for one in self._versions if one.state is not State.UNLOADING})
 
-    def find(self, name: str, version: str = "") -> Served:
-        """The version that is asked for, or else the newest that is ready.
+    def find(self, name: str, version: str = "") -> ModelVersion:
+        """The version that is requested, or else the newest that is ready.
 
         Args:
             name: empty for the default model.
@@ -75,7 +116,7 @@ class Registry:
         """
         name = name or self._only()
         for state in (State.READY, State.LOADING):
-            for one in self._served:
+            for one in self._versions:
                 if one.state is state and one.name == name and version in ("", str(one.version)):
                     return one
         raise self._nothing(name, version)
@@ -101,15 +142,15 @@ class Registry:
         others = f"only {', '.join(self.names)}" if self.names else "and no other is"
         return NotFound(f"model {name!r} is not served here, {others}")
 
-    def use(self, name: str, version: str = "") -> Serving:
-        """What answers as this model, for a `with`: it stays until its end, whatever takes its place.
+    def use(self, name: str, version: str = "") -> ServedModel:
+        """The model that answers, for a `with`: it stays loaded until the end of that.
 
         Raises:
             NotFound, FailedPrecondition: see `find`.
             Unavailable: it is not ready yet.
         """
         one = self.find(name, version)
-        if one.state is not State.READY or one.serving is None:
+        if one.state is not State.READY or one.served is None:
             reason: Reason = "loading" if one.state is State.LOADING else "draining"
             raise Unavailable(f"model {one.name!r} is {one.state.value}; try again, or another server", reason)
-        return one.serving
+        return one.served

@@ -1,14 +1,11 @@
-"""How large a request may be, whichever door it comes through."""
+"""How large a request may be, whichever API it comes through."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from heed.bundle.packing import Arrays
 from heed.server.errors import InvalidArgument
 from heed.server.settings import Settings
-
-TEXTS = ("text", "text_pair")
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,8 @@ class Limits:
         """Raises InvalidArgument."""
         if rows > self.max_batch:
             raise InvalidArgument(
-                f"the request has {rows} rows, at most {self.max_batch} are taken (--max-batch); send several requests"
+                f"the request has {rows} rows, at most {self.max_batch} are taken (--max-batch); send several requests",
+                "too_large",
             )
 
     def check_texts(self, name: str, texts: Iterable[str | bytes]) -> None:
@@ -35,13 +33,6 @@ class Limits:
                     f"{name}[{index}] has {length} characters, at most {self.max_text_characters} are taken "
                     "(--max-text-characters), even if it is to be truncated; send less of it"
                 )
-
-    def check(self, main: str, inputs: Arrays) -> None:
-        """Raises InvalidArgument. All inputs have as many rows as `main` has, or are about to be refused."""
-        self.check_rows(len(inputs[main]))
-        for name in TEXTS:
-            if name in inputs:
-                self.check_texts(f"input {name}", inputs[name].flat)
 
 
 def _characters(text: str | bytes) -> int:

@@ -1,142 +1,238 @@
-"""Checks what a caller sends against the bundle's signature. `rows.py` makes rows of it.
+"""From a request's tensors, texts or images to its rows: sequences of tokens without padding.
 
-First its form (names, types, shapes), which many requests have in common, and then its values.
+Letters: B batch, L length, F features, t tokens of one row.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Protocol
+from threading import Event
 
 import numpy as np
 
 from heed.bundle import Manifest
-from heed.bundle.manifest import GraphKind, TensorSpec
-from heed.bundle.packing import Arrays, TokenSequence
-from heed.server.errors import InvalidArgument
-from heed.server.requests.rows import Rows, always, from_images, from_tensors, from_texts, shape_text
-from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
+from heed.bundle.packing import (
+    Answer,
+    Arrays,
+    Bools,
+    Ints,
+    TokenSequence,
+    cut_into_patches,
+    first_column,
+    numbers,
+    token_sequence,
+    unpack,
+    unpack_attentions,
+)
+from heed.server.errors import DeadlineExceeded, InvalidArgument
+from heed.server.requests.limits import Limits
+from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
+from heed.server.requests.validation import RequestSpec, Shaped, validate
 
-DATATYPES = {"BOOL": np.bool_, "INT64": np.int64, "FP32": np.float32, "BYTES": np.object_}
+# A smaller request is prepared on the event loop: to hand it to a thread would take longer than the work.
+INLINE_CHARACTERS = 4096
+TEXT_CHARACTERS = 32  # that a text counts as, however short it is
+INLINE_VALUES = 2**16  # of the main input
 
-# What a request is about, and what may come beside it. A request has one of these.
-BESIDE = {
-    "text": ("text_pair",),
-    "input_ids": ("attention_mask", "token_type_ids", "adjacency", "global_attention_mask"),
-    "features": ("attention_mask", "adjacency", "global_attention_mask"),
-    "pixel_values": (),
-}
-TEXT_OUTPUTS = ("tokens", "offsets")
-ON_REQUEST = {"attentions", "unnormalized_embedding"}  # outputs that only callers get who name them
-
-
-class Shaped(Protocol):
-    """An array, or one whose values have not been read yet."""
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+NO_LIMITS = Limits()
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a request is about, and what the caller wants to see of the answers; known to be right."""
-
-    main: str  # one of `BESIDE`
-    outputs: list[str]
-
-    @cached_property
-    def computed(self) -> frozenset[str]:
-        """What of the graph's outputs the answer is made of; empty: nothing, or all."""
-        return frozenset("logits" if name == "labels" else name for name in self.outputs if name not in TEXT_OUTPUTS)
-
-    @cached_property
-    def kind(self) -> GraphKind:
-        """The kind of graph that it takes."""
-        return "attentions" if "attentions" in self.outputs else "answers"
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Request:
-    """A request that is known to be right, and its rows."""
+    """A valid request and its rows."""
 
-    form: Form
-    sequences: list[TokenSequence]
-    length: int  # L of the answers
-    texts: list[Tokens] = field(default_factory=list)  # one for each row, if they came as texts
+    spec: RequestSpec
+    rows: list[TokenSequence]
+    length: int  # L: columns of the answers
+    labels: list[str] = field(default_factory=list)  # the model's, in the order of its logits
+    texts: list[TokenizedText] = field(default_factory=list)  # one for each row, if they came as texts
 
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.sequences))
+    def __post_init__(self) -> None:
+        self.tokens = sum(map(len, self.rows))
 
-    @property
-    def outputs(self) -> list[str]:
-        return self.form.outputs
+    def assemble(self, answers: Sequence[Answer]) -> Arrays:
+        """The rows' answers in the caller's columns, zeros (or "") at padding."""
+        return {name: self._output(name, answers) for name in self.spec.outputs}
 
+    def _output(self, name: str, answers: Sequence[Answer]) -> np.ndarray:
+        if name == "attentions":
+            return unpack_attentions(self.rows, [answer[name] for answer in answers], self.length)
+        values = self._values(name, answers)
+        return unpack(self.rows, values, self.length) if name in self.spec.per_token else np.array(values)
 
-def spec_of(manifest: Manifest, name: str) -> TensorSpec:
-    """Raises InvalidArgument if the model has no such input."""
-    if spec := manifest.input_specs.get(name):
-        return spec
-    raise InvalidArgument(f"input {name} is unknown; {manifest.name} takes {', '.join(manifest.input_specs)}")
-
-
-def _check_names(manifest: Manifest, inputs: Iterable[str]) -> str:
-    """What the request is about: one of `BESIDE`."""
-    for name in inputs:
-        spec_of(manifest, name)
-    choices = [spec.name for spec in manifest.inputs if spec.name in BESIDE]
-    given = [name for name in choices if name in inputs]
-    if not given:
-        first, *others = choices
-        raise InvalidArgument(f"input {first} is missing" + f" (or send {' or '.join(others)})" * bool(others))
-    if "text" in given and (others := sorted(set(inputs) - {"text", "text_pair"})):
-        raise InvalidArgument(f"input text came together with {', '.join(others)}; send either text or tensors")
-    if len(given) > 1:
-        raise InvalidArgument(f"inputs {' and '.join(given)} came together; send one of them")
-    _check_beside(manifest, inputs, given[0])
-    return given[0]
+    def _values(self, name: str, answers: Sequence[Answer]) -> list[np.ndarray]:
+        """One for each row."""
+        if name == "tokens":
+            return [text.words for text in self.texts]
+        if name == "offsets":
+            return [text.offsets for text in self.texts]
+        if name == "labels":
+            labels = np.array(self.labels)
+            return [labels[answer["logits"].argmax(-1)] for answer in answers]
+        return [answer[name] for answer in answers]
 
 
-def _check_beside(manifest: Manifest, inputs: Iterable[str], main: str) -> None:
-    for name in inputs:
-        if name != main and name not in BESIDE[main]:
-            homes = [home for home, beside in BESIDE.items() if name in beside and manifest.takes(home)]
-            raise InvalidArgument(f"input {name} came with {main}; it goes with {' or '.join(homes) or 'nothing else'}")
-    for spec in manifest.inputs:
-        if not spec.optional and spec.name not in BESIDE and spec.name not in inputs:
-            raise InvalidArgument(f"input {spec.name} is missing; {manifest.name} needs it beside {main}")
+def never_cancelled() -> bool:
+    return False
 
 
-def _check_tensor(spec: TensorSpec, array: Shaped) -> None:
-    if array.dtype != DATATYPES[spec.datatype]:
-        raise InvalidArgument(f"input {spec.name} must be {spec.datatype}, got {array.dtype}")
-    fits = len(array.shape) == len(spec.shape)
-    if not fits or any(size not in (-1, came) for size, came in zip(spec.shape, array.shape, strict=True)):
-        raise InvalidArgument(
-            f"input {spec.name} must have shape {shape_text(spec.shape)} ({len(spec.shape)} dimensions), "
-            f"got {shape_text(array.shape)}"
-        )
-    if 0 in array.shape:
-        raise InvalidArgument(f"input {spec.name} is empty: its shape is {shape_text(array.shape)}")
+class Preprocessor:
+    """Validates the requests for one model and makes rows of them. Safe in several threads."""
 
+    def __init__(self, manifest: Manifest, tokenizer: TextTokenizer | None = None, limits: Limits = NO_LIMITS) -> None:
+        """`tokenizer` is needed by a model that takes texts."""
+        self._manifest = manifest
+        self._tokenizer = tokenizer
+        self.limits = limits
+        self._takes_adjacency = manifest.takes("adjacency")
+        self._takes_globals = manifest.takes("global_attention_mask")
+        self._rule = manifest.position_rule
 
-def _check_sizes(manifest: Manifest, inputs: Mapping[str, Shaped], main: str) -> None:
-    """What comes beside the tokens must be as long as they are."""
-    batch, length = inputs[main].shape[:2]
-    if length > manifest.limits.length:
-        raise InvalidArgument(
-            f"input {main} has {length} columns, {manifest.name} takes at most {manifest.limits.length}"
-        )
-    for name, array in inputs.items():
-        expected = (batch, length, length) if name == "adjacency" else (batch, length)
-        if name != main and array.shape != expected:
-            raise InvalidArgument(
-                f"input {name} has shape {shape_text(array.shape)}, {main} has {shape_text(inputs[main].shape)}; "
-                f"they differ, {shape_text(expected)} is expected"
+    def validate(self, inputs: Mapping[str, Shaped], outputs: Iterable[str] = ()) -> RequestSpec:
+        """What many requests have in common: names, types, shapes.
+
+        Raises:
+            InvalidArgument: see `validation.validate`.
+        """
+        return validate(self._manifest, self.limits, inputs, outputs)
+
+    def prepare(
+        self,
+        spec: RequestSpec,
+        inputs: Arrays,
+        truncate: Side | None = None,
+        is_cancelled: Callable[[], bool] = never_cancelled,
+    ) -> Request:
+        """Validates the values and makes rows of them.
+
+        Args:
+            inputs: as `spec` was validated for. Texts are an object array of bytes or strings.
+            truncate: the end at which to cut texts that are too long, instead of refusing them.
+            is_cancelled: is called between texts.
+
+        Raises:
+            DeadlineExceeded: the request was cancelled.
+            InvalidArgument: a value is wrong; the message says where it is, and what was expected.
+        """
+        if spec.main == "text":
+            return self._prepare_texts(spec, inputs, truncate, is_cancelled)
+        for name, array in inputs.items():
+            if array.dtype == np.float32:
+                _check_finite(name, array)
+        return self._prepare_images(spec, inputs) if spec.main == "pixel_values" else self._prepare_rows(spec, inputs)
+
+    def preprocess(self, inputs: Arrays, outputs: Iterable[str] = (), truncate: Side | None = None) -> Request:
+        """Both of the above."""
+        return self.prepare(self.validate(inputs, outputs), inputs, truncate)
+
+    async def prepare_async(self, spec: RequestSpec, inputs: Arrays, truncate: Side | None = None) -> Request:
+        """`prepare` from the event loop. A large request is prepared in a thread, which ends soon if the caller leaves.
+
+        Raises: as `prepare`.
+        """
+        if not _is_large(spec, inputs):
+            return self.prepare(spec, inputs, truncate)
+        cancelled = Event()
+        try:
+            return await asyncio.to_thread(self.prepare, spec, inputs, truncate, cancelled.is_set)
+        finally:
+            cancelled.set()
+
+    def make_row(
+        self,
+        tokens: Arrays,
+        real: Bools | None = None,
+        adjacency: Bools | None = None,
+        is_global: Bools | None = None,
+    ) -> TokenSequence:
+        """One row, `[L]` or `[L, F]`, without its padding. All edges and the model's own global tokens unless given.
+
+        Args:
+            real: `[L]`, True for real tokens; None if all are.
+        """
+        if self._takes_adjacency and adjacency is None:
+            length = _length(tokens)
+            adjacency = np.ones((length, length), np.bool_)
+        if self._takes_globals and is_global is None:
+            first = 0 if real is None else first_column(self._rule, real)
+            columns = numbers(_length(tokens)) - first
+            is_global = (columns >= 0) & (columns < self._manifest.first_tokens_global)
+        return token_sequence(self._rule, tokens, real, adjacency, is_global)
+
+    def _prepare_rows(self, spec: RequestSpec, inputs: Arrays) -> Request:
+        """Of input_ids or features."""
+        real_BL = _real(inputs)
+        tokens = self._tokens(inputs)
+        others: Arrays = {} if real_BL is None else {"real": real_BL}
+        if "adjacency" in inputs:
+            others["adjacency"] = inputs["adjacency"]
+        if "global_attention_mask" in inputs:
+            _check_binary("global_attention_mask", inputs["global_attention_mask"])
+            others["is_global"] = inputs["global_attention_mask"].astype(np.bool_)
+        batch, length = inputs[spec.main].shape[:2]
+        rows = [
+            self.make_row(
+                {name: array[row] for name, array in tokens.items()},
+                **{name: array[row] for name, array in others.items()},
             )
+            for row in range(batch)
+        ]
+        return Request(spec, rows, length, self._manifest.labels)
+
+    def _tokens(self, inputs: Arrays) -> Arrays:
+        """The inputs of the first layer, `[B, L]` or `[B, L, F]`."""
+        if "features" in inputs:
+            return {"features": inputs["features"]}
+        limits = self._manifest.limits
+        ids = inputs["input_ids"]
+        _check_range("input_ids", ids, limits.vocabulary, "the vocabulary")
+        if not limits.token_types:
+            return {"input_ids": ids}
+        if "token_type_ids" not in inputs:
+            return {"input_ids": ids, "token_type_ids": np.zeros_like(ids)}
+        types = inputs["token_type_ids"]
+        _check_range("token_type_ids", types, limits.token_types, "the token types")
+        return {"input_ids": ids, "token_type_ids": types}
+
+    def _prepare_images(self, spec: RequestSpec, inputs: Arrays) -> Request:
+        assert self._manifest.image
+        features_BLF = cut_into_patches(inputs["pixel_values"], self._manifest.image.patch)
+        rows = [self.make_row({"features": row_LF}) for row_LF in features_BLF]
+        return Request(spec, rows, features_BLF.shape[1], self._manifest.labels)
+
+    def _prepare_texts(
+        self, spec: RequestSpec, inputs: Arrays, truncate: Side | None, is_cancelled: Callable[[], bool]
+    ) -> Request:
+        for name, array in inputs.items():
+            self.limits.check_texts(f"input {name}", array.flat)
+        texts = _decoded(inputs, "text")
+        pairs: list[str] | list[None] = [None] * len(texts)
+        if "text_pair" in inputs:
+            pairs = _decoded(inputs, "text_pair")
+            if len(pairs) != len(texts):
+                raise InvalidArgument(f"input text_pair has {len(pairs)} texts, text has {len(texts)}; they differ")
+        tokenized: list[TokenizedText] = []
+        rows: list[TokenSequence] = []
+        assert self._tokenizer  # as the manifest takes text
+        for index, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
+            if is_cancelled():
+                raise DeadlineExceeded("the caller no longer waits for the answer")
+            where = f"input text[{index}]" + " with its pair" * (pair is not None)
+            tokens = self._tokenizer.encode(text, pair, truncate, where)
+            tokenized.append(tokens)
+            rows.append(self.make_row(self._ids(tokens)))
+        return Request(spec, rows, max(map(len, tokenized)), self._manifest.labels, tokenized)
+
+    def _ids(self, tokens: TokenizedText) -> Arrays:
+        if self._manifest.limits.token_types:
+            return {"input_ids": tokens.input_ids, "token_type_ids": tokens.token_type_ids}
+        return {"input_ids": tokens.input_ids}
+
+
+def _is_large(spec: RequestSpec, inputs: Arrays) -> bool:
+    if spec.main != "text":
+        return inputs[spec.main].size > INLINE_VALUES
+    return sum(TEXT_CHARACTERS + len(text) for array in inputs.values() for text in array.flat) > INLINE_CHARACTERS
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
@@ -145,97 +241,46 @@ def _check_finite(name: str, array: np.ndarray) -> None:
         raise InvalidArgument(f"input {name}{index.tolist()} is {array[tuple(index)]}, expected a finite number")
 
 
-def _by_default(manifest: Manifest, main: str) -> list[str]:
-    """What a caller gets who names no outputs: what costs little, and words where words are what is asked for."""
-    words = main == "text" and manifest.task == "token_classification"
-    left_out = ON_REQUEST if words else ON_REQUEST | set(TEXT_OUTPUTS)
-    return [spec.name for spec in manifest.outputs if spec.name not in left_out]
+def _fits(array: Ints, size: int) -> bool:
+    """Whether all are 0 to size - 1. Seen without a sign, a negative number is larger than any size."""
+    return bool(array.astype(np.int64, copy=False).view(np.uint64).max() < size)
 
 
-def check_outputs(manifest: Manifest, wanted: Iterable[str], main: str) -> list[str]:
-    """The outputs to answer with, in the caller's order; the default ones if the caller names none.
-
-    Raises:
-        InvalidArgument: one is unknown, named twice, or not to be had for such a request.
-    """
-    known = [spec.name for spec in manifest.outputs]
-    names: list[str] = []
-    for name in wanted:
-        if name not in known:
-            raise InvalidArgument(f"output {name} is unknown; {manifest.name} gives {', '.join(known)}")
-        if name in names:
-            raise InvalidArgument(f"output {name} is requested twice")
-        if name in TEXT_OUTPUTS and main != "text":
-            raise InvalidArgument(f"output {name} needs text, but {main} came")
-        names.append(name)
-    return names or _by_default(manifest, main)
+def _check_range(name: str, array: Ints, size: int, what: str) -> None:
+    if _fits(array, size):
+        return
+    row, column = np.argwhere((array < 0) | (array >= size))[0]
+    raise InvalidArgument(f"input {name}[{row}, {column}] is {array[row, column]}, outside {what} of 0 to {size - 1}")
 
 
-def _rows(
-    manifest: Manifest,
-    encoder: TextEncoder | None,
-    inputs: Arrays,
-    main: str,
-    truncate: Side | None,
-    wanted: Callable[[], bool],
-) -> Rows:
-    if main == "text":
-        assert encoder  # as the manifest takes text
-        return from_texts(manifest, encoder, inputs, truncate, wanted)
-    if main == "pixel_values":
-        return from_images(manifest, inputs)
-    return from_tensors(manifest, inputs, main)
+def _check_binary(name: str, mask: Ints) -> None:
+    if _fits(mask, 2):
+        return
+    row, column = np.argwhere((mask != 0) & (mask != 1))[0]
+    raise InvalidArgument(f"input {name}[{row}, {column}] is {mask[row, column]}, expected 0 or 1")
 
 
-def check_form(manifest: Manifest, inputs: Mapping[str, Shaped], outputs: Iterable[str] = ()) -> Form:
-    """
-    Args:
-        inputs: what came, by name.
-        outputs: the names the caller wants; the cheap ones when empty.
-
-    Raises:
-        InvalidArgument: anything is wrong; the message names the tensor, what was expected and what came.
-    """
-    main = _check_names(manifest, inputs)
-    for name, array in inputs.items():
-        _check_tensor(manifest.input_specs[name], array)
-    wanted = check_outputs(manifest, outputs, main)
-    if main in ("input_ids", "features"):
-        _check_sizes(manifest, inputs, main)
-    return Form(main, wanted)
+def _real(inputs: Arrays) -> Bools | None:
+    """`[B, L]`, True for real tokens; None if all are."""
+    mask = inputs.get("attention_mask")
+    if mask is None or (mask == 1).all():  # as most are
+        return None
+    _check_binary("attention_mask", mask)
+    empty = ~mask.any(axis=1)
+    if empty.any():
+        raise InvalidArgument(f"input attention_mask: row {np.argmax(empty)} has no real token (all 0)")
+    return mask.astype(np.bool_)
 
 
-def read_request(
-    manifest: Manifest,
-    encoder: TextEncoder | None,
-    form: Form,
-    inputs: Arrays,
-    truncate: Side | None = None,
-    wanted: Callable[[], bool] = always,
-) -> Request:
-    """
-    Args:
-        inputs: of this form. Texts are an object array of bytes or strings.
-        truncate: the end at which to cut texts that are too long, instead of refusing them.
-        wanted: see `from_texts`.
-
-    Raises:
-        DeadlineExceeded: nobody wants it any more.
-        InvalidArgument: a value is wrong; the message says where it is, and what was expected.
-    """
-    for name, array in inputs.items():
-        if array.dtype == np.float32:
-            _check_finite(name, array)
-    rows = _rows(manifest, encoder, inputs, form.main, truncate, wanted)
-    return Request(form, rows.sequences, rows.length, rows.texts)
+def _length(tokens: Arrays) -> int:
+    return len(next(iter(tokens.values())))
 
 
-def check_request(
-    manifest: Manifest,
-    encoder: TextEncoder | None,
-    inputs: Arrays,
-    outputs: Iterable[str] = (),
-    truncate: Side | None = None,
-) -> Request:
-    """Both of the above."""
-    return read_request(manifest, encoder, check_form(manifest, inputs, outputs), inputs, truncate)
+def _decoded(inputs: Arrays, name: str) -> list[str]:
+    texts = []
+    for index, raw in enumerate(inputs[name]):
+        try:
+            texts.append(raw if isinstance(raw, str) else raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(f"input {name}[{index}] is not UTF-8: {error.reason} at byte {error.start}") from None
+    return texts

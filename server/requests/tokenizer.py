@@ -31,7 +31,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedText:
     """One text, or a pair of texts as one row."""
 
     tokenizer: Tokenizer
@@ -73,7 +73,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (shorter, longer) if first <= second else (longer, shorter)
 
 
-class TextEncoder:
+class TextTokenizer:
     """Tokenizes without padding and without silent truncation. Safe to call from several threads."""
 
     def __init__(self, path: Path, max_length: int) -> None:
@@ -92,7 +92,7 @@ class TextEncoder:
         """One more than the largest token id it can give."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str, pair: str | None, truncate: Side | None, where: str) -> Tokens:
+    def encode(self, text: str, pair: str | None, truncate: Side | None, where: str) -> TokenizedText:
         """
         Args:
             pair: the second text, if there is one: the tokenizer's own template joins them.
@@ -112,7 +112,7 @@ class TextEncoder:
             encoding = self._cut(text, pair, truncate)
         if not encoding.ids:
             raise InvalidArgument(f"{where} has no tokens")
-        return Tokens(self._tokenizer, encoding)
+        return TokenizedText(self._tokenizer, encoding)
 
     def _encode(self, text: str, pair: str | None = None, special: bool = True) -> Encoding:
         if len(text) + len(pair or "") <= SHORT:

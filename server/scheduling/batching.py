@@ -1,31 +1,16 @@
-"""How waiting entries become groups that are computed together."""
+"""Batching policies: which waiting rows are computed together."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from heed.server.scheduling.queue import Entry
-
-
-class Strategy(Protocol):
-    """Must take the first entry: that bounds everyone's wait."""
-
-    @property
-    def window(self) -> int:
-        """How many of the entries that go next it wants to choose from."""
-
-    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
-        """The next group, out of the entries that go next, in their order (at least one, at most `window`).
-
-        `fair_tokens` is one thread's share of all that waits and is under way: a larger group would leave others idle.
-        """
+from heed.server.scheduling.model_queue import QueueEntry
 
 
-class Alone:
-    """One sequence at a time."""
+class OneByOne:
+    """One row at a time."""
 
     window = 1
 
-    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
+    def choose_batch(self, waiting: list[QueueEntry], fair_tokens: int) -> list[QueueEntry]:
         return waiting[:1]
 
     def __str__(self) -> str:
@@ -33,26 +18,26 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """The first entry with those nearest to it in length, so that little padding is left inside attention.
+class SimilarLengths:
+    """The first entry with those that are nearest to it in length, so that attention computes little padding.
 
-    Less urgent entries get the room that more urgent ones leave.
+    Less urgent entries take the room that more urgent ones leave.
     """
 
     max_tokens: int
     window: int = 32
 
-    def take(self, waiting: list[Entry], fair_tokens: int) -> list[Entry]:
+    def choose_batch(self, waiting: list[QueueEntry], fair_tokens: int) -> list[QueueEntry]:
         first, *others = waiting
-        length = len(first.sequence)
+        length = first.tokens
         room = min(self.max_tokens, fair_tokens) - length
-        group = [first]
-        for entry in sorted(others, key=lambda entry: (entry.level, abs(len(entry.sequence) - length))):
-            if len(entry.sequence) > room:
+        batch = [first]
+        for entry in sorted(others, key=lambda entry: (entry.level, abs(entry.tokens - length))):
+            if entry.tokens > room:
                 break
-            group.append(entry)
-            room -= len(entry.sequence)
-        return group
+            batch.append(entry)
+            room -= entry.tokens
+        return batch
 
     def __str__(self) -> str:
-        return f"neighbours in length, up to {self.max_tokens} tokens"
+        return f"rows of similar length, up to {self.max_tokens} tokens"

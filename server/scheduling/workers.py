@@ -1,8 +1,8 @@
-"""The threads of a process, shared by all its models, and whose turn it is on them.
+"""The threads of a process, shared by all its models: what each computes next, and how.
 
-The queues and their counters have one lock: the event loop holds it while it puts something in, a thread while it forms
-its next group. So a thread that is done goes on at once, whatever the event loop is doing. Nothing sleeps and nothing
-polls: idle threads wait in their pool until something comes.
+All queues and their counters have one lock. The event loop holds it while it adds entries, a thread while it takes its
+next batch: so a thread that has finished goes on at once, whatever the event loop is doing. Nothing sleeps and nothing
+polls: idle threads wait in their pool until entries come.
 """
 
 import logging
@@ -10,123 +10,200 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from heed.server.engine.graphs import Answer
-from heed.server.scheduling.model_queue import Group, Lane
-from heed.server.scheduling.queue import Entry
+from heed.server.scheduling.model_queue import Answer, ModelQueue, QueueEntry
 
 log = logging.getLogger("heed.workers")
 
 
+class Batch:
+    """The rows that one thread computes together."""
+
+    def __init__(self, queue: ModelQueue, entries: list[QueueEntry]) -> None:
+        self.queue = queue
+        self.entries = entries
+        self.tokens = sum([entry.tokens for entry in entries])
+        self.counted_tokens = self.tokens  # in `ModelQueue.computing_tokens`, those of expired entries included
+
+    def compute(self, exclusive: bool) -> list[Answer] | Exception:
+        """The answers to the entries that are still pending (half of a batch that failed has waited again).
+
+        Args:
+            exclusive: nothing else runs or waits in the process.
+        """
+        started = time.monotonic()
+        self._expire_late(started, exclusive)
+        if not self.entries:
+            return []
+        try:
+            answers = self.queue.run([entry.row for entry in self.entries], self._outputs(), exclusive)
+        except Exception as error:
+            for observer in self.queue.observers:
+                observer.batch_failed()
+            return error
+        finished = time.monotonic()
+        for entry in self.entries:
+            entry.started, entry.finished = started, finished
+        lengths = [entry.tokens for entry in self.entries]
+        for observer in self.queue.observers:
+            observer.batch_computed(lengths, finished - started)
+        return answers
+
+    def _expire_late(self, now: float, exclusive: bool) -> None:
+        """Fails the entries whose answers would come too late, if others could use the time.
+
+        One is computed whatever is expected: nothing else would correct an expectation that is wrong.
+        """
+        ready = now if exclusive else now + self.tokens * self.queue.throughput.seconds_per_token
+        pending = [entry for entry in self.entries if entry.is_pending(now)]
+        kept = [entry for entry in pending if entry.is_pending(ready)] or pending[:1]
+        if len(kept) == len(self.entries):
+            return
+        for entry in set(self.entries) - set(kept):
+            entry.expire()
+        self.entries = kept
+        self.tokens = sum([entry.tokens for entry in kept])
+
+    def _outputs(self) -> frozenset[str]:
+        """The outputs that some row needs; all (empty) if one needs all."""
+        if not all(entry.outputs for entry in self.entries):
+            return frozenset()
+        return frozenset().union(*(entry.outputs for entry in self.entries))
+
+    def split(self) -> list["Batch"]:
+        """Two halves, to find out which of several rows fails."""
+        middle = len(self.entries) // 2
+        return [Batch(self.queue, self.entries[:middle]), Batch(self.queue, self.entries[middle:])]
+
+    def deliver(self, outcome: list[Answer] | Exception) -> None:
+        """Hands out the answers, or the error of a row that fails alone. From any thread."""
+        self.queue.loop.call_soon_threadsafe(self._resolve, outcome)
+
+    def _resolve(self, outcome: list[Answer] | Exception) -> None:
+        if not isinstance(outcome, Exception):
+            for entry, answer in zip(self.entries, outcome, strict=True):
+                entry.set_answer(answer)
+        elif len(self.entries) == 1:
+            self.entries[0].set_error(outcome)
+        self.queue.on_batch_end()
+
+
 class Workers:
-    """One budget of threads. What is most urgent goes next, and among equals what came first, for whichever model."""
+    """One pool of threads. The most urgent row of all models is computed next, and among equals the first to arrive."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="heed-worker")
-        self._lanes: dict[Lane, None] = {}
-        self._awake = 0  # threads that compute or look for work
+        self._queues: dict[ModelQueue, None] = {}
+        self._active = 0  # threads that compute or look for a batch
         self._computing = 0
-        self._halves: deque[Group] = deque()  # of groups that failed
+        self._halves: deque[Batch] = deque()  # of batches that failed
         self._half_was_last = False
 
-    def join(self, lane: Lane) -> None:
+    def add_queue(self, queue: ModelQueue) -> None:
         with self.lock:
-            self._lanes[lane] = None
+            self._queues[queue] = None
 
-    def leave(self, lane: Lane) -> None:
-        """Nothing waits there any more."""
+    def remove_queue(self, queue: ModelQueue) -> None:
+        """Nothing waits in it any more."""
         with self.lock:
-            self._lanes.pop(lane, None)
+            self._queues.pop(queue, None)
 
     def close(self) -> None:
-        """Ends the threads when they have done what waits."""
+        """Ends the threads when they have computed what waits."""
         self._pool.shutdown()
 
-    def seconds_before(self, level: int) -> float:
-        """Until all that goes before what now comes at this level is done, for all models together."""
+    def seconds_ahead(self, level: int) -> float:
+        """Seconds until all work at or above this level is done, that of all models together."""
         with self.lock:
-            return sum([lane.seconds_before(level) for lane in self._lanes]) / self.threads
+            return self.seconds_ahead_locked(level)
 
-    def put(self, add: Callable[[Entry], None], entries: list[Entry]) -> None:
-        """Adds what has come to its lane; as many idle threads look for work."""
-        with self.lock:
-            for entry in entries:
-                add(entry)
-            count = self._awaken(len(entries))
-        self._start(count)
+    def seconds_ahead_locked(self, level: int) -> float:
+        """The same, for a caller who holds the lock."""
+        return sum([queue.seconds_ahead(level) for queue in self._queues]) / self.threads
 
-    def _awaken(self, wanted: int) -> int:
-        """How many threads are to start, of so many that could be of use."""
-        count = min(wanted, self.threads - self._awake)
-        self._awake += count
+    def reserve_threads_locked(self, needed: int) -> int:
+        """Counts up to `needed` idle threads as active, and returns how many. The caller holds the lock, and
+        calls `start_threads` when it has released it."""
+        count = min(needed, self.threads - self._active)
+        self._active += count
         return count
 
-    def _start(self, count: int) -> None:
+    def start_threads(self, count: int) -> None:
         for _ in range(count):
             self._pool.submit(self._work)
 
     def _work(self) -> None:
-        """On a thread: one group after the other, until nothing waits."""
+        """On a thread: one batch after the other, until nothing waits."""
         try:
             since = time.monotonic()
-            while group := self._next():
-                alone = self._is_alone()
-                outcome = group.compute(alone)
+            while batch := self._next_batch():
+                exclusive = self._is_exclusive()
+                outcome = batch.compute(exclusive)
                 now = time.monotonic()
-                self._end(group, outcome, alone, now - since)
+                self._end_batch(batch, outcome, exclusive, now - since)
                 since = now
-                group.tell(outcome)
-        except Exception:  # a defect of ours: it shall be seen, and what comes next shall find a thread
-            log.exception("a thread that computes groups failed")
+                batch.deliver(outcome)
+        except Exception:  # a defect of ours: it is logged, and what comes next finds a thread
+            log.exception("a thread that computes batches failed")
             with self.lock:
-                self._awake -= 1
+                self._active -= 1
 
-    def _next(self) -> Group | None:
+    def _next_batch(self) -> Batch | None:
         with self.lock:
-            group = self._take(time.monotonic())
-            if group:
+            batch = self._pop_batch(time.monotonic())
+            if batch:
                 self._computing += 1
             else:
-                self._awake -= 1
-            return group
+                self._active -= 1
+            return batch
 
-    def _take(self, now: float) -> Group | None:
-        turns = [(turn, lane) for lane in self._lanes if (turn := lane.turn(now))]
-        urgency, lane = min(turns, key=lambda pair: pair[0], default=((math.inf, math.inf), None))
-        # Halves take every other turn, so that however much of a group fails, nothing else waits for all of it.
-        if self._halves and (urgency[0] == math.inf or not self._half_was_last):
+    def _pop_batch(self, now: float) -> Batch | None:
+        queue = self._most_urgent_queue(now)
+        # Halves take every other turn, so that however much of a batch fails, nothing else waits for all of it.
+        if self._halves and (queue is None or not self._half_was_last):
             self._half_was_last = True
             return self._halves.popleft()
         self._half_was_last = False
-        return lane.take(now, self._fair_tokens(lane)) if lane else None
+        if queue is None:
+            return None
+        batch = Batch(queue, queue.pop_batch(now, self._fair_tokens(queue)))
+        queue.computing_tokens += batch.tokens
+        return batch
 
-    def _fair_tokens(self, lane: Lane) -> int:
-        """One thread's share of all work, waiting and under way, in tokens of this model."""
-        pace = lane.pace.seconds_per_token
-        others = sum(other.tokens * other.pace.seconds_per_token for other in self._lanes if other is not lane)
-        return math.ceil((lane.tokens + (others / pace if pace else 0)) / self.threads)
+    def _most_urgent_queue(self, now: float) -> ModelQueue | None:
+        waiting = [(urgency, queue) for queue in self._queues if (urgency := queue.next_urgency(now))]
+        urgency, queue = min(waiting, key=lambda pair: pair[0], default=((math.inf, math.inf), None))
+        return None if self._halves and urgency[0] == math.inf else queue  # background work goes after halves, too
 
-    def _is_alone(self) -> bool:
-        """Whether nothing else is running or waiting."""
+    def _fair_tokens(self, queue: ModelQueue) -> int:
+        """One thread's share of all work, waiting or computed now, in tokens of this model."""
+        pace = queue.throughput.seconds_per_token
+        others = sum(other.total_seconds for other in self._queues if other is not queue)
+        tokens = queue.waiting_tokens + queue.computing_tokens
+        return math.ceil((tokens + (others / pace if pace else 0)) / self.threads)
+
+    def _is_exclusive(self) -> bool:
+        """Whether nothing else is computed or waits."""
         with self.lock:
-            return self._computing == 1 and not self._halves and not any(lane.queue for lane in self._lanes)
+            return self._computing == 1 and not self._halves and not any(self._queues)
 
-    def _end(self, group: Group, outcome: list[Answer] | Exception, alone: bool, seconds: float) -> None:
-        """Before anybody is told: a caller who has the answer finds nothing of it at work.
+    def _end_batch(self, batch: Batch, outcome: list[Answer] | Exception, exclusive: bool, seconds: float) -> None:
+        """Before the answers are delivered: a caller who has one finds nothing of it counted as work.
 
-        `seconds` are the thread's since the group before, so that what lies between groups counts as well.
+        Args:
+            seconds: of this thread since its last batch, so that what lies between batches is included.
         """
         failed = isinstance(outcome, Exception)
-        halves = group.halves() if failed and len(group.entries) > 1 else []
+        halves = batch.split() if failed and len(batch.entries) > 1 else []
+        queue = batch.queue
         with self.lock:
             self._computing -= 1
             self._halves += halves
-            group.lane.taken_tokens += sum(half.taken_tokens for half in halves) - group.taken_tokens
-            if group.entries and not failed:
-                group.lane.pace.saw(group.tokens, seconds, self.threads if alone else 1)
-            count = self._awaken(len(halves))
-        self._start(count)
+            queue.computing_tokens += sum(half.counted_tokens for half in halves) - batch.counted_tokens
+            if batch.entries and not failed:
+                queue.throughput.update(batch.tokens, seconds, self.threads if exclusive else 1)
+            count = self.reserve_threads_locked(len(halves))
+        self.start_threads(count)

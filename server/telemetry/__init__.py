@@ -1,0 +1,8 @@
+"""What operators see of requests and models.
+
+request_trace.py  follows a request from its arrival to its end
+observers.py      what observes requests, by the settings
+metrics.py        Prometheus, and Triton's statistics
+logs.py           the log
+tracing.py        OpenTelemetry
+"""

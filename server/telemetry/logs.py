@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from heed.server.settings import LogFormat, LogLevel
-from heed.server.telemetry.request_trace import Record
+from heed.server.telemetry.request_trace import RequestTrace
 
 log = logging.getLogger("heed.requests")
 
@@ -44,7 +44,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _printable(line: str) -> str:
-    """Characters that would move the cursor, or end a line for somebody, are written as escapes."""
+    """Characters that would move the cursor or end a line are written as escapes."""
     if line.isprintable():
         return line
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
@@ -73,38 +73,38 @@ class JsonFormatter(logging.Formatter):
 
 
 class RequestLog:
-    """A record for each request that ends."""
+    """A line for each request that ends."""
 
     def __init__(self, level: int) -> None:
         self._level = level
 
-    def ended(self, record: Record) -> None:
-        log.log(self._level, "request", extra={"fields": _fields_of(record)})
+    def request_ended(self, trace: RequestTrace) -> None:
+        log.log(self._level, "request", extra={"fields": _fields_of(trace)})
 
 
-def _fields_of(record: Record) -> dict[str, Any]:
-    """What there is to say of a request, without what is empty."""
+def _fields_of(trace: RequestTrace) -> dict[str, Any]:
+    """The fields of a request, without empty ones."""
     fields: dict[str, Any] = {
-        "id": _id(record),
-        "method": record.call.method,
-        "model": record.model,
-        "version": record.version,
-        "code": record.code,
-        "reason": record.reason,
-        "reference": record.reference,
-        "rows": record.rows,
-        "tokens": record.tokens,
-        "ms": _milliseconds(record.seconds),
-        **{f"{stage}_ms": _milliseconds(ended - begun) for stage, begun, ended in record.stages()},
-        "peer": record.call.peer,
-        "trace_id": record.trace,
+        "id": _id(trace),
+        "method": trace.call.method,
+        "model": trace.model,
+        "version": trace.version,
+        "code": trace.code,
+        "reason": trace.reason,
+        "reference": trace.reference,
+        "rows": trace.rows,
+        "tokens": trace.tokens,
+        "ms": _milliseconds(trace.seconds),
+        **{f"{stage.name}_ms": _milliseconds(stage.end - stage.begin) for stage in trace.stages},
+        "peer": trace.call.peer,
+        "trace_id": trace.trace_id,
     }
     return {name: value for name, value in fields.items() if value != ""}
 
 
-def _id(record: Record) -> str:
+def _id(trace: RequestTrace) -> str:
     """The caller's, if it is one: not too long, and nothing that could not be typed. Otherwise a new one."""
-    return record.id if 0 < len(record.id) <= MAX_ID and record.id.isprintable() else uuid.uuid4().hex
+    return trace.id if 0 < len(trace.id) <= MAX_ID and trace.id.isprintable() else uuid.uuid4().hex
 
 
 def _milliseconds(seconds: float) -> float:

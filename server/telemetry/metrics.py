@@ -1,14 +1,18 @@
-"""What Prometheus may ask a server over HTTP. docs/operations.md tells what each number means, and what to do about it.
+"""Metrics for Prometheus, over HTTP. docs/operations.md says what each means, and what to do about it.
 
-Labels come from the server's own names alone, never from what callers send: there is a bounded number of series, and
-those of a model that is served no longer go with it. On the way of a request nothing is looked up by name: the series
-of a model are found when it is added.
+Labels come from the server's own names alone, never from what callers send: so the number of series is bounded, and
+those of a model that is unloaded are removed. No request looks a series up by name: those of a model are found when
+it is added.
 """
 
 import platform
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Protocol, TypeVar
+from threading import Lock
+from typing import NamedTuple, Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,16 +25,14 @@ from prometheus_client import (
 )
 
 from heed.bundle.contract import Finding
-from heed.server.engine.host import usable_memory
-from heed.server.engine.model import Model
 from heed.server.errors import REASONS, StartError
-from heed.server.telemetry.request_trace import Record
+from heed.server.telemetry.request_trace import RequestTrace
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-HOLDS, BROKEN = "holds", "broken"  # what came of repeating a case
-LOADED, SWAPPED, FAILED = "loaded", "swapped", "failed"  # what came of a new version
+HOLDS, BROKEN = "holds", "broken"  # results of repeating a case of the contract
+LOADED, SWAPPED, FAILED = "loaded", "swapped", "failed"  # results of a new version
 NOBODY = ""  # the model of requests that are for none that is served
 
 # Otherwise one more series for each would say when it began.
@@ -40,7 +42,7 @@ Key = TypeVar("Key")
 Child = TypeVar("Child")
 
 
-class Queue(Protocol):
+class QueueLength(Protocol):
     """What waits for one model."""
 
     @property
@@ -63,28 +65,34 @@ class _Children(dict[Key, Child]):
 class Metrics:
     """The numbers of one process."""
 
-    def __init__(self, max_queue_tokens: int = 0) -> None:
-        """`max_queue_tokens` may wait for each model."""
+    def __init__(self, max_queue_tokens: int = 0, memory_limit: int = 0) -> None:
+        """
+        Args:
+            max_queue_tokens: that may wait for each model.
+            memory_limit: bytes that this process may take.
+        """
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)  # memory, CPU time, open files
-        self._define_server(max_queue_tokens)
+        self._define_server(max_queue_tokens, memory_limit)
         self._define_requests()
         self._define_versions()
         self._models: dict[str, RequestMetrics] = {}
         self._nobody = RequestMetrics(self, NOBODY)
         self._versions: dict[tuple[str, str], VersionMetrics] = {}
 
-    def _define_server(self, max_queue_tokens: int) -> None:
+    def _define_server(self, max_queue_tokens: int, memory_limit: int) -> None:
         build = self._gauge("heed_build_info", "1: the software that runs.", "version", "python", "onnxruntime")
         build.labels(version("heed-serve"), platform.python_version(), _onnxruntime_version()).set(1)
         memory = self._gauge("heed_memory_limit_bytes", "Memory that this process may take: the container's, or all.")
-        memory.set(usable_memory())
-        self._threads = self._gauge("heed_threads", "Groups that are computed at a time.")
-        self._in_flight = self._gauge("heed_requests_in_flight", "Requests that have come and not come to their end.")
+        memory.set(memory_limit)
+        self._threads = self._gauge("heed_threads", "Batches that are computed at a time.")
+        self._in_flight = self._gauge("heed_requests_in_flight", "Requests that have arrived and not ended.")
         self._queue_limit = self._gauge("heed_queue_limit_tokens", "Tokens that may wait for each model.")
         self._queue_limit.set(max_queue_tokens)
         self._failed_versions = self._gauge("heed_failed_versions", "Versions in the repository that cannot be served.")
-        self._loads = self._counter("heed_version_loads", "New versions, by what came of them.", "model", "result")
+        self._loads = self._counter(
+            "heed_version_loads", "New versions, by result (loaded, swapped, failed).", "model", "result"
+        )
 
     def _define_requests(self) -> None:
         self.requests = self._histogram(
@@ -100,18 +108,18 @@ class Metrics:
         self.info = self._gauge("heed_model_info", "1: a model that is ready.", *of, "digest", "precision", "provider")
         self.waiting_rows = self._gauge("heed_waiting_rows", "Rows of requests that wait in the queue.", *of)
         self.waiting_tokens = self._gauge("heed_waiting_tokens", "Tokens that wait in the queue.", *of)
-        self.group_rows = self._histogram("heed_group_rows", "Rows that were computed together.", ROWS, *of)
-        self.group_tokens = self._histogram("heed_group_tokens", "Tokens that were computed together.", TOKENS, *of)
-        self.group_seconds = self._histogram("heed_group_seconds", "Time that a thread took for a group.", SECONDS, *of)
+        self.group_rows = self._histogram("heed_group_rows", "Rows of a batch.", ROWS, *of)
+        self.group_tokens = self._histogram("heed_group_tokens", "Tokens of a batch.", TOKENS, *of)
+        self.group_seconds = self._histogram("heed_group_seconds", "Time that a thread took for a batch.", SECONDS, *of)
         self.attention_slots = self._counter(
             "heed_attention_slots",
-            "Rows of a group times its longest row: what attention computes, and a padded batch everywhere.",
+            "Rows of a batch times its longest row: what attention computes, and a padded batch everywhere.",
             *of,
         )
-        self.failed_groups = self._counter("heed_failed_groups", "Groups that could not be computed.", *of)
+        self.failed_groups = self._counter("heed_failed_groups", "Batches that could not be computed.", *of)
         self.error = self._gauge(
             "heed_contract_error",
-            "How far answers are from the reference's: 1 is as far as the budget allows. The worst case counts.",
+            "The largest error of an answer, as a share of its budget: 1 is the most that is allowed.",
             *of,
             "output",
         )
@@ -128,22 +136,21 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
-    # What others tell
+    # What is counted
 
-    def ended(self, record: Record) -> None:
-        """A request came to its end."""
-        self._models.get(record.model, self._nobody).ended(record)
+    def request_ended(self, trace: RequestTrace) -> None:
+        self._models.get(trace.model, self._nobody).request_ended(trace)
 
     def refused(self, reason: str) -> None:
         """A call was refused before anybody knew which model it is for. `reason` is one of `REASONS`."""
         self._nobody.refused[reason].inc()
 
-    def failed(self, model: str) -> None:
+    def load_failed(self, model: str) -> None:
         """A version of a model in the repository cannot be served."""
         self._loads.labels(model, FAILED).inc()
 
     def watch_requests(self, in_flight: Callable[[], int]) -> None:
-        """How many have come and not come to their end; called from another thread."""
+        """How many have arrived and not ended; called from another thread."""
         self._in_flight.set_function(in_flight)
 
     def watch_failures(self, failures: Callable[[], int]) -> None:
@@ -152,26 +159,26 @@ class Metrics:
 
     # What is served
 
-    def add(self, model: Model, threads: int = 1) -> "VersionMetrics":
-        """A version from now on; if there was one of the same name and number, it is forgotten.
+    def add(self, version: "ServedVersion", threads: int = 1) -> "VersionMetrics":
+        """Begins the series of a version; those of another one of the same name and number are removed.
 
         Args:
-            threads: that compute groups.
+            threads: that compute batches.
         """
-        name, number = model.manifest.name, str(model.manifest.version)
+        name, number = version.name, version.number
         loads = {result: self._loads.labels(name, result) for result in (LOADED, SWAPPED, FAILED)}
         loads[SWAPPED if name in self._models else LOADED].inc()
         self._forget(name, number)
         if name not in self._models:
             self._models[name] = RequestMetrics(self, name)
         self._threads.set(threads)
-        added = self._versions[name, number] = VersionMetrics(self, model)
+        added = self._versions[name, number] = VersionMetrics(self, version)
         return added
 
-    def remove(self, model: Model) -> None:
-        """A model that is served no longer leaves nothing behind, if nothing has taken its place."""
-        name, number = model.manifest.name, str(model.manifest.version)
-        if (found := self._versions.get((name, number))) is None or found.model is not model:
+    def remove(self, version: "VersionMetrics") -> None:
+        """Removes the series of a version that is unloaded, if no other one has taken its place."""
+        name, number = version.labels
+        if self._versions.get((name, number)) is not version:
             return
         self._forget(name, number)
         if all(other != name for other, _ in self._versions):
@@ -220,21 +227,84 @@ class RequestMetrics:
         # All from the beginning: a rate misses the step from no series to the first refusal.
         self.refused = {reason: metrics.refused_requests.labels(model, reason) for reason in REASONS}
 
-    def ended(self, record: Record) -> None:
-        self._by_method_and_code[record.call.method, record.code].observe(record.seconds)
-        for stage, begun, ended in record.stages():
-            self._stages[stage].observe(ended - begun)
-        if record.reason:
-            self.refused[record.reason].inc()
+    def request_ended(self, trace: RequestTrace) -> None:
+        self._by_method_and_code[trace.call.method, trace.code].observe(trace.seconds)
+        for stage in trace.stages:
+            self._stages[stage.name].observe(stage.end - stage.begin)
+        if trace.reason:
+            self.refused[trace.reason].inc()
+
+
+@dataclass
+class Duration:
+    """How often something was done, and for how long altogether."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.seconds += seconds
+
+
+@dataclass
+class Statistics:
+    """Counts and durations of the requests for one version, as Triton's ModelStatistics has them.
+
+    All but `batches` belong to the event loop's thread.
+    """
+
+    success: Duration = field(default_factory=Duration)  # from arrival to answer
+    fail: Duration = field(default_factory=Duration)  # refused, failed, or given up by the caller
+    stages: defaultdict[str, Duration] = field(default_factory=lambda: defaultdict(Duration))  # of what was answered
+    rows: int = 0  # that were answered
+    last_arrival: float = 0.0  # seconds since 1970; 0: no request has arrived yet
+    _batches: dict[int, Duration] = field(default_factory=dict)  # by rows
+    _lock: Lock = field(default_factory=Lock)
+
+    def request_ended(self, trace: RequestTrace) -> None:
+        if trace.code == "OK" and not trace.rows:
+            return  # it needed the tokenizer alone
+        self.last_arrival = time.time() - trace.seconds
+        if trace.code != "OK":
+            return self.fail.add(trace.seconds)
+        self.success.add(trace.seconds)
+        for stage in trace.stages:
+            self.stages[stage.name].add(stage.end - stage.begin)
+        self.rows += trace.rows
+
+    def batch_computed(self, lengths: list[int], seconds: float) -> None:
+        """See `BatchObserver`."""
+        with self._lock:
+            self._batches.setdefault(len(lengths), Duration()).add(seconds)
+
+    def batch_failed(self) -> None:
+        """A batch that failed is split; its requests count when they end."""
+
+    @property
+    def batches(self) -> dict[int, Duration]:
+        """The batches that were computed, by how many rows they had."""
+        with self._lock:
+            return {rows: Duration(one.count, one.seconds) for rows, one in sorted(self._batches.items())}
+
+
+class ServedVersion(NamedTuple):
+    """What the series of one version of a model are labelled with."""
+
+    name: str
+    number: str
+    digest: str
+    precision: str
+    provider: str
 
 
 class VersionMetrics:
-    """One version of a model: its queue, its groups, and how well it still answers as its reference."""
+    """One version of a model: its queue, its batches, and how well it still answers as its reference."""
 
-    def __init__(self, metrics: Metrics, model: Model) -> None:
-        self.model = model
-        name, number = of = model.manifest.name, str(model.manifest.version)
-        metrics.info.labels(*of, model.digest, model.precision, model.runtime.provider).set(1)
+    def __init__(self, metrics: Metrics, version: ServedVersion) -> None:
+        name, number = self.labels = of = version.name, version.number
+        self.statistics = Statistics()
+        metrics.info.labels(*version).set(1)
         self._waiting = metrics.waiting_rows.labels(*of), metrics.waiting_tokens.labels(*of)
         self._rows, self._tokens = metrics.group_rows.labels(*of), metrics.group_tokens.labels(*of)
         self._seconds, self._slots = metrics.group_seconds.labels(*of), metrics.attention_slots.labels(*of)
@@ -244,20 +314,25 @@ class VersionMetrics:
             {result: metrics.checks.labels(name, number, result) for result in (HOLDS, BROKEN)},
         )
 
-    def watch(self, queue: Queue) -> None:
-        """Shows what waits, whenever somebody looks; that is in another thread."""
+    def request_ended(self, trace: RequestTrace) -> None:
+        self.statistics.request_ended(trace)
+
+    def watch(self, queue: QueueLength) -> None:
+        """Shows what waits at each scrape, which is in another thread."""
         rows, tokens = self._waiting
         rows.set_function(lambda: queue.waiting_rows)
         tokens.set_function(lambda: queue.waiting_tokens)
 
-    def computed(self, lengths: list[int], seconds: float) -> None:
-        """See `Observer`. Safe in several threads."""
+    def batch_computed(self, lengths: list[int], seconds: float) -> None:
+        """See `BatchObserver`. Safe in several threads."""
+        self.statistics.batch_computed(lengths, seconds)
         self._rows.observe(len(lengths))
         self._tokens.observe(sum(lengths))
         self._slots.inc(len(lengths) * max(lengths))
         self._seconds.observe(seconds)
 
-    def failed(self) -> None:
+    def batch_failed(self) -> None:
+        """Its batch is split; its requests count when they end."""
         self._failed.inc()
 
 

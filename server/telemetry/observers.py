@@ -1,4 +1,4 @@
-"""Who is told of requests, by the settings."""
+"""Who observes requests, by the settings."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -27,12 +27,12 @@ def start_tracing() -> "Tracing":
 
 
 def observers_for(settings: Settings, metrics: Metrics, tracing: "Tracing | None") -> Observers:
-    listeners: list[Listener] = [metrics.ended]
+    listeners: list[Listener] = [metrics.request_ended]
     if tracing:
-        listeners.append(tracing.ended)  # before the log, which tells a trace's id
+        listeners.append(tracing.request_ended)  # before the log, which has the trace's id
     level = logging.INFO if settings.log_requests else logging.DEBUG
     if log.isEnabledFor(level):
-        listeners.append(RequestLog(level).ended)
+        listeners.append(RequestLog(level).request_ended)
     observers = Observers(*listeners)
     metrics.watch_requests(lambda: observers.in_flight)
     return observers

@@ -1,35 +1,30 @@
-"""Follows each request from its arrival to its end, and tells of it once: to the metrics, the log, the traces.
+"""Follows each request from its arrival to its end, and reports it once: to the metrics, the log and the traces.
 
-Whichever door a request comes through says the same few things of it, in the order in which they happen:
+Every API reports the same few things, in the order in which they happen:
 
-    with observers.record(call, request.id) as record, registry.use(name) as serving:
-        record.of(serving.model, serving.statistics.ended)
-        record.prepared(prepared)  # read, checked, tokenized
-        record.answered(answered)  # computed
+    with observers.trace(call, request.id) as trace:
+        trace.model_found(name, version, statistics.request_ended)
+        trace.rows_prepared(rows, tokens)  # read, validated, tokenized
+        trace.rows_computed(queue_seconds, compute_seconds)
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote
 
 import grpc
 
-from heed.server.engine.model import Model
 from heed.server.errors import HeedError, reason_of, reference_of, status_of
-from heed.server.requests.preprocess import Request
-from heed.server.scheduling.scheduler import Answered
-
-Stage = Literal["prepare", "queue", "compute", "encode"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What requests come through: a unary call for one of them, a stream for many."""
+    """The RPC that requests come through: a unary call for one of them, a stream for many."""
 
     service: str  # inference.GRPCInferenceService
     method: str  # ModelInfer
@@ -43,12 +38,20 @@ class Call:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What came with the call, but for what is binary."""
+        """The call's metadata, without binary values."""
         pairs = self.context.invocation_metadata() or ()
         return {key: value for key, value in pairs if isinstance(value, str)}
 
 
-class Record:
+class Stage(NamedTuple):
+    """A part of a request's time, on time.monotonic's clock. A stage begins where the one before it ends."""
+
+    name: Literal["prepare", "queue", "compute", "encode"]
+    begin: float
+    end: float
+
+
+class RequestTrace:
     """One request. Times are on time.monotonic's clock, in seconds."""
 
     def __init__(self, call: Call, id: str, observers: "Observers") -> None:
@@ -56,88 +59,95 @@ class Record:
         self.call = call
         self.id = id
         self.arrived = time.monotonic()
-        self.ended = self._prepared = self._answered = 0.0  # not yet
-        self._compute_seconds = 0.0
-        self.model = self.version = ""  # those that are served: callers shall not invent names
+        self.prepared = self.computed = self.ended = 0.0  # not yet
+        self.queue_seconds = self.compute_seconds = 0.0
+        self.model = self.version = ""  # of a model that is served: callers cannot invent names
         self.rows = self.tokens = 0
-        self.due = math.inf  # from when on a caller who leaves has run out of time
-        self.code, self.reason = "OK", ""  # the reason is empty for what was answered, and for who left
+        self.due = math.inf  # a caller who leaves after this time has run out of time
+        self.code, self.reason = "OK", ""  # no reason for what was answered, and for callers who left
         self.reference = ""  # of an internal error
-        self.trace = ""  # its id, if it is traced
+        self.trace_id = ""  # OpenTelemetry's, if the request is traced
+        self.stages: list[Stage] = []  # known at the end
         self._observers = observers
-        self._also: Listener | None = None
+        self._first_listener: Listener | None = None
 
-    def of(self, model: Model, also: "Listener") -> None:
-        """There is such a model, and it is ready. `also` is told before all others."""
-        self.model, self.version = model.manifest.name, str(model.manifest.version)
-        self._also = also
+    def model_found(self, name: str, version: str, listener: "Listener") -> None:
+        """There is such a model, and it is ready. `listener` is called before all others."""
+        self.model, self.version = name, version
+        self._first_listener = listener
 
-    def prepared(self, request: Request) -> None:
-        """It is read and checked, and its texts are tokens."""
-        self._prepared = time.monotonic()
-        self.rows, self.tokens = len(request.sequences), request.tokens
+    def rows_prepared(self, rows: int, tokens: int) -> None:
+        """The request is read and validated, and its texts are tokenized."""
+        self.prepared = time.monotonic()
+        self.rows, self.tokens = rows, tokens
 
-    def answered(self, answered: Answered) -> None:
-        """All its rows are computed."""
-        self._answered = time.monotonic()
-        self._compute_seconds = answered.compute_seconds
+    def rows_computed(self, queue_seconds: float, compute_seconds: float) -> None:
+        """The answers to all rows are there."""
+        self.computed = time.monotonic()
+        self.queue_seconds, self.compute_seconds = queue_seconds, compute_seconds
 
     @property
     def seconds(self) -> float:
-        """From its arrival to its end."""
+        """From the arrival to the end."""
         return self.ended - self.arrived
 
-    def stages(self) -> Iterator[tuple[Stage, float, float]]:
-        """Those that it came through: name, beginning and end. One begins where the one before it ends."""
-        if self._prepared:
-            yield "prepare", self.arrived, self._prepared
-        if self._answered:
-            computing = self._answered - self._compute_seconds  # the first row of many
-            yield "queue", self._prepared, computing
-            yield "compute", computing, self._answered
-            yield "encode", self._answered, self.ended
+    def _find_stages(self) -> None:
+        if self.prepared:
+            self.stages.append(Stage("prepare", self.arrived, self.prepared))
+        if self.computed:
+            started = self.computed - self.compute_seconds  # of the first row
+            self.stages += [
+                Stage("queue", self.prepared, started),
+                Stage("compute", started, self.computed),
+                Stage("encode", self.computed, self.ended),
+            ]
 
-    def __enter__(self) -> "Record":
+    def _set_outcome(self, error: BaseException) -> None:
+        if isinstance(error, Exception):
+            self.code, self.reason = status_of(error), reason_of(error)
+            if not isinstance(error, HeedError):
+                self.reference = reference_of(error)
+        elif isinstance(error, asyncio.CancelledError):
+            # gRPC cancels both a call whose caller has left and one whose deadline has passed.
+            late = self.call.context.time_remaining() == 0 or self.ended >= self.due
+            self.code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+
+    def __enter__(self) -> "RequestTrace":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.ended = time.monotonic()
-        if isinstance(error, Exception):
-            self.code, self.reason = status_of(error).name, reason_of(error)
-            if not isinstance(error, HeedError):
-                self.reference = reference_of(error)
-        elif isinstance(error, asyncio.CancelledError):
-            # gRPC cancels what a caller has left, and what it waits for no longer because the time is up.
-            late = self.call.context.time_remaining() == 0 or self.ended >= self.due
-            self.code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
-        if self._also:
-            self._also(self)
-        self._observers.ended(self)
+        if error is not None:
+            self._set_outcome(error)
+        self._find_stages()
+        if self._first_listener:
+            self._first_listener(self)
+        self._observers.request_ended(self)
 
 
-Listener = Callable[[Record], None]
+Listener = Callable[[RequestTrace], None]
 
 
 class Observers:
-    """Who is told of each request when it ends."""
+    """Those who are called when a request ends."""
 
     def __init__(self, *listeners: Listener) -> None:
-        """They are told in this order."""
+        """They are called in this order."""
         self._listeners = listeners
-        self.in_flight = 0  # requests that have come and not come to their end
+        self.in_flight = 0  # requests that have arrived and not ended
 
-    def record(self, call: Call, id: str = "") -> Record:
-        """A request has come; the `with` ends when it is answered or not to be answered.
+    def trace(self, call: Call, id: str = "") -> RequestTrace:
+        """A request has arrived; the `with` ends when it is answered or refused.
 
         Args:
             id: the caller's own, if there is one.
         """
         self.in_flight += 1
-        return Record(call, id, self)
+        return RequestTrace(call, id, self)
 
-    def ended(self, record: Record) -> None:
+    def request_ended(self, trace: RequestTrace) -> None:
         self.in_flight -= 1
-        for tell in self._listeners:
-            tell(record)
+        for listener in self._listeners:
+            listener(trace)

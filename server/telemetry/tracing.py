@@ -3,7 +3,7 @@
 A span is made when its request has ended, so that nothing of this stands between a caller and the answer. Spans carry
 names, numbers and statuses; never a payload, and no messages, because those may quote one.
 
-The extra `otel` has the packages, and this module is imported only where traces are asked for. The contributed package
+The extra `otel` has the packages, and this module is imported only where traces are enabled. The contributed package
 opentelemetry-instrumentation-grpc does not fit: it takes handlers that write to their streams for generators, and knows
 no requests on a stream.
 """
@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from heed.server.errors import StartError
-from heed.server.telemetry.request_trace import Record
+from heed.server.telemetry.request_trace import RequestTrace
 
 # The codes that are a server's own failures, by the semantic conventions for gRPC.
 FAILURES = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -56,52 +56,52 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("heed", version("heed-serve"))
 
-    def ended(self, record: Record) -> None:
+    def request_ended(self, request: RequestTrace) -> None:
         """A request came to its end."""
         since_epoch = time.time_ns() - time.monotonic_ns()
 
         def moment(seconds: float) -> int:
             return since_epoch + int(seconds * 1e9)
 
-        method = f"{record.call.service}/{record.call.method}"
-        parent = propagate.extract(record.call.metadata)
+        method = f"{request.call.service}/{request.call.method}"
+        parent = propagate.extract(request.call.metadata)
         span = self._tracer.start_span(
-            method, parent, SpanKind.SERVER, _attributes(method, record), start_time=moment(record.arrived)
+            method, parent, SpanKind.SERVER, _attributes(method, request), start_time=moment(request.arrived)
         )
         if span.is_recording():
-            record.trace = trace.format_trace_id(span.get_span_context().trace_id)
-            if record.code in FAILURES:
+            request.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+            if request.code in FAILURES:
                 span.set_status(Status(StatusCode.ERROR))
             inside = trace.set_span_in_context(span, parent)
-            for stage, begun, ended in record.stages():
-                self._stage(stage, inside, moment(begun), moment(ended))
-        span.end(moment(record.ended))
+            for stage in request.stages:
+                self._add_stage(stage.name, inside, moment(stage.begin), moment(stage.end))
+        span.end(moment(request.ended))
 
-    def _stage(self, name: str, inside: Context, begun: int, ended: int) -> None:
-        self._tracer.start_span(name, inside, start_time=begun).end(ended)
+    def _add_stage(self, name: str, inside: Context, begin: int, end: int) -> None:
+        self._tracer.start_span(name, inside, start_time=begin).end(end)
 
     def close(self) -> None:
         """Sends what is left. Blocking, for some seconds if the collector does not answer."""
         self._provider.shutdown()
 
 
-def _attributes(method: str, record: Record) -> Mapping[str, str | int]:
+def _attributes(method: str, request: RequestTrace) -> Mapping[str, str | int]:
     """By the semantic conventions for gRPC servers, and heed's own."""
-    address, _, port = record.call.peer.rpartition(":")
+    address, _, port = request.call.peer.rpartition(":")
     attributes: dict[str, str | int] = {
         "rpc.system.name": "grpc",
         "rpc.method": method,
-        "rpc.response.status_code": record.code,
+        "rpc.response.status_code": request.code,
         "network.peer.address": address.strip("[]") or port,
-        "heed.rows": record.rows,
-        "heed.tokens": record.tokens,
+        "heed.rows": request.rows,
+        "heed.tokens": request.tokens,
     }
     if port.isdigit():
         attributes["network.peer.port"] = int(port)
-    if record.code in FAILURES:
-        attributes["error.type"] = record.code
-    if record.model:
-        attributes |= {"heed.model.name": record.model, "heed.model.version": record.version}
-    if record.reason:
-        attributes["heed.reason"] = record.reason
+    if request.code in FAILURES:
+        attributes["error.type"] = request.code
+    if request.model:
+        attributes |= {"heed.model.name": request.model, "heed.model.version": request.version}
+    if request.reason:
+        attributes["heed.reason"] = request.reason
     return attributes

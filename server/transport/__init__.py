@@ -1,1 +1,10 @@
-"""Who may call, how much of the server one caller can take, and what travels encrypted. docs/security.md says why."""
+"""The gRPC server and what is done with a call before a service sees it.
+
+grpc_server.py   options, port, reflection
+interceptors.py  the bound on concurrent requests, parsing, errors to statuses
+status.py        the status of an error: code, message, trailing metadata
+tokens.py        bearer tokens
+certificates.py  TLS
+reloading.py     files that are read again when they change
+healthcheck.py   a program for containers that asks whether a server is ready
+"""

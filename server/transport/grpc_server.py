@@ -1,4 +1,4 @@
-"""The gRPC server and its port: options, what is asked of callers, reflection."""
+"""The gRPC server and its port: options, interceptors, reflection."""
 
 import ipaddress
 import logging
@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from heed.protos import POOL
 from heed.server.errors import StartError
 from heed.server.settings import Compression, Settings
-from heed.server.transport.interceptors import Reading, Refused, Slots
+from heed.server.transport.interceptors import ConcurrencyLimit, CountRefusal, ErrorsToStatuses
 from heed.server.transport.tokens import authorization
 
 COMPRESSIONS: dict[Compression, grpc.Compression] = {
@@ -21,9 +21,9 @@ COMPRESSIONS: dict[Compression, grpc.Compression] = {
 
 log = logging.getLogger("heed.security")
 
-# A connection that sends nothing is given up, before it can carry calls and after.
+# A connection that sends nothing is closed, before it can carry calls and after.
 HANDSHAKE_SECONDS = 20  # until TLS and HTTP/2 are agreed on
-PING_SECONDS, PONG_SECONDS = 60, 20  # a silent one is asked whether it lives; without an answer it is closed
+PING_SECONDS, PONG_SECONDS = 60, 20  # a silent connection is pinged, and closed without an answer
 # Callers may ask as well, if not more often than this: gRPC's own clients cannot, and 5 minutes, gRPC's default, would
 # forbid what keeps a connection open through most load balancers.
 SHORTEST_PING_SECONDS = 10
@@ -50,19 +50,19 @@ def _options(settings: Settings) -> dict[str, int]:
     return options
 
 
-def new_server(settings: Settings, slots: Slots, refused: Refused) -> grpc.aio.Server:
+def new_server(settings: Settings, limit: ConcurrencyLimit, count_refusal: CountRefusal) -> grpc.aio.Server:
     """A server without services, with what the settings say about connections, messages and callers.
 
     Args:
-        slots: count the requests in the process.
-        refused: hears of each call that no service sees.
+        limit: bounds the requests in the process.
+        count_refusal: is called for each call that is refused before a service sees it.
 
     Raises:
         StartError: a file of tokens is not what it should be.
     """
-    checks = [authorization(settings, refused), slots, Reading(refused)]
+    interceptors = [authorization(settings, count_refusal), limit, ErrorsToStatuses(count_refusal)]
     return grpc.aio.server(
-        interceptors=[check for check in checks if check],
+        interceptors=[interceptor for interceptor in interceptors if interceptor],
         options=list(_options(settings).items()),
         compression=COMPRESSIONS[settings.compression],
     )
@@ -120,16 +120,16 @@ def open_port(server: grpc.aio.Server, settings: Settings) -> str:
     Raises:
         StartError: the port is in use, the address is not this machine's, or a file for TLS is not what it should be.
     """
-    wanted = f"{settings.host}:{settings.port}"
+    address = f"{settings.host}:{settings.port}"
     credentials = _credentials(settings)
     warn_of_what_is_open(settings)
     try:
-        port = server.add_secure_port(wanted, credentials) if credentials else server.add_insecure_port(wanted)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:
         port = 0
     if port == 0:
         raise StartError(
-            f"cannot listen on {wanted}: the port is in use (--port chooses another) or the address is not this "
+            f"cannot listen on {address}: the port is in use (--port chooses another) or the address is not this "
             "machine's (--host)"
         )
     return f"{settings.host}:{port}"

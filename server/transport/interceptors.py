@@ -1,6 +1,7 @@
-"""What is done with a call before a service sees it: refused, counted, and its messages read.
+"""Interceptors: what is done with a call before a service sees it.
 
-As interceptors of grpc.aio: each sees a call once, whatever its number of messages.
+A call is refused or counted, its messages are parsed, and the errors of services become statuses. Each interceptor of
+grpc.aio sees a call once, whatever its number of messages.
 """
 
 import asyncio
@@ -12,10 +13,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
-from heed.server.errors import Exhausted, reason_of
-from heed.server.transport.status import describe, pushback
+from heed.server.errors import Exhausted, InvalidArgument, reason_of
+from heed.server.transport.status import REASON, abort
 
-Refused = Callable[[str], None]  # hears the reason of each refusal
+CountRefusal = Callable[[str], None]  # is called with the reason of each refusal
 
 RETRY_SECONDS = 1.0  # after which another try is worth it where too many requests were in the server
 PROBES = frozenset(f"/inference.GRPCInferenceService/Server{what}" for what in ("Live", "Ready"))
@@ -34,45 +35,49 @@ class Refusal(NamedTuple):
     code: StatusCode
     message: str
     reason: str  # one of `REASONS`
-    trailing: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def trailing(self) -> tuple[tuple[str, str], ...]:
+        return ((REASON, self.reason),)
 
 
-def refuse(refusal: Refusal, refused: Refused) -> Any:
-    """A handler that answers any kind of call with a status. As that of a stream it is called before a message is
-    read, so what is refused costs neither memory nor time for its message."""
+def refuse(refusal: Refusal | Exception, count_refusal: CountRefusal) -> Any:
+    """A handler that answers any kind of call with a status. It is that of a stream, which is called before a message
+    is read: so the message of a call that is refused costs neither memory nor time."""
+    count_refusal(refusal.reason if isinstance(refusal, Refusal) else reason_of(refusal))
 
-    refused(refusal.reason)
+    async def end_call(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if isinstance(refusal, Refusal):
+            await context.abort(refusal.code, refusal.message, refusal.trailing)
+        else:
+            await abort(context, refusal)
 
-    async def abort(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await context.abort(refusal.code, refusal.message, refusal.trailing)
-
-    return grpc.stream_stream_rpc_method_handler(abort)
+    return grpc.stream_stream_rpc_method_handler(end_call)
 
 
-class GivenBack:
-    """A slot while a request on a stream waits for its own caller to take answers, in a `with`: no other caller shall
+class Paused:
+    """In a `with`, a request does not count: it waits for its own caller to take answers, and no other caller should
     wait for that."""
 
-    def __init__(self, slots: "Slots") -> None:
-        self._slots = slots
+    def __init__(self, limit: "ConcurrencyLimit") -> None:
+        self._limit = limit
 
     def __enter__(self) -> None:
-        self._slots.leave()
+        self._limit.release()
 
     def __exit__(self, *error: object) -> None:
-        self._slots.take()
+        self._limit.acquire()
 
 
-class Slots(grpc.aio.ServerInterceptor):
-    """How many requests are in the server: each call with one request from its arrival until its answer has been
-    taken, and each request on a stream while it is worked on, in a `with`. An open stream without a request takes
-    none."""
+class ConcurrencyLimit(grpc.aio.ServerInterceptor):
+    """Bounds the requests in the server: each unary call from its arrival until its answer has been taken, and each
+    request on a stream while it is worked on, in a `with`. An open stream without a request does not count."""
 
-    def __init__(self, limit: int, refused: Refused = lambda _: None) -> None:
+    def __init__(self, limit: int, count_refusal: CountRefusal = lambda _: None) -> None:
         self._limit = limit
-        self._refused = refused
+        self._count_refusal = count_refusal
         self._taken = 0
-        self.given_back = GivenBack(self)
+        self.paused = Paused(self)
 
     @property
     def _full(self) -> Exhausted | None:
@@ -94,15 +99,15 @@ class Slots(grpc.aio.ServerInterceptor):
         """
         if full := self._full:
             raise full
-        self.take()
+        self.acquire()
 
     def __exit__(self, *error: object) -> None:
-        self.leave()
+        self.release()
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         self._taken += 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self._taken -= 1
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -110,11 +115,11 @@ class Slots(grpc.aio.ServerInterceptor):
         if handler is None or handler.request_streaming or is_probe(details.method):
             return handler
         if full := self._full:
-            return refuse(Refusal(*describe(full), reason_of(full), pushback(full)), self._refused)
+            return refuse(full, self._count_refusal)
         task = asyncio.current_task()
         assert task  # the call's own, from here to the end of its answer
-        self.take()
-        task.add_done_callback(lambda _: self.leave())
+        self.acquire()
+        task.add_done_callback(lambda _: self.release())
         return handler
 
 
@@ -122,67 +127,73 @@ Behavior = Callable[..., Any]
 Parse = Callable[[bytes], Any]
 
 
-class _Reader:
-    """Reads the messages of one method."""
+class _Method:
+    """One method of a service, whose messages are parsed here and whose errors become statuses."""
 
-    def __init__(self, parse: Parse, refused: Refused) -> None:
-        self._parse, self._refused = parse, refused
-        self._kind = getattr(getattr(parse, "__self__", None), "__name__", "message of this method")
+    def __init__(self, parse: Parse, behavior: Behavior, count_refusal: CountRefusal) -> None:
+        self._parse, self._behavior, self._count_refusal = parse, behavior, count_refusal
+        self._message_name = getattr(getattr(parse, "__self__", None), "__name__", "message of this method")
 
-    async def _abort(self, context: Any, where: str) -> None:
-        self._refused("invalid_argument")
-        await context.abort(StatusCode.INVALID_ARGUMENT, f"{where} is no {self._kind} in protobuf's encoding")
+    async def call(self, raw: bytes, context: Any) -> Any:
+        """With one request."""
+        try:
+            return await self._behavior(self._parsed(raw, "the message"), context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, error)
 
-    def one(self, behavior: Behavior) -> Behavior:
-        async def read(raw: bytes, context: Any) -> Any:
-            try:
-                request = self._parse(raw)
-            except DecodeError:
-                await self._abort(context, "the message")
-            return await behavior(request, context)
+    async def stream(self, raws: AsyncIterator[bytes], context: Any) -> Any:
+        """With many requests. Those before a message that cannot be parsed are answered; then the stream ends with the
+        error."""
+        errors: list[Exception] = []
+        try:
+            answer = await self._behavior(self._messages(raws, errors), context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, error)
+        if errors:
+            await abort(context, errors[0])
+        return answer
 
-        return read
+    async def generate(self, raws: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        """The same for a method that is a generator."""
+        errors: list[Exception] = []
+        async for answer in self._behavior(self._messages(raws, errors), context):
+            yield answer
+        if errors:
+            await abort(context, errors[0])
 
-    async def _messages(self, raws: AsyncIterator[bytes], bad: list[int]) -> AsyncIterator[Any]:
-        """Those of a stream. It ends before one that cannot be read, and puts its index into `bad`."""
+    def _parsed(self, raw: bytes, where: str) -> Any:
+        try:
+            return self._parse(raw)
+        except DecodeError:
+            self._count_refusal("invalid_argument")
+            raise InvalidArgument(f"{where} is no {self._message_name} in protobuf's encoding") from None
+
+    async def _messages(self, raws: AsyncIterator[bytes], errors: list[Exception]) -> AsyncIterator[Any]:
+        """The messages of a stream. It ends before one that cannot be parsed, and adds that error to `errors`."""
         index = 0
         async for raw in raws:
             try:
-                message = self._parse(raw)
-            except DecodeError:
-                bad.append(index)
+                message = self._parsed(raw, f"message {index} of the stream")
+            except InvalidArgument as error:
+                errors.append(error)
                 return
             yield message
             index += 1
 
-    def many(self, behavior: Behavior) -> Behavior:
-        """What came before a message that cannot be read is answered; then the stream ends with what is wrong."""
 
-        async def read(raws: AsyncIterator[bytes], context: Any) -> Any:
-            bad: list[int] = []
-            answer = await behavior(self._messages(raws, bad), context)
-            for index in bad:
-                await self._abort(context, f"message {index} of the stream")
-            return answer
+class ErrorsToStatuses(grpc.aio.ServerInterceptor):
+    """Parses messages, and turns the errors of all services into statuses.
 
-        async def read_and_yield(raws: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-            bad: list[int] = []
-            async for answer in behavior(self._messages(raws, bad), context):
-                yield answer
-            for index in bad:
-                await self._abort(context, f"message {index} of the stream")
-
-        return read_and_yield if inspect.isasyncgenfunction(behavior) else read
-
-
-class Reading(grpc.aio.ServerInterceptor):
-    """Bytes that are no message are the caller's mistake, and told so: gRPC would say UNKNOWN and log a traceback.
-
-    It must be the last interceptor: it remembers the handlers of all methods.
+    Bytes that are no message are the caller's mistake, and answered so: gRPC would say UNKNOWN and log a traceback. It
+    must be the last interceptor, as it remembers the handlers of all methods.
     """
 
-    def __init__(self, refused: Refused) -> None:
-        self._refused = refused
+    def __init__(self, count_refusal: CountRefusal) -> None:
+        self._count_refusal = count_refusal
         self._handlers: dict[str, Any] = {}
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -191,13 +202,16 @@ class Reading(grpc.aio.ServerInterceptor):
             handler = await continuation(details)
             if handler is None:
                 return None
-            known = self._handlers[details.method] = self._reading(handler)
+            known = self._handlers[details.method] = self._wrapped(handler)
         return known
 
-    def _reading(self, handler: Any) -> Any:
-        """The same handler, but it is given bytes and reads the message itself."""
-        reader = _Reader(handler.request_deserializer, self._refused)
+    def _wrapped(self, handler: Any) -> Any:
+        """The same handler, but it is given bytes and parses the message itself."""
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
         kind = next(name for name in kinds if getattr(handler, name))
-        read = reader.many if handler.request_streaming else reader.one
-        return handler._replace(request_deserializer=None, **{kind: read(getattr(handler, kind))})
+        behavior = getattr(handler, kind)
+        method = _Method(handler.request_deserializer, behavior, self._count_refusal)
+        wrapped: Behavior = method.call
+        if handler.request_streaming:
+            wrapped = method.generate if inspect.isasyncgenfunction(behavior) else method.stream
+        return handler._replace(request_deserializer=None, **{kind: wrapped})

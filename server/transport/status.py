@@ -1,15 +1,13 @@
-"""Turns errors into gRPC statuses, in one place."""
+"""From errors to gRPC statuses: code, message, trailing metadata."""
 
-import functools
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 import grpc
 
-from heed.server.errors import Exhausted, HeedError, reference_of, status_of
+from heed.server.errors import Exhausted, HeedError, reason_of, reference_of, status_of
 
 log = logging.getLogger("heed.services")
 
@@ -17,8 +15,10 @@ log = logging.getLogger("heed.services")
 MAX_MESSAGE = 500
 # gRFC A6: when a client's retry policy may try again, in milliseconds; a negative number: not at all.
 PUSHBACK = "grpc-retry-pushback-ms"
+REASON = "heed-reason"  # one of `REASONS`, in trailing metadata
 NEVER = -1
-SPREAD = 1.25  # callers who are refused together are told times up to this factor apart, and do not come back together
+# Times for callers who are refused together differ by up to this factor, so that they do not come back together.
+SPREAD = 1.25
 
 
 def printable(text: str) -> str:
@@ -28,11 +28,8 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
-
-
 class ItemError(Exception):
-    """What went wrong with one request of a stream."""
+    """The error of one request of a stream."""
 
     def __init__(self, index: int, error: Exception) -> None:
         super().__init__(index)
@@ -40,7 +37,7 @@ class ItemError(Exception):
 
 
 def describe(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """What a caller is told about an error."""
+    """The status code and the message for the caller."""
     if isinstance(error, ItemError):
         code, message = describe(error.error)
         return code, f"item {error.index}: {message}"
@@ -48,15 +45,15 @@ def describe(error: Exception) -> tuple[grpc.StatusCode, str]:
         message = str(error)
         if len(message) > MAX_MESSAGE:
             message = message[: MAX_MESSAGE - 1] + "…"
-        return status_of(error), printable(message)
-    # What nobody foresaw may say things that are not for callers: they get an id, the log gets the rest.
+        return grpc.StatusCode[status_of(error)], printable(message)
+    # The message of an unforeseen error may not be for callers: they get an id, and the log has the rest.
     reference = reference_of(error)
     log.error("internal error %s", reference, exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error {reference}; the server's log has the details"
 
 
 def retry_after_ms(error: Exception) -> int | None:
-    """What a caller is told of trying again: milliseconds, NEVER, or None if nothing is known."""
+    """When another try is worth it: milliseconds, NEVER, or None if nothing is known."""
     if not isinstance(error, Exhausted) or error.retry_after is None:
         return None
     if math.isinf(error.retry_after):
@@ -64,22 +61,14 @@ def retry_after_ms(error: Exception) -> int | None:
     return math.ceil(error.retry_after * random.uniform(1, SPREAD) * 1000)
 
 
-def pushback(error: Exception) -> tuple[tuple[str, str], ...]:
-    """The same as trailing metadata."""
+def trailing_metadata(error: Exception) -> tuple[tuple[str, str], ...]:
+    """Why the request was refused, in a word for programs, and when another try is worth it."""
     milliseconds = retry_after_ms(error)
-    return () if milliseconds is None else ((PUSHBACK, str(milliseconds)),)
+    pushback = () if milliseconds is None else ((PUSHBACK, str(milliseconds)),)
+    return ((REASON, reason_of(error)), *pushback)
 
 
-def guarded(method: Method) -> Method:
-    """Wraps a method that is one coroutine: its errors become statuses."""
-
-    @functools.wraps(method)
-    async def wrapper(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            return await method(self, request, context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await context.abort(*describe(error), pushback(error))
-
-    return wrapper  # type: ignore[return-value]
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    """Ends a call with the status of an error."""
+    await context.abort(*describe(error), trailing_metadata(error))
+    raise AssertionError("abort raises")

@@ -15,14 +15,14 @@ from grpc import StatusCode
 
 from heed.server.errors import StartError
 from heed.server.settings import Settings
-from heed.server.transport.interceptors import Refusal, Refused, is_probe, is_reflection, refuse
+from heed.server.transport.interceptors import CountRefusal, Refusal, is_probe, is_reflection, refuse
 from heed.server.transport.reloading import Reloaded, read_file
 
 TOKENS, REPOSITORY_TOKENS = "--tokens", "--repository-tokens"
 SHORTEST = 16  # characters: less can be guessed
 MAKE_ONE = "`openssl rand -hex 32` makes a good one"
 
-MANAGING = frozenset(f"/inference.GRPCInferenceService/RepositoryModel{verb}" for verb in ("Load", "Unload"))
+REPOSITORY_METHODS = frozenset(f"/inference.GRPCInferenceService/RepositoryModel{verb}" for verb in ("Load", "Unload"))
 
 
 class Tokens:
@@ -41,7 +41,8 @@ def read_tokens(setting: str, path: Path) -> Tokens:
     """One token on each line; empty lines and those that begin with # are left out.
 
     Raises:
-        StartError: the file cannot be read, has none, or a line that is none; the line's number is told, not the line.
+        StartError: the file cannot be read, or has no token, or a line that is none; the message has the line's
+            number, not the line.
     """
     tokens = []
     for number, raw in enumerate(read_file(setting, path).splitlines(), 1):
@@ -77,7 +78,7 @@ NO_TOKEN = Refusal(
     "no token came; send the metadata `authorization: Bearer TOKEN` with each call",
     "unauthenticated",
 )
-UNKNOWN = Refusal(
+UNKNOWN_TOKEN = Refusal(
     StatusCode.UNAUTHENTICATED,
     "the token is not one of this server's; whoever runs the server gives them out",
     "unauthenticated",
@@ -97,7 +98,7 @@ class Authorization(grpc.aio.ServerInterceptor):
         tokens: Reloaded[Tokens] | None,
         repository_tokens: Reloaded[Tokens] | None,
         is_open: Callable[[str], bool],
-        refused: Refused,
+        count_refusal: CountRefusal,
     ) -> None:
         """
         Args:
@@ -108,15 +109,15 @@ class Authorization(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._repository_tokens = repository_tokens
         self._is_open = is_open
-        self._refused = refused
+        self._count_refusal = count_refusal
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         refusal = self._refusal(details.method, details.invocation_metadata)
-        return refuse(refusal, self._refused) if refusal else await continuation(details)
+        return refuse(refusal, self._count_refusal) if refusal else await continuation(details)
 
     def _refusal(self, method: str, metadata: Any) -> Refusal | None:
-        managing = method in MANAGING and self._repository_tokens is not None
-        if self._is_open(method) or (self._tokens is None and not managing):
+        controls_repository = method in REPOSITORY_METHODS and self._repository_tokens is not None
+        if self._is_open(method) or (self._tokens is None and not controls_repository):
             return None
         token = _bearer(metadata)
         if token is None:
@@ -124,11 +125,11 @@ class Authorization(grpc.aio.ServerInterceptor):
         if self._repository_tokens and token in self._repository_tokens.value:
             return None
         if self._tokens and token in self._tokens.value:
-            return NOT_PERMITTED if managing else None
-        return UNKNOWN
+            return NOT_PERMITTED if controls_repository else None
+        return UNKNOWN_TOKEN
 
 
-def authorization(settings: Settings, refused: Refused) -> Authorization | None:
+def authorization(settings: Settings, count_refusal: CountRefusal) -> Authorization | None:
     """What checks tokens; nothing if the settings name no file of them.
 
     Raises:
@@ -147,4 +148,4 @@ def authorization(settings: Settings, refused: Refused) -> Authorization | None:
     def is_open(method: str) -> bool:
         return (settings.open_health and is_probe(method)) or (settings.open_reflection and is_reflection(method))
 
-    return Authorization(tokens, repository_tokens, is_open, refused)
+    return Authorization(tokens, repository_tokens, is_open, count_refusal)

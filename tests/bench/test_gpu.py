@@ -27,7 +27,7 @@ from heed.bundle.packing import Arrays, pack
 from heed.model import Encoder, load_checkpoint
 from heed.model.config import AttentionConfig
 from heed.model.patterns import Window
-from heed.server.engine.session import CPU, CUDA, Runtime, without_driver
+from heed.server.engine.session import CPU, CUDA, Session, without_driver
 
 PLAN = Plan("cpu", {"sentences": 12}, tokens=(40, 200), rows=(3,), rounds=2)
 HEED = Way("heed, fp32", partial(speed._run, precision="fp32"), precision="fp32", must=True)
@@ -155,7 +155,7 @@ def test_bound_and_plain_runs_give_equal_bits_whatever_was_in_the_buffers_before
     subject: Subject, asked: Asked
 ) -> None:
     graph = subject.own_graph("fp32")
-    plain = Runtime(graph, "cpu", kernels=False)
+    plain = Session(graph, "cpu", kernels=False)
 
     def shapes(feeds: Arrays) -> dict[str, tuple[int, ...]]:
         vector = (len(feeds["slots"]), 32)

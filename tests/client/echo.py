@@ -27,6 +27,7 @@ class Refusal:
 
     code: grpc.StatusCode
     pushback: str | None = None  # in the trailing metadata
+    reason: str | None = None  # likewise
 
 
 def answers_to(
@@ -86,6 +87,8 @@ class Echo(heed_pb2_grpc.InferenceServicer, GRPCInferenceServiceServicer):
         answer.infer_response.parameters["status"].string_param = refusal.code.name
         if refusal.pushback is not None:
             answer.infer_response.parameters["retry_after_ms"].int64_param = int(refusal.pushback)
+        if refusal.reason is not None:
+            answer.infer_response.parameters["reason"].string_param = refusal.reason
         return answer
 
     def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
@@ -116,7 +119,8 @@ class Echo(heed_pb2_grpc.InferenceServicer, GRPCInferenceServiceServicer):
 
 
 def _trailers(refusal: Refusal) -> list[tuple[str, str]]:
-    return [] if refusal.pushback is None else [(PUSHBACK, refusal.pushback)]
+    trailers = [(PUSHBACK, refusal.pushback), ("heed-reason", refusal.reason)]
+    return [(name, value) for name, value in trailers if value is not None]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from grpc import StatusCode
 
 from heed.client import Answer, AsyncClient, CallError, Client
-from heed.client.batches import REQUEST_BYTES, cut, joined
+from heed.client.batches import REQUEST_BYTES, joined, split
 from tests.client.conftest import Embed
 from tests.client.echo import Echo, Refusal, running
 from tests.support import Running
@@ -27,17 +27,22 @@ def sizes(slices: list[slice]) -> list[int]:
 
 
 def test_rows_are_cut_by_number_and_by_size() -> None:
-    assert sizes(cut({"input_ids": np.zeros((10, 4), np.int64)}, 4)) == [4, 4, 2]
+    assert sizes(split({"input_ids": np.zeros((10, 4), np.int64)}, 4)) == [4, 4, 2]
     large = np.zeros((5, REQUEST_BYTES // 8 // 2), np.int64)
-    assert sizes(cut({"input_ids": large}, 4)) == [2, 2, 1]
+    assert sizes(split({"input_ids": large}, 4)) == [2, 2, 1]
     texts = np.array(["a" * size for size in (REQUEST_BYTES - 1, 1, 1, 3 * REQUEST_BYTES, 1)], object)
-    assert sizes(cut({"text": texts}, 4)) == [2, 1, 1, 1]
+    assert sizes(split({"text": texts}, 4)) == [2, 1, 1, 1]
 
 
 def test_what_is_no_batch_is_sent_as_it_is() -> None:
     whole = [slice(None)]
-    assert cut({}, 4) == cut({"a": np.zeros((9, 1)), "b": np.zeros((8, 1))}, 4) == cut({"a": np.zeros(())}, 4) == whole
-    assert cut({"text": np.array([], object)}, 4) == whole
+    assert (
+        split({}, 4)
+        == split({"a": np.zeros((9, 1)), "b": np.zeros((8, 1))}, 4)
+        == split({"a": np.zeros(())}, 4)
+        == whole
+    )
+    assert split({"text": np.array([], object)}, 4) == whole
 
 
 def test_parts_are_joined_padded_as_a_server_pads() -> None:
@@ -137,7 +142,7 @@ async def test_what_is_left_is_cancelled() -> None:
                 break
             await answers.aclose()
         left = {getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
-    assert "AsyncClient._infer" not in left
+    assert "ModelCalls._infer_request" not in left
 
 
 async def test_an_answer_is_given_before_the_next_item_has_come() -> None:

@@ -394,7 +394,7 @@ async def test_async_calls_one_after_the_other_share_a_stream_whatever_they_are_
 
 
 async def test_a_stream_gives_way_to_another_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "SECONDS", 0.2)
+    monkeypatch.setattr(streams, "MAX_STREAM_SECONDS", 0.2)
     fake = Fake()
     with serving(fake) as address:
         async with AsyncClient(address, "fake") as other:
@@ -405,7 +405,7 @@ async def test_a_stream_gives_way_to_another_after_a_while(monkeypatch: pytest.M
 
 
 async def test_a_stream_gives_way_to_another_when_it_has_carried_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "STREAM_BYTES", 300)
+    monkeypatch.setattr(streams, "MAX_STREAM_BYTES", 300)
     fake = Fake()
     with serving(fake) as address:
         async with AsyncClient(address, "fake") as other:
@@ -423,7 +423,7 @@ async def test_what_is_asked_at_once_travels_together() -> None:
 
 
 async def test_a_stream_has_so_many_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "REQUESTS", 10)
+    monkeypatch.setattr(streams, "MAX_REQUESTS", 10)
     fake = Fake()
     with serving(fake) as address:
         async with AsyncClient(address, "fake", timeout=10) as other:
@@ -432,7 +432,7 @@ async def test_a_stream_has_so_many_requests_at_a_time(monkeypatch: pytest.Monke
 
 
 def test_a_client_counts_what_a_stream_has_as_a_server_does() -> None:
-    assert (streams.ROOM, streams.ROOM_BYTES) == (STREAM_REQUESTS, REQUEST_BYTES)
+    assert (streams.CREDITS, streams.CREDIT_BYTES) == (STREAM_REQUESTS, REQUEST_BYTES)
 
 
 async def test_what_a_server_would_not_read_beside_others_goes_on_a_stream_of_its_own() -> None:
@@ -445,13 +445,15 @@ async def test_what_a_server_would_not_read_beside_others_goes_on_a_stream_of_it
 
 
 def test_the_server_hears_how_much_time_is_left_when_a_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = streams.Asked(pb.ModelInferRequest(), 2.0)
-    assert asked.to_send().parameters["timeout"].int64_param == 2_000_000
+    pending = streams.PendingRequest(pb.ModelInferRequest(), 2.0)
+    assert pending.to_send().parameters["timeout"].int64_param == 2_000_000
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 1.5)
-    assert asked.to_send().parameters["timeout"].int64_param == pytest.approx(500_000, abs=2_000_000 / streams.STEPS)
+    assert pending.to_send().parameters["timeout"].int64_param == pytest.approx(
+        500_000, abs=2_000_000 / streams.TIMEOUT_STEPS
+    )
     monkeypatch.setattr(time, "monotonic", lambda: now + 5)
-    assert asked.to_send().parameters["timeout"].int64_param == 2_000_000 / streams.STEPS
+    assert pending.to_send().parameters["timeout"].int64_param == 2_000_000 / streams.TIMEOUT_STEPS
 
 
 async def embedded(client: Client | AsyncClient) -> np.ndarray:
@@ -472,7 +474,7 @@ async def test_a_timeout_may_be_without_end_or_over_at_once(kind: type[Client] |
 async def test_large_requests_are_calls_of_their_own_and_many_bytes_are_several_messages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "BYTES", 300)
+    monkeypatch.setattr(streams, "MAX_MESSAGE_BYTES", 300)
     fake = Fake()
     with serving(fake) as address:
         async with AsyncClient(address, "fake", timeout=10) as other:

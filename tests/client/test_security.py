@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from heed.client import CallError, Client, Tls
+from heed.client import AsyncClient, CallError, Client, Tls
 from heed.client.connection import Token, is_loopback
 from tests.client.conftest import Embed
 from tests.client.echo import Echo, running
@@ -146,6 +146,20 @@ def test_a_token_file_is_read_again_when_it_changed(token_file: Path) -> None:
         token_file.unlink()
         client.embed(ONE)  # with the one there was, until another comes
     assert echo.tokens == ["Bearer first", "Bearer second", "Bearer second"]
+
+
+async def test_a_token_that_changed_is_not_sent_on_a_stream_of_the_old_one(token_file: Path) -> None:
+    echo = Echo()
+    with running(echo) as address:
+        async with AsyncClient(address, "echo", token=token_file) as client:
+            await client.embed(ONE)
+            await client.embed(ONE)
+            replacement = token_file.with_suffix(".new")
+            replacement.write_text("second")
+            replacement.rename(token_file)
+            await client.embed(ONE)
+            await client.embed(ONE)
+    assert echo.tokens == ["Bearer first", "Bearer second"]  # one for each stream
 
 
 def test_a_token_file_that_did_not_change_is_not_read(token_file: Path) -> None:

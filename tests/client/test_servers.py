@@ -1,6 +1,7 @@
 """Several servers, and servers that say no."""
 
 import asyncio
+import pickle
 import time
 
 import pytest
@@ -113,6 +114,28 @@ def test_what_no_waiting_mends_is_not_repeated_whatever_the_server_says(embed: E
     with running(echo) as address, pytest.raises(CallError, match="INVALID_ARGUMENT"):
         embed(address, ONE)
     assert len(echo.refusals) == 9
+
+
+@pytest.mark.parametrize("reason", [None, "queue_full"])
+def test_an_error_has_the_reason_that_the_server_gives(embed: Embed, reason: str | None) -> None:
+    with running(Echo([Refusal(BUSY, "-1", reason)])) as address, pytest.raises(CallError) as refused:
+        embed(address, ONE)
+    assert (refused.value.code, refused.value.pushback, refused.value.reason) == (BUSY, -0.001, reason)
+
+
+def test_an_error_about_some_rows_has_the_reason_too(embed: Embed) -> None:
+    with (
+        running(Echo([Refusal(BUSY, "-1", "queue_full")])) as address,
+        pytest.raises(CallError, match="rows") as refused,
+    ):
+        embed(address, ["1", "2"], request_rows=1)
+    assert (refused.value.pushback, refused.value.reason) == (-0.001, "queue_full")
+
+
+def test_an_error_can_be_pickled() -> None:
+    error = CallError(BUSY, "not now", 2.5, "queue_full")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (CallError, "RESOURCE_EXHAUSTED: not now", vars(error))
 
 
 def test_a_call_may_have_a_timeout_of_its_own() -> None:

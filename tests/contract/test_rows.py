@@ -13,7 +13,6 @@ from heed.bundle.packing import Arrays
 from heed.client import Answer, Client
 from heed.exporting import export_bundle
 from heed.model import Encoder
-from heed.model.blocks import Activation
 from heed.model.config import (
     AttentionConfig,
     EncoderConfig,
@@ -30,10 +29,11 @@ from heed.model.config import (
     TokensConfig,
     VectorsConfig,
 )
-from heed.model.linear import LinearTransformer, Linformer, Performer
+from heed.model.feed_forward import Activation
+from heed.model.linear_attention import LinearTransformer, Linformer, Performer
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, GlobalMask, Strided, Window, big_bird
-from heed.model.scores import Additive, Dot
-from heed.model.selection import hard
+from heed.model.score_functions import Additive, Dot
+from heed.model.softmax import hardmax
 from tests.support import make_noisy, run_server
 
 BUDGET = 1e-5
@@ -42,7 +42,7 @@ ATTENTION: dict[str, AttentionConfig | LongformerConfig] = {
     "full": AttentionConfig(4),
     "unscaled": AttentionConfig(4, score=Dot),
     "additive": AttentionConfig(4, score=Additive),
-    "hard": AttentionConfig(4, select=hard),
+    "hard": AttentionConfig(4, normalize=hardmax),
     "value width": AttentionConfig(4, head_width=6, value_width=10),
     "window": AttentionConfig(4, Window(5)),
     "strided": AttentionConfig(4, Strided(3)),
@@ -60,7 +60,7 @@ ATTENTION: dict[str, AttentionConfig | LongformerConfig] = {
     "performer": AttentionConfig(4, approximation=partial(Performer, features=32)),
     "linformer": AttentionConfig(4, approximation=partial(Linformer, rank=16, max_length=2000)),
     "rotary": AttentionConfig(4, rotary_base=10000.0),
-    "hard window": AttentionConfig(4, Window(5) | FirstTokens(1), select=hard),
+    "hard window": AttentionConfig(4, Window(5) | FirstTokens(1), normalize=hardmax),
 }
 MIXED = ("hard window", "causal window")  # of what other rows have
 ROWS = [row for row in ATTENTION if row not in MIXED]

@@ -22,12 +22,12 @@ from heed.export.graph import export_graph
 from heed.export.half import write_half
 from heed.exporting import export_bundle
 from heed.model import Encoder
-from heed.model.attention import AttentionConfig
+from heed.model.attention_config import AttentionConfig
 from heed.model.config import EncoderConfig, FeedForwardConfig, LayerConfig, LogBuckets, NormConfig
 from heed.model.patterns import Causal, Window
 from heed.server.engine.graphs import Graphs
 from heed.server.engine.model import Model
-from heed.server.engine.session import CPU, CUDA, Runtime, without_driver
+from heed.server.engine.session import CPU, CUDA, Session, without_driver
 from heed.server.errors import DeviceError
 
 LENGTHS = (3, 9, 1, 20)
@@ -115,7 +115,7 @@ def most_off(graph: Path, feeds: Arrays) -> float:
     onnx.save(fused(graph), path)
     found = ReferenceEvaluator(str(path), new_ops=OPERATORS)
     answers = found.run(None, {name: feeds[name] for name in found.input_names})
-    expected = Runtime(graph, "cpu", kernels=False).run(feeds)
+    expected = Session(graph, "cpu", kernels=False).run(feeds)
     return max(float(np.abs(one - other).max()) for one, other in zip(answers, expected.values(), strict=True))
 
 
@@ -248,4 +248,4 @@ def test_on_cuda_it_takes_the_rows_whose_tokens_are_all_real(bundle: Path, monke
     assert len(graphs.run([whole[0], holed[1], whole[2], holed[3]])) == len(LENGTHS)
     assert opened["fused.fp16.onnx"].lengths == [[LENGTHS[0], LENGTHS[2]]]
     assert opened["model.fp16.onnx"].lengths == [[LENGTHS[1], LENGTHS[3]]]
-    assert graphs.steps == []
+    assert graphs.span_limits == []

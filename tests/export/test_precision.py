@@ -16,6 +16,7 @@ import heed.export.int8
 from heed.bundle import Manifest, read_manifest
 from heed.bundle.contract import CUDA, Report
 from heed.bundle.digests import check_digests
+from heed.bundle.manifest import Device
 from heed.export.bundle import ExportError
 from heed.export.half import write_half
 from heed.export.int8 import linear_layers, quantized
@@ -27,7 +28,6 @@ from heed.model.config import AttentionConfig, FeedForwardConfig, ImagesConfig, 
 from heed.server.engine.model import Model
 from heed.server.errors import DeviceError
 from heed.server.repository.warmup import warm_up
-from heed.server.settings import Device
 
 LINEAR_LAYERS = 2 * 6  # of the tiny models: four of attention and two of feed-forward in each layer
 
@@ -116,7 +116,7 @@ def test_each_channel_has_its_own_scale() -> None:
 def test_int8_holds_on_the_cpu_and_has_the_same_bits_in_any_group(bundle: Path) -> None:
     """Each token has its own scale, so that nobody's neighbours change it."""
     model = Model(bundle, "auto", "int8")
-    assert model.runtime.provider == "CPUExecutionProvider"
+    assert model.session.provider == "CPUExecutionProvider"
     assert Report(list(model.check_contract(everything=True))).holds
     warmup = warm_up(model)
     assert warmup.bit_equal

@@ -100,7 +100,9 @@ def test_padding_is_not_counted(tiny_bundle: Path, moved_bundle: Path) -> None:
     model = Model(tiny_bundle, "cpu")
     from heed.bundle.contract import read_contract
 
-    expected = sum(int(s.real.sum()) for c in read_contract(tiny_bundle) for s in model.prepare(c.inputs).sequences)
+    expected = sum(
+        int(s.real.sum()) for c in read_contract(tiny_bundle) for s in model.preprocessor.preprocess(c.inputs).rows
+    )
     assert hidden["vectors"] == expected
     assert told["requests"] == len(read_contract(tiny_bundle))  # those of both contracts, each once
 

@@ -4,7 +4,6 @@ Letters: B batch, L length.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 
 from heed.bundle.manifest import PositionRule
 from heed.bundle.packing import pack, token_sequence
-from heed.model.attention import AttentionConfig, MultiHeadAttention, all_pairs
-from heed.model.layout import GlobalTokens, Packed, Padded
-from heed.model.patterns import Pattern
+from heed.model.attention import MultiHeadAttention
+from heed.model.attention_config import AttentionConfig
+from heed.model.attention_plan import AttentionPlan, plan_for_padded_rows
+from heed.model.layout import GlobalTokens, Layout, Packed, Padded
+from heed.model.patterns import Pattern, all_pairs
 from tests.model.loops import Bools, Floats
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -80,17 +81,14 @@ def padded(real_BL: Bools, marked_BL: Bools | None = None, edges_BLL: Bools | No
     )
 
 
-@dataclass(frozen=True)
-class InBlocks(Padded):
-    """Padded rows that are attended to in blocks, however short they are."""
-
-    @property
-    def dense(self) -> bool:
-        return False
+def plan(layout: Layout) -> AttentionPlan:
+    """The encoder's own plan for padded rows; all pairs for tokens end to end."""
+    return plan_for_padded_rows(layout) if isinstance(layout, Padded) else AttentionPlan(layout)
 
 
-def in_blocks(layout: Padded) -> InBlocks:
-    return InBlocks(layout.real_BL, layout.positions, layout.adjacency_BLL, layout.global_tokens)
+def in_blocks(layout: Layout) -> AttentionPlan:
+    """Blockwise, however short the rows are."""
+    return AttentionPlan(layout, blockwise=True)
 
 
 def packed(
@@ -99,7 +97,6 @@ def packed(
     edges_BLL: Bools | None = None,
     *,
     aligned: bool = True,
-    dense: bool = True,
 ) -> Packed:
     """The layout without padding. A token's column is its position."""
     batch, length = real_BL.shape
@@ -122,7 +119,6 @@ def packed(
         feeds["position_ids"],
         feeds.get("adjacency"),
         GlobalTokens(feeds["globals"], feeds["globals_real"]) if "globals" in feeds else None,
-        dense,
     )
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from heed.model.attention import AttentionConfig, MultiHeadAttention
-from heed.model.layout import GlobalTokens, Layout, Padded
-from heed.model.linear import LinearTransformer
+from heed.model.attention import MultiHeadAttention
+from heed.model.attention_config import AttentionConfig
+from heed.model.attention_plan import AttentionPlan
+from heed.model.layout import GlobalTokens, Padded
+from heed.model.linear_attention import LinearTransformer
 from heed.model.patterns import (
     Adjacency,
     Causal,
@@ -25,8 +27,8 @@ from heed.model.patterns import (
     Window,
 )
 from heed.model.positions import LogBuckets, RelativeBias
-from heed.model.scores import Additive, Dot, ScaledDot
-from heed.model.selection import hard, soft
+from heed.model.score_functions import Additive, Dot, ScaledDot
+from heed.model.softmax import hardmax, softmax
 from tests.model import loops
 from tests.model.support import (
     allowed_by,
@@ -38,6 +40,7 @@ from tests.model.support import (
     noise,
     packed,
     padded,
+    plan,
     random_edges,
     random_mask,
     with_random_weights,
@@ -54,8 +57,8 @@ CONFIGS = {
     "wide queries, narrow values": AttentionConfig(2, head_width=7, value_width=1),
     "unscaled": AttentionConfig(2, score=Dot),
     "additive": AttentionConfig(2, score=Additive, head_width=5),
-    "hard": AttentionConfig(2, select=hard),
-    "hard additive": AttentionConfig(2, score=Additive, select=hard),
+    "hard": AttentionConfig(2, normalize=hardmax),
+    "hard additive": AttentionConfig(2, score=Additive, normalize=hardmax),
     "window": AttentionConfig(2, Window(3)),
     "graph": AttentionConfig(2, Adjacency()),
     "global tokens": AttentionConfig(2, Window(1) | GlobalMask()),
@@ -68,11 +71,11 @@ CONFIGS = {
 
 def oracle_of(attention: MultiHeadAttention, config: AttentionConfig) -> tuple[loops.Score, loops.Selection]:
     if config.score is Additive:
-        weight_NH = torch.cat([mechanism.score.weight for mechanism in attention.mechanisms]).numpy()  # type: ignore[union-attr,misc]
+        weight_NH = torch.cat([score.weight for score in attention.modules() if isinstance(score, Additive)]).numpy()
         score = loops.additive(weight_NH)
     else:
         score = {Dot: loops.dot, ScaledDot: loops.scaled_dot}[config.score]  # type: ignore[index]
-    return score, loops.soft if config.select is soft else loops.hard
+    return score, loops.soft if config.normalize is softmax else loops.hard
 
 
 @pytest.mark.parametrize(("batch", "length", "width", "heads"), SHAPES)
@@ -81,11 +84,11 @@ def test_attention_is_what_loops_compute(batch: int, length: int, width: int, he
     x = noise(batch, length, width, seed=length)
     real = random_mask(batch, length, seed=length)
     expected, _ = loops.multi_head(attention, x.numpy(), allowed_where(lambda i, j: True, heads, real))
-    assert_close(attention(x, padded(real)), expected)
+    assert_close(attention(x, plan(padded(real))), expected)
     for aligned in (False, True):
         layout = packed(real, aligned=aligned)
         kept = layout.rows_T, layout.positions
-        assert_close(attention(x[kept], layout), torch.from_numpy(expected)[kept])
+        assert_close(attention(x[kept], plan(layout)), torch.from_numpy(expected)[kept])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -100,11 +103,11 @@ def test_heads_of_every_kind_are_what_loops_compute(name: str, length: int) -> N
     expected, weights = loops.multi_head(
         attention, x.numpy(), allowed_by(config.patterns, layout), *oracle_of(attention, config)
     )
-    assert_close(attention(x, layout), expected)
-    assert_close(attention.weights(x, layout), weights)
+    assert_close(attention(x, plan(layout)), expected)
+    assert_close(attention.weights(x, plan(layout)), weights)
     tokens = packed(real, marked & real, random_edges(len(real), length, seed=length))
     kept = tokens.rows_T, tokens.positions
-    assert_close(attention(x[kept], tokens), torch.from_numpy(expected)[kept])
+    assert_close(attention(x[kept], plan(tokens)), torch.from_numpy(expected)[kept])
 
 
 @pytest.mark.parametrize("length", [1, 2, 17, 40])
@@ -123,9 +126,9 @@ def test_a_bias_is_added_to_the_scores_of_its_head(patterns: tuple[Pattern, ...]
     layout = padded(real)
     x = noise(*real.shape, 6, seed=2)
     expected, weights = loops.multi_head(attention, x.numpy(), allowed_by(config.patterns, layout), bias_NLL=bias_NLL)
-    assert_close(attention(x, layout, bias), expected)
+    assert_close(attention(x, plan(layout), bias), expected)
     assert_close(attention(x, in_blocks(layout), bias), expected)
-    assert_close(attention.weights(x, layout, bias), weights)
+    assert_close(attention.weights(x, plan(layout), bias), weights)
 
 
 def identity_attention(width: int, **options: Any) -> MultiHeadAttention:
@@ -141,7 +144,7 @@ def test_two_tokens_by_hand() -> None:
     attention = identity_attention(2)
     attention.value.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
     x = torch.eye(2, dtype=torch.float64)[None]
-    answer = attention(x, padded(np.ones((1, 2), bool)))[0]
+    answer = attention(x, plan(padded(np.ones((1, 2), bool))))[0]
     by_hand = [[2 * 0.6697615493266569, 4 * 0.3302384506733431], [2 * 0.3302384506733431, 4 * 0.6697615493266569]]
     assert_close(answer, np.array(by_hand), 1e-14)
 
@@ -155,17 +158,17 @@ def test_weights_of_known_scores_by_hand() -> None:
     x = torch.eye(3, dtype=torch.float64)[None]
     layout = padded(np.ones((1, 3), bool))
     by_hand = [[1 / 8, 2 / 8, 5 / 8], [1 / 3, 1 / 3, 1 / 3], [1 / 10, 1 / 10, 8 / 10]]
-    assert_close(attention.weights(x, layout)[0, 0], np.array(by_hand), 1e-14)
-    assert_close(attention(x, layout)[0], np.array(by_hand), 1e-14)  # values are one-hot, too
+    assert_close(attention.weights(x, plan(layout))[0, 0], np.array(by_hand), 1e-14)
+    assert_close(attention(x, plan(layout))[0], np.array(by_hand), 1e-14)  # values are one-hot, too
     masked = padded(np.array([[True, False, True]]))
     by_hand = [[1 / 6, 0, 5 / 6], [1 / 2, 0, 1 / 2], [1 / 9, 0, 8 / 9]]
-    assert_close(attention(x, masked)[0], np.array(by_hand), 1e-14)
+    assert_close(attention(x, plan(masked))[0], np.array(by_hand), 1e-14)
 
 
 def test_the_textbook_row_as_scores() -> None:
     attention = identity_attention(3, score=Dot)
     attention.query.weight.copy_(torch.tensor([[2.0, 1.0, 0.1]] * 3).T)
-    weights = attention.weights(torch.eye(3, dtype=torch.float64)[None], padded(np.ones((1, 3), bool)))
+    weights = attention.weights(torch.eye(3, dtype=torch.float64)[None], plan(padded(np.ones((1, 3), bool))))
     np.testing.assert_allclose(weights[0, 0], [[0.659, 0.242, 0.099]] * 3, rtol=0, atol=5e-4)
 
 
@@ -186,19 +189,19 @@ def test_queries_keys_and_values_have_matrices_of_their_own() -> None:
     attention = make_attention(AttentionConfig(2), 8)
     layout = padded(np.ones((1, 5), bool))
     x = noise(1, 5, 8)
-    before = attention(x, layout)
+    before = attention(x, plan(layout))
     for layer in (attention.query, attention.key, attention.value, attention.out):
         kept = layer.weight.clone()
         layer.weight.add_(0.1 * noise(*layer.weight.shape, seed=1))
-        assert not torch.allclose(attention(x, layout), before)
+        assert not torch.allclose(attention(x, plan(layout)), before)
         layer.weight.copy_(kept)
-        assert torch.equal(attention(x, layout), before)
+        assert torch.equal(attention(x, plan(layout)), before)
 
 
-def layouts(real: list[bool]) -> list[Layout]:
+def plans(real: list[bool]) -> list[AttentionPlan]:
     """One row in every form, whose slots are its columns."""
     real_BL = np.array([real])
-    return [padded(real_BL), in_blocks(padded(real_BL))]
+    return [plan(padded(real_BL)), in_blocks(padded(real_BL))]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -210,11 +213,11 @@ def test_what_a_padded_token_holds_does_not_matter(name: str) -> None:
     marked = np.zeros_like(real)
     marked[:, [0, 7]] = real[:, [0, 7]]
     layout = padded(real, marked, random_edges(6, 20, seed=3))
-    for each in (layout, in_blocks(layout)):
+    for each in (plan(layout), in_blocks(layout)):
         assert torch.equal(attention(x, each)[real], attention(other, each)[real])
     changed = x.clone()
     changed[0, 2] += 1  # a control: a real token does matter
-    assert not torch.allclose(attention(x, layout)[0], attention(changed, layout)[0])
+    assert not torch.allclose(attention(x, plan(layout))[0], attention(changed, plan(layout))[0])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -225,25 +228,27 @@ def test_a_row_without_a_real_key_attends_to_nothing(name: str) -> None:
     layout = padded(real, np.zeros_like(real), np.ones((2, 3, 3), bool))
     nothing = torch.zeros(8) if attention.out.bias is None else attention.out.bias
     x = noise(2, 3, 8, seed=2)
-    for each in (layout, in_blocks(layout)):
+    for each in (plan(layout), in_blocks(layout)):
         answer = attention(x, each)
         assert torch.equal(answer[0], nothing.double().expand(3, 8))
         assert torch.isfinite(answer).all()
-    assert not attention.weights(x, layout)[0].any()
+    assert not attention.weights(x, plan(layout))[0].any()
     alone = padded(real[1:], np.zeros((1, 3), bool), np.ones((1, 3, 3), bool))
-    assert_close(attention(x, layout)[1], attention(x[1:], alone)[0], 1e-14)  # its neighbour is none the worse
+    assert_close(
+        attention(x, plan(layout))[1], attention(x[1:], plan(alone))[0], 1e-14
+    )  # its neighbour is none the worse
 
 
 def test_a_query_without_an_edge_takes_nothing() -> None:
     attention = make_attention(AttentionConfig(2, Adjacency()), 8)
     edges = np.array([[[True, True, False], [False, False, False], [False, True, True]]])
     real = np.array([[True, True, False]])
-    answer = attention(noise(1, 3, 8), padded(real, None, edges))
+    answer = attention(noise(1, 3, 8), plan(padded(real, None, edges)))
     assert torch.equal(answer[0, 1], attention.out.bias)
     assert not torch.allclose(answer[0, 0], attention.out.bias)
 
 
-@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.select is soft])
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.normalize is softmax])
 def test_weights_sum_to_1_over_the_real_keys_and_make_the_answer(name: str) -> None:
     config = CONFIGS[name]
     attention = make_attention(config, 8)
@@ -252,13 +257,13 @@ def test_weights_sum_to_1_over_the_real_keys_and_make_the_answer(name: str) -> N
     marked[:, 4] = real[:, 4]
     layout = padded(real, marked, random_edges(5, 15, seed=3))
     x = noise(5, 15, 8)
-    weights = attention.weights(x, layout)
+    weights = attention.weights(x, plan(layout))
     assert weights.shape == (5, config.heads, 15, 15)
     some_key = torch.from_numpy(allowed_by(config.patterns, layout)).any(-1)
     assert_close(weights.sum(-1), some_key.double())
     assert not weights.masked_select(torch.from_numpy(~real)[:, None, None, :]).any()
     values = layout.to_heads(attention.value(x), config.heads)
-    assert_close(attention.out(layout.from_heads(weights @ values)), attention(x, layout))
+    assert_close(attention.out(layout.from_heads(weights @ values)), attention(x, plan(layout)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -267,27 +272,27 @@ def test_large_unscaled_products_stay_finite(dtype: torch.dtype) -> None:
     x = (30 * noise(2, 40, 64)).to(dtype)
     attention = attention.to(dtype)
     layout = padded(random_mask(2, 40, seed=0))
-    weights = attention.weights(x, layout)
+    weights = attention.weights(x, plan(layout))
     query = layout.to_heads(attention.query(x), 2)
     assert float((query @ layout.to_heads(attention.key(x), 2).mT).abs().max()) > 1e4  # large indeed
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=0, atol=1e-6)
-    assert torch.isfinite(attention(x, layout)).all()
+    assert torch.isfinite(attention(x, plan(layout))).all()
 
 
 def test_scaling_makes_a_difference_of_the_root_of_the_head_width() -> None:
     """Queries twice as large without 1/√4 are the same as queries with it, four times as large."""
     scaled, unscaled = (make_attention(AttentionConfig(1, score=score), 4) for score in (ScaledDot, Dot))
     x, layout = noise(1, 6, 4), padded(np.ones((1, 6), bool))
-    assert not torch.allclose(scaled(x, layout), unscaled(x, layout))
+    assert not torch.allclose(scaled(x, plan(layout)), unscaled(x, plan(layout)))
     scaled.query.weight.mul_(2)
     scaled.query.bias.mul_(2)
-    assert_close(scaled(x, layout), unscaled(x, layout), 1e-14)
+    assert_close(scaled(x, plan(layout)), unscaled(x, plan(layout)), 1e-14)
 
 
 @pytest.mark.parametrize("pattern", [Full(), Window(1) | FirstTokens(1)])
 def test_hard_attention_picks_the_first_of_equal_keys(pattern: Pattern) -> None:
     """Scores are exact integers: tokens 1, 2 and 4 are the same, and best for all; values are the columns."""
-    attention = identity_attention(2, pattern=pattern, score=Dot, select=hard)
+    attention = identity_attention(2, pattern=pattern, score=Dot, normalize=hardmax)
     attention.query.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))  # only the second value scores, 1 for all
     attention.key.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
     attention.value.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
@@ -296,10 +301,10 @@ def test_hard_attention_picks_the_first_of_equal_keys(pattern: Pattern) -> None:
         ([5.0, 3.0, 5.0, 5.0, 4.0], {"full": [0, 0, 0, 0, 0], "local": [0, 0, 0, 0, 0]}),
     ]:
         x = torch.tensor([[[score, 1.0] for score in scores]], dtype=torch.float64)
-        for layout in layouts([True] * 5):
-            best = attention.weights(x, layout)[0, 0].argmax(-1).tolist()
+        for each in plans([True] * 5):
+            best = attention.weights(x, each)[0, 0].argmax(-1).tolist()
             assert best == expected["full" if pattern == Full() else "local"]
-            taken = attention(x, layout)[0, :, 1].tolist()  # the value of the best key, its own score
+            taken = attention(x, each)[0, :, 1].tolist()  # the value of the best key, its own score
             assert taken == [scores[key] for key in best]
 
 
@@ -333,7 +338,7 @@ def test_heads_need_not_divide_the_width_if_theirs_is_given() -> None:
         ({"pattern": (Full(),) * 3}, "3 patterns for 2 heads; give one, or one for each head"),
         *(
             ({"approximation": LinearTransformer} | extra, "an approximation stands in place of pattern, score and .*")
-            for extra in ({"pattern": Window(3)}, {"score": Dot}, {"select": hard})
+            for extra in ({"pattern": Window(3)}, {"score": Dot}, {"normalize": hardmax})
         ),
     ],
 )
@@ -343,25 +348,25 @@ def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], message: str) ->
 
 
 @pytest.mark.parametrize(
-    ("config", "aligned", "cheap"),
+    ("config", "aligned", "block_sparse"),
     [
         (AttentionConfig(2), False, False),
-        (AttentionConfig(2, score=Additive, select=hard), False, False),
+        (AttentionConfig(2, score=Additive, normalize=hardmax), False, False),
         (AttentionConfig(2, Window(3)), True, True),
         (AttentionConfig(2, Causal()), True, False),
         (AttentionConfig(2, (Full(), Window(3))), True, True),
         (AttentionConfig(2, approximation=LinearTransformer), True, False),
     ],
 )
-def test_what_attention_says_of_itself(config: AttentionConfig, aligned: bool, cheap: bool) -> None:
-    assert (config.aligned, config.cheap) == (aligned, cheap)
+def test_what_attention_says_of_itself(config: AttentionConfig, aligned: bool, block_sparse: bool) -> None:
+    assert (config.aligned, config.block_sparse) == (aligned, block_sparse)
     assert config.has_weights
 
 
 @pytest.mark.parametrize(
     "pattern", [Full(), Window(3), Window(3) | FirstTokens(1), Adjacency(), GlobalMask() | Causal()]
 )
-def test_a_few_queries_at_a_time_answer_as_all_together(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_queries_at_a_time_answer_as_all_together(pattern: Pattern) -> None:
     torch.manual_seed(0)
     attention = AttentionConfig(2, pattern).build(8, 40).double()
     real = torch.rand(2, 40) < 0.8
@@ -372,6 +377,5 @@ def test_a_few_queries_at_a_time_answer_as_all_together(pattern: Pattern, monkey
         GlobalTokens(torch.tensor([[3, 9], [0, 0]]), torch.tensor([[True, True], [True, False]])),
     )
     x = torch.randn(2, 40, 8, dtype=torch.float64)
-    together = attention(x, layout)
-    monkeypatch.setattr(Padded, "at_once", 7)
-    assert (attention(x, layout) - together).abs().max() < 1e-12
+    together = attention(x, plan(layout))
+    assert (attention(x, AttentionPlan(layout, query_chunk=7)) - together).abs().max() < 1e-12

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from heed.model import CheckpointError, Encoder, load_checkpoint
+from heed.model.attention_plan import plan_for_padded_rows
 from heed.model.big_bird import BigBirdAttention, BigBirdConfig
 from heed.model.config import EncoderConfig
 from heed.model.layout import Padded
@@ -50,7 +51,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["dense", "in blocks"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All pairs, or blocks at every length."""
-    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
+    monkeypatch.setattr("heed.model.attention_plan.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
     return str(request.param)
 
 
@@ -110,8 +111,8 @@ def test_long_rows_are_computed_in_blocks(plain: Path, monkeypatch: pytest.Monke
     encoder: Any = load_checkpoint(plain).encoder
     attention = encoder.blocks[0].attention
     assert isinstance(attention, BigBirdAttention)
-    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 0)
-    monkeypatch.setattr(BigBirdAttention, "_weights", None)
+    monkeypatch.setattr("heed.model.attention_plan.DENSE_COLUMNS", 0)
+    monkeypatch.setattr(BigBirdAttention, "_weights_of_all_pairs", None)
     answer(encoder, "last_hidden_state", inputs_of(barely_padded(2 * FULL)))
     with pytest.raises(TypeError, match="NoneType"):
         answer(encoder, "last_hidden_state", inputs_of(padded(2 * FULL)))
@@ -131,7 +132,7 @@ def test_other_blocks(tmp_path: Path, block: int, random: int) -> None:
 @pytest.mark.parametrize("length", [1000, 1024])
 def test_the_lengths_with_plans_of_their_own(tmp_path: Path, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`transformers` draws the random blocks of 1024, 3072 and 4096 columns elsewhere."""
-    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 0)
+    monkeypatch.setattr("heed.model.attention_plan.DENSE_COLUMNS", 0)
     folder = save_big_bird(
         tmp_path, block_size=16, num_random_blocks=3, max_position_embeddings=1024, num_hidden_layers=1
     )
@@ -269,9 +270,12 @@ def test_the_weights_are_what_the_values_are_taken_with(length: int) -> None:
     x = torch.randn(6, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     layout = Padded(padded(length).bool(), torch.arange(length))
     with torch.no_grad():
-        weights = attention.weights(x, layout)
+        weights = attention.weights(x, plan_for_padded_rows(layout))
         value = layout.to_heads(attention.value(x), 2)
-        assert error(attention.out(layout.from_heads(weights @ value)), attention(x, layout)) < BUDGET
+        assert (
+            error(attention.out(layout.from_heads(weights @ value)), attention(x, plan_for_padded_rows(layout)))
+            < BUDGET
+        )
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
 
@@ -286,11 +290,11 @@ def test_a_bias_is_added_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
         return near.expand(-1, 2, *[-1] * (near.dim() - 2))
 
     with torch.no_grad():
-        dense = attention(x, layout, bias)
-        monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 0)
+        dense = attention(x, plan_for_padded_rows(layout), bias)
+        monkeypatch.setattr("heed.model.attention_plan.DENSE_COLUMNS", 0)
         real = layout.real_BL
-        assert error(attention(x, layout, bias)[real], dense[real]) < BUDGET
-        assert error(attention(x, layout)[real], dense[real]) > VISIBLE
+        assert error(attention(x, plan_for_padded_rows(layout), bias)[real], dense[real]) < BUDGET
+        assert error(attention(x, plan_for_padded_rows(layout))[real], dense[real]) > VISIBLE
 
 
 # Controls: each of these faults would be seen

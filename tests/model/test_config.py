@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 
 from heed.model import EncoderConfig
-from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.attention_config import AttentionConfig
 from heed.model.config import LayerConfig, LearnedConfig, SinusoidalConfig
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
-from heed.model.linear import LinearTransformer, Linformer
+from heed.model.feed_forward import FeedForwardConfig
+from heed.model.linear_attention import LinearTransformer, Linformer
+from heed.model.norms import NormConfig
 from heed.model.patterns import Adjacency, Full, GlobalMask, Random, Window
 from heed.model.positions import LogBuckets, PositionRule
-from heed.model.scores import Additive
+from heed.model.score_functions import Additive
 
 
 def layer(heads: int = 3, **options: Any) -> LayerConfig:
@@ -97,7 +98,7 @@ def test_the_counted_rule_leaves_room_up_to_the_padding_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "aligned", "cheap", "needs"),
+    ("changes", "aligned", "block_sparse", "needs"),
     [
         ({}, False, False, set()),
         ({"positions": SinusoidalConfig()}, False, False, set()),
@@ -114,9 +115,11 @@ def test_the_counted_rule_leaves_room_up_to_the_padding_id() -> None:
         ({"layers": (layer(approximation=LinearTransformer),)}, True, False, set()),
     ],
 )
-def test_what_a_model_says_of_itself(changes: dict[str, Any], aligned: bool, cheap: bool, needs: set[str]) -> None:
+def test_what_a_model_says_of_itself(
+    changes: dict[str, Any], aligned: bool, block_sparse: bool, needs: set[str]
+) -> None:
     config = dataclasses.replace(GOOD, **changes)
-    assert (config.aligned, config.cheap, config.needs) == (aligned, cheap, frozenset(needs))
+    assert (config.aligned, config.block_sparse, config.needs) == (aligned, block_sparse, frozenset(needs))
 
 
 def test_configs_are_frozen_and_equal_by_what_they_hold() -> None:

@@ -12,25 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from heed.model import Encoder, EncoderConfig, PoolingConfig
-from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.attention_config import AttentionConfig
 from heed.model.config import LabelsConfig, LayerConfig, LearnedConfig, SinusoidalConfig
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig, cut_into_patches
-from heed.model.layout import GlobalTokens, Padded
-from heed.model.linear import LinearTransformer, Linformer, Performer
+from heed.model.feed_forward import FeedForwardConfig
+from heed.model.layout import GlobalTokens
+from heed.model.linear_attention import LinearTransformer, Linformer, Performer
 from heed.model.longformer import LongformerConfig
+from heed.model.norms import NormConfig
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Strided, Window, big_bird
 from heed.model.positions import LogBuckets, PositionRule
-from heed.model.scores import Additive, Dot
-from heed.model.selection import hard
-from tests.model.support import assert_close, masks, noise, padded, random_edges, with_random_weights
+from heed.model.score_functions import Additive, Dot
+from heed.model.softmax import hardmax
+from tests.model.support import assert_close, masks, noise, padded, plan, random_edges, with_random_weights
 
 LONGEST = 24
 ATTENTIONS: dict[str, Any] = {
     "full": AttentionConfig(2),
     "unscaled": AttentionConfig(2, score=Dot),
     "additive": AttentionConfig(2, score=Additive),
-    "hard": AttentionConfig(2, select=hard),
+    "hard": AttentionConfig(2, normalize=hardmax),
     "rotary": AttentionConfig(2, rotary_base=100.0),
     "window": AttentionConfig(2, Window(2)),
     "strided": AttentionConfig(2, Strided(3) | FirstTokens(1)),
@@ -96,7 +97,7 @@ def test_an_encoder_is_its_parts_one_after_the_other(narrow: int | None) -> None
     if narrow:
         x = x @ table["embeddings.project.weight"].T + table["embeddings.project.bias"]
     for block in encoder.blocks:
-        x = block(x, layout, encoder.relative_bias)
+        x = block(x, plan(layout), encoder.relative_bias)
     x = nn.functional.rms_norm(x, (8,), table["norm.weight"], eps=1e-5)
     mean = torch.stack([x[0].mean(0), x[1, :4].mean(0)])
     outputs = encoder(ids, torch.from_numpy(real).long(), types)
@@ -125,7 +126,7 @@ def test_every_layer_gets_the_relative_bias() -> None:
     assert not torch.allclose(after[:, 0, 1], before[:, 0, 1])
     for block in encoder.blocks:  # and with both layers reading the same input:
         x, layout = noise(1, 9, 8), padded(np.ones((1, 9), bool))
-        assert not torch.allclose(block(x, layout, encoder.relative_bias), block(x, layout))
+        assert not torch.allclose(block(x, plan(layout), encoder.relative_bias), block(x, plan(layout)))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_vectors_go_in_as_features() -> None:
     x = encoder.embeddings.inputs.project(features) + encoder.embeddings.positions.table[:7]  # type: ignore[union-attr,operator,index]
     layout = padded(np.ones((2, 7), bool))
     for block in encoder.blocks:
-        x = block(x, layout, None)
+        x = block(x, plan(layout), None)
     assert_close(encoder(features=features)["last_hidden_state"], x)
     assert_close(encoder(features=features.float())["last_hidden_state"], x, 1e-5)  # as requests bring them
 
@@ -207,7 +208,7 @@ def test_images_are_patches_behind_a_class_token() -> None:
     x = torch.cat([table["embeddings.inputs.class_token"].expand(2, 1, 8), patches.flatten(2).mT], 1)
     x = x + table["embeddings.positions.table.weight"]
     for block in encoder.blocks:
-        x = block(x, padded(np.ones((2, 13), bool)), None)
+        x = block(x, plan(padded(np.ones((2, 13), bool))), None)
     assert_close(encoder(pixel_values=pixels)["last_hidden_state"], x)
     assert_close(encoder(features=cut_into_patches(pixels, 2))["last_hidden_state"], x)
 
@@ -273,7 +274,7 @@ def test_the_encoder_hands_global_tokens_on_by_row() -> None:
     assert tokens.slots_BG.shape == (3, 3)
     alone = encoder._global_tokens(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
     assert isinstance(alone, GlobalTokens)
-    assert alone.counts_BG.tolist() == [[True, False]]
+    assert alone.present_BG.tolist() == [[True, False]]
 
 
 # Padding
@@ -342,8 +343,8 @@ def test_the_weights_of_a_layer_are_those_that_it_attends_by() -> None:
         seen = block.attention_norm(x)
         values = layout.to_heads(attention.value(seen), 2)
         attended = attention.out(layout.from_heads(weights[:, number] @ values))
-        assert_close(attended, attention(seen, layout))
-        x = block(x, layout, None)
+        assert_close(attended, attention(seen, plan(layout)))
+        x = block(x, plan(layout), None)
 
 
 def test_linformer_has_no_weights_to_show() -> None:
@@ -433,11 +434,11 @@ def test_rows_are_stripped_one_by_one() -> None:
 
 
 def test_long_rows_of_the_encoder_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past 1,024 columns the reference goes by blocks of its own accord, and says the same."""
+    """Past 1,024 columns the reference goes by blocks on its own, and says the same."""
     encoder = make_encoder(AttentionConfig(2, Window(8) | GlobalMask()), layers=1, max_length=1100)
     ids = random_ids(1, 1100)
     mask = (torch.arange(1100) % 5 != 2).long()[None]
     marked = (torch.arange(1100) % 400 == 3).long()[None]
     in_blocks = encoder(ids, mask, global_attention_mask=marked)["last_hidden_state"]
-    monkeypatch.setattr(Padded, "dense", True)
+    monkeypatch.setattr("heed.model.attention_plan.DENSE_COLUMNS", 1100)
     assert_close(encoder(ids, mask, global_attention_mask=marked)["last_hidden_state"], in_blocks)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from heed.bundle.contract import error_of
 from heed.model import CheckpointError, load_checkpoint
+from heed.model.classification_head import LabelsConfig
 from heed.model.families import FAMILIES as REGISTRY
 from heed.model.families.base import ACTIVATIONS
-from heed.model.heads import LabelsConfig
 from heed.model.positions import LogBuckets
 from tests.checkpoints import PUBLISHED, TASKS, Task, oracle_answer, random_inputs, save_family
 from tests.support import add_pooling

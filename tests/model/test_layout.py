@@ -13,16 +13,18 @@ import torch
 from heed.bundle.manifest import PositionRule as ServedRule
 from heed.bundle.packing import Arrays, pack, split, split_attentions, token_sequence, unpack, unpack_attentions
 from heed.model import Encoder, EncoderConfig, PoolingConfig
-from heed.model.attention import AttentionConfig
-from heed.model.blocks import FeedForwardConfig, NormConfig
+from heed.model.attention_config import AttentionConfig
+from heed.model.attention_plan import AttentionPlan
 from heed.model.config import LabelsConfig, LayerConfig, LearnedConfig, PoolingMode, SinusoidalConfig
 from heed.model.embeddings import TokensConfig, VectorsConfig
+from heed.model.feed_forward import FeedForwardConfig
 from heed.model.layout import GlobalTokens, Packed, Padded
-from heed.model.linear import LinearTransformer, Linformer, Performer
+from heed.model.linear_attention import LinearTransformer, Linformer, Performer
+from heed.model.norms import NormConfig
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Window, big_bird
 from heed.model.positions import LogBuckets, PositionRule, RuleKind
-from heed.model.scores import Additive
-from heed.model.selection import hard
+from heed.model.score_functions import Additive
+from heed.model.softmax import hardmax
 from tests.model.support import with_random_weights
 
 RULES: list[RuleKind] = ["column", "counted", "stripped"]
@@ -93,11 +95,12 @@ def packed_answer(
         feeds["position_ids"],
         feeds.get("adjacency"),
         GlobalTokens(feeds["globals"], feeds["globals_real"]) if "globals" in feeds else None,
-        dense,
         kept_K=feeds["kept"] if config.reads_first else None,
         first_B=feeds["first"] if config.reads_first else None,
     )
-    outputs = (encoder.encode_with_attentions if attentions else encoder.encode)(feeds, layout)
+    outputs = (encoder.encode_with_attentions if attentions else encoder.encode)(
+        feeds, AttentionPlan(layout, blockwise=not dense)
+    )
     answers = {name: tensor.numpy() for name, tensor in outputs.items()}
     length = request["attention_mask"].shape[1]
     if not every_token:
@@ -123,7 +126,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "relative bias": {"relative_bias": LogBuckets(8, 20), "positions": None},
     "sinusoids": {"positions": SinusoidalConfig()},
     "additive": {"attention": AttentionConfig(3, score=Additive)},
-    "hard": {"attention": AttentionConfig(3, select=hard)},
+    "hard": {"attention": AttentionConfig(3, normalize=hardmax)},
     "window": {"attention": AttentionConfig(3, Window(2), rotary_base=100.0)},
     "chunks and biases": {"attention": AttentionConfig(3, Chunk(5)), "relative_bias": LogBuckets(8, 20)},
     "causal": {"attention": AttentionConfig(3, Causal())},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from heed.model import CheckpointError, load_checkpoint
 from heed.model.config import PoolingConfig
-from heed.model.sentence_folder import Prompts
+from heed.model.sentence_transformers_folder import Prompts
 from tests.support import add_pooling, save_bert, save_roberta
 
 WEIGHTS = "model.safetensors"

@@ -44,7 +44,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["dense", "in blocks"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All pairs, or blocks at every length."""
-    monkeypatch.setattr("heed.model.layout.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
+    monkeypatch.setattr("heed.model.attention_plan.DENSE_COLUMNS", 512 if request.param == "dense" else 0)
     return str(request.param)
 
 

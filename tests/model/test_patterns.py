@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heed.model.attention import AttentionConfig, all_pairs
+from heed.model.attention_config import AttentionConfig
 from heed.model.patterns import (
     Adjacency,
     BlockWindow,
@@ -19,6 +19,7 @@ from heed.model.patterns import (
     Random,
     Strided,
     Window,
+    all_pairs,
     big_bird,
 )
 from tests.model.loops import Bools
@@ -159,7 +160,7 @@ def test_the_first_tokens_are_named_once_each(count: int, length: int, slots: se
     tokens = FirstTokens(count).tokens(padded(np.ones((2, length), bool)))
     assert tokens.slots_BG.shape == (2, max(count, 2))
     for row in range(2):
-        named = tokens.slots_BG[row][tokens.counts_BG[row]].tolist()
+        named = tokens.slots_BG[row][tokens.present_BG[row]].tolist()
         assert sorted(named) == sorted(slots)
 
 

@@ -16,20 +16,20 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from heed.bundle.manifest import PositionRule as ServedRule
 from heed.bundle.packing import position_ids as served_position_ids
 from heed.bundle.packing import token_sequence
-from heed.model.attention import AttentionConfig, all_pairs
-from heed.model.patterns import Pairs
+from heed.model.attention_config import AttentionConfig
+from heed.model.patterns import Pairs, all_pairs
 from heed.model.positions import (
-    Learned,
+    LearnedPositions,
     LogBuckets,
     PositionRule,
     RelativeBias,
-    Rotary,
+    RotaryPositions,
     RuleKind,
-    Sinusoidal,
+    SinusoidalPositions,
     column_positions,
     counted_positions,
 )
-from tests.model.support import assert_close, make_attention, noise, packed, padded, with_random_weights
+from tests.model.support import assert_close, make_attention, noise, packed, padded, plan, with_random_weights
 
 # Rule, padding id, ids, mask, positions.
 BY_HAND: list[tuple[RuleKind, int, list[int], list[int], list[int]]] = [
@@ -94,8 +94,8 @@ def test_without_positions_permuted_tokens_get_permuted_answers(config: Attentio
     order = torch.tensor([4, 0, 6, 2, 5, 3, 1])
     real = np.array([[True, True, False, True, True, True, False]])
     x = noise(1, 7, 8)
-    straight = attention(x, padded(real))
-    permuted = attention(x[:, order], padded(real[:, order.numpy()]))
+    straight = attention(x, plan(padded(real)))
+    permuted = attention(x[:, order], plan(padded(real[:, order.numpy()])))
     assert_close(permuted, straight[:, order])
 
 
@@ -104,14 +104,14 @@ def test_with_rotary_positions_they_do_not() -> None:
     attention = make_attention(AttentionConfig(2, rotary_base=100.0), 8)
     order = torch.tensor([1, 0, 2])
     x, layout = noise(1, 3, 8), padded(np.ones((1, 3), bool))
-    assert not torch.allclose(attention(x[:, order], layout), attention(x, layout)[:, order])
+    assert not torch.allclose(attention(x[:, order], plan(layout)), attention(x, plan(layout))[:, order])
 
 
 # Learned
 
 
 def test_a_learned_position_is_a_row_of_the_table() -> None:
-    learned = Learned(5, 3)
+    learned = LearnedPositions(5, 3)
     positions = torch.tensor([[4, 0], [2, 2]])
     assert torch.equal(learned(positions), learned.table.weight[positions])
 
@@ -127,18 +127,18 @@ def test_sinusoids_are_the_paper_s_formula(width: int) -> None:
     for value in range(width):
         angles = positions / 10000 ** (2 * (value // 2) / width)
         expected[:, value] = np.cos(angles) if value % 2 else np.sin(angles)
-    assert_close(Sinusoidal(rows, width)(torch.arange(rows)), expected, 1e-6)
+    assert_close(SinusoidalPositions(rows, width)(torch.arange(rows)), expected, 1e-6)
 
 
 def test_sinusoids_by_hand() -> None:
     """Width 4: rates 1 and 1/100."""
     expected = [math.sin(3), math.cos(3), math.sin(0.03), math.cos(0.03)]
-    assert Sinusoidal(4, 4)(torch.tensor(3)).tolist() == pytest.approx(expected)
-    assert Sinusoidal(4, 4)(torch.tensor(0)).tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert SinusoidalPositions(4, 4)(torch.tensor(3)).tolist() == pytest.approx(expected)
+    assert SinusoidalPositions(4, 4)(torch.tensor(0)).tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
 def test_a_longer_table_of_sinusoids_begins_as_a_shorter_one() -> None:
-    assert torch.equal(Sinusoidal(900, 8).table[:100], Sinusoidal(100, 8).table)
+    assert torch.equal(SinusoidalPositions(900, 8).table[:100], SinusoidalPositions(100, 8).table)
 
 
 # Rotary
@@ -146,7 +146,7 @@ def test_a_longer_table_of_sinusoids_begins_as_a_shorter_one() -> None:
 
 @pytest.mark.parametrize(("heads", "head_width", "base"), [(1, 2, 10000.0), (3, 8, 10000.0), (2, 6, 160.0)])
 def test_rotary_turns_pairs_of_values_as_complex_numbers(heads: int, head_width: int, base: float) -> None:
-    rotary = Rotary(head_width, base, 50).double()
+    rotary = RotaryPositions(head_width, base, 50).double()
     x = noise(2, 20, heads * head_width)
     positions = torch.stack([torch.arange(20), torch.arange(30, 50)])
     half = head_width // 2
@@ -161,7 +161,7 @@ def test_rotary_turns_pairs_of_values_as_complex_numbers(heads: int, head_width:
 
 def test_rotary_by_hand() -> None:
     """Head width 4, base 100: rates 1 and 1/10. Position 0 turns nothing."""
-    rotary = Rotary(4, 100.0, 8)
+    rotary = RotaryPositions(4, 100.0, 8)
     x = torch.tensor([1.0, 0.0, 0.0, 1.0])  # pairs (1, 0) and (0, 1)
     expected = [math.cos(3), -math.sin(0.3), math.sin(3), math.cos(0.3)]
     assert rotary(x, torch.tensor(3)).tolist() == pytest.approx(expected, abs=1e-6)
@@ -169,7 +169,7 @@ def test_rotary_by_hand() -> None:
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
-    rotary = Rotary(8, 10000.0, 200).double()
+    rotary = RotaryPositions(8, 10000.0, 200).double()
     query, key = noise(1, 8, seed=1), noise(1, 8, seed=2)
 
     def score(i: int, j: int) -> float:
@@ -182,7 +182,7 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
 
 def test_rotary_keeps_lengths() -> None:
-    turned = Rotary(8, 10000.0, 200).double()(noise(5, 24), torch.arange(100, 105))
+    turned = RotaryPositions(8, 10000.0, 200).double()(noise(5, 24), torch.arange(100, 105))
     assert_close(turned.norm(dim=-1), noise(5, 24).norm(dim=-1), 1e-5)
 
 
@@ -190,7 +190,7 @@ def rotary_answers(base: float, positions: Tensor) -> Tensor:
     """Of the form without padding, two rows of four tokens."""
     attention = make_attention(AttentionConfig(2, rotary_base=base), 8)
     layout = packed(np.ones((2, 4), bool))
-    answer: Tensor = attention(noise(8, 8), replace(layout, positions=positions))
+    answer: Tensor = attention(noise(8, 8), plan(replace(layout, positions=positions)))
     return answer
 
 
@@ -212,7 +212,7 @@ def test_rotary_turns_queries_and_keys_and_leaves_values() -> None:
     """One token attends to itself with weight 1, wherever it stands: its value comes as it is."""
     attention = make_attention(AttentionConfig(2, rotary_base=100.0, value_width=3), 8)
     x = noise(1, 1, 8)
-    answer = attention(x, padded(np.ones((1, 1), bool)))
+    answer = attention(x, plan(padded(np.ones((1, 1), bool))))
     assert_close(answer, attention.out(attention.value(x)))
 
 

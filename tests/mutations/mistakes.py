@@ -32,18 +32,20 @@ from heed.export.bundle import WEIGHTS, convert
 from heed.export.graph import export_graph
 from heed.export.weights import share_weights
 from heed.model import Encoder
-from heed.model.attention import Exact, MultiHeadAttention
-from heed.model.blocks import Block, FeedForward, PreNormBlock
-from heed.model.embeddings import Tokens
-from heed.model.heads import Labels
+from heed.model.attention import Bias, MultiHeadAttention
+from heed.model.attention_plan import AttentionPlan
+from heed.model.classification_head import ClassificationHead
+from heed.model.embeddings import TokenEmbedding
+from heed.model.exact_attention import ExactAttention
+from heed.model.feed_forward import FeedForward
 from heed.model.layout import Layout
 from heed.model.longformer import LongformerAttention
 from heed.model.patterns import Adjacency, Full, GlobalMask, Pairs, Pattern, Window
 from heed.model.pooling import Pooling
-from heed.model.positions import Learned, LogBuckets, RelativeBias, Rotary, Sinusoidal
-from heed.model.scores import ScaledDot
-from heed.model.selection import soft
-from heed.model.sparse import Bias
+from heed.model.positions import LearnedPositions, LogBuckets, RelativeBias, RotaryPositions, SinusoidalPositions
+from heed.model.score_functions import ScaledDot
+from heed.model.softmax import softmax
+from heed.model.transformer_block import Block, PreNormBlock
 
 Module = TypeVar("Module", bound=nn.Module)
 ChangeEncoder = Callable[[Encoder], None]
@@ -105,7 +107,7 @@ def weights_rounded_to_float16(encoder: Encoder) -> None:
 
 
 def positions_off_by_one(encoder: Encoder) -> None:
-    table = _all(encoder, Learned)[0].table.weight
+    table = _all(encoder, LearnedPositions)[0].table.weight
     table.copy_(table.roll(1, 0))
 
 
@@ -149,18 +151,18 @@ def a_weight_that_is_nan(encoder: Encoder) -> None:
 
 
 def token_types_ignored(encoder: Encoder) -> None:
-    types = _all(encoder, Tokens)[0].types
+    types = _all(encoder, TokenEmbedding)[0].types
     assert types is not None
     types.weight[1] = types.weight[0]
 
 
 def vocabulary_truncated(encoder: Encoder) -> None:
-    tokens = _all(encoder, Tokens)[0].tokens
+    tokens = _all(encoder, TokenEmbedding)[0].tokens
     tokens.weight = nn.Parameter(tokens.weight[:-10].clone(), requires_grad=False)
 
 
 def labels_in_another_order(encoder: Encoder) -> None:
-    for parameter in _all(encoder, Labels)[0].out.parameters():
+    for parameter in _all(encoder, ClassificationHead)[0].out.parameters():
         parameter.copy_(parameter.roll(1, 0))
 
 
@@ -176,8 +178,8 @@ def buckets_of_another_size(encoder: Encoder) -> None:
 
 
 def rotary_base_of_another_layer(encoder: Encoder) -> None:
-    for rotary in _all(encoder, Rotary)[1:]:
-        other = Rotary(rotary.head_width, 1.6e5, len(rotary.cos))
+    for rotary in _all(encoder, RotaryPositions)[1:]:
+        other = RotaryPositions(rotary.head_width, 1.6e5, len(rotary.cos))
         rotary.cos.copy_(other.cos)
         rotary.sin.copy_(other.sin)
 
@@ -199,7 +201,7 @@ def global_projections_missing(encoder: Encoder) -> None:
 
 def sines_before_cosines(encoder: Encoder) -> None:
     """In two halves instead of by turns."""
-    table = _all(encoder, Sinusoidal)[0].table
+    table = _all(encoder, SinusoidalPositions)[0].table
     table.copy_(torch.cat([table[:, ::2], table[:, 1::2]], 1))
 
 
@@ -240,20 +242,20 @@ def attention_scale_of_the_whole_width(encoder: Encoder) -> None:
 
 
 def mask_ignored(encoder: Encoder) -> None:
-    for exact in _all(encoder, Exact):
-        exact.select = lambda scores, allowed, columns: scores.softmax(-1)
+    for exact in _all(encoder, ExactAttention):
+        exact.normalize = lambda scores, allowed, columns: scores.softmax(-1)
 
 
 def mask_added_as_it_is(encoder: Encoder) -> None:
     """1 for what counts, 0 for what does not."""
-    for exact in _all(encoder, Exact):
-        exact.select = lambda scores, allowed, columns: (scores + allowed.to(scores.dtype)).softmax(-1)
+    for exact in _all(encoder, ExactAttention):
+        exact.normalize = lambda scores, allowed, columns: (scores + allowed.to(scores.dtype)).softmax(-1)
 
 
 def padding_leaks(encoder: Encoder) -> None:
     """-10 where it should be out of reach."""
-    for exact in _all(encoder, Exact):
-        exact.select = lambda scores, allowed, columns: (scores + torch.where(allowed, 0.0, -10.0)).softmax(-1)
+    for exact in _all(encoder, ExactAttention):
+        exact.normalize = lambda scores, allowed, columns: (scores + torch.where(allowed, 0.0, -10.0)).softmax(-1)
 
 
 def final_layer_missing(encoder: Encoder) -> None:
@@ -261,10 +263,10 @@ def final_layer_missing(encoder: Encoder) -> None:
 
 
 class _WithoutResidual(Block):
-    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None, last: bool = False) -> Tensor:
-        x = self.attention_norm(self.attention(x, layout, bias))
+    def forward(self, x: Tensor, plan: AttentionPlan, bias: Bias | None = None, last: bool = False) -> Tensor:
+        x = self.attention_norm(self.attention(x, plan, bias))
         if last:
-            x = layout.kept(x)
+            x = plan.layout.kept(x)
         normed: Tensor = self.feed_forward_norm(x + self.feed_forward(x))
         return normed
 
@@ -306,14 +308,14 @@ def mean_instead_of_the_largest(encoder: Encoder) -> None:
 
 
 def _set_pattern(encoder: Encoder, was: type[Pattern], pattern: Pattern) -> None:
-    found = [exact for exact in _all(encoder, Exact) if isinstance(exact.pattern, was)]
+    found = [exact for exact in _all(encoder, ExactAttention) if isinstance(exact.pattern, was)]
     assert found
     for exact in found:
         exact.pattern = pattern
 
 
 def window_wider_by_one(encoder: Encoder) -> None:
-    windows = [exact for exact in _all(encoder, Exact) if isinstance(exact.pattern, Window)]
+    windows = [exact for exact in _all(encoder, ExactAttention) if isinstance(exact.pattern, Window)]
     _set_pattern(encoder, Window, Window(next(iter(windows)).pattern.reach + 1))  # type: ignore[operator]
 
 
@@ -327,12 +329,12 @@ def final_norm_missing(encoder: Encoder) -> None:
 
 
 def activation_of_the_head_missing(encoder: Encoder) -> None:
-    _all(encoder, Labels)[0].activation = nn.Identity()
+    _all(encoder, ClassificationHead)[0].activation = nn.Identity()
 
 
 def window_wider_by_one_in_longformer(encoder: Encoder) -> None:
     for attention in _all(encoder, LongformerAttention):
-        attention.ordinary.pattern = Window(9) | GlobalMask()
+        attention.local.pattern = Window(9) | GlobalMask()
 
 
 @dataclass(frozen=True)
@@ -351,9 +353,9 @@ def a_lone_node_sees_all(encoder: Encoder) -> None:
     def select(scores: Tensor, allowed: Tensor, columns: Tensor) -> Tensor:
         return torch.where(allowed, scores, torch.finfo(scores.dtype).min).softmax(-1)
 
-    for exact in _all(encoder, Exact):
-        assert exact.select is soft
-        exact.select = select
+    for exact in _all(encoder, ExactAttention):
+        assert exact.normalize is softmax
+        exact.normalize = select
 
 
 # --- Other words -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,12 @@ from heed.bundle.manifest import Graph, Limits, PositionRule, Provenance, Tensor
 from heed.bundle.packing import Arrays, TokenSequence, token_sequence
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from heed.server.engine.model import Model
 from heed.server.protocols.open_inference.tensors import describe_inputs, read_contents, read_raw
+from heed.server.repository.attentions import Attentions
+from heed.server.repository.registry import ServedModel
+from heed.server.scheduling.scheduler import Scheduler
+from heed.server.telemetry.metrics import Metrics, ServedVersion
 
 COLUMN = PositionRule(kind="column")
 
@@ -113,3 +118,11 @@ def manifest_of(
         provenance=Provenance(family="bert", source={}, tools={}, command=""),
         **(values | fields),
     )
+
+
+def served_model(model: Model, scheduler: Scheduler, metrics: Metrics) -> ServedModel:
+    """A model with a scheduler of the test's own."""
+    labels = ServedVersion(model.manifest.name, "1", model.digest, model.precision, model.session.provider)
+    version = metrics.add(labels)
+    attentions = Attentions(model, 1000, version.statistics)
+    return ServedModel(model, scheduler, attentions, model.preprocessor, version)

@@ -13,12 +13,12 @@ import pytest
 from heed.bundle import BundleError
 from heed.bundle.contract import Finding
 from heed.bundle.digests import write_digests
-from heed.bundle.packing import TokenSequence
-from heed.server.engine.graphs import Answer
+from heed.bundle.packing import Answer, TokenSequence
 from heed.server.engine.model import Model
 from heed.server.errors import FailedPrecondition
 from heed.server.repository.attentions import Attentions
-from heed.server.telemetry.statistics import Statistics
+from heed.server.telemetry.metrics import Statistics
+from tests.server.scheduling import submit
 from tests.server.support import manifest_of, row
 
 GOOD = Finding("a", "attentions", 1e-6, 1e-5)
@@ -95,7 +95,7 @@ async def test_all_who_ask_wait_for_one_load() -> None:
     assert (len(queues), model.loads) == (1, 1)
     scheduler, report = await attentions.loaded()
     assert report.findings == [GOOD]
-    answered = await scheduler.submit([row(1, 2), row(3)])
+    answered = await submit(scheduler, [row(1, 2), row(3)])
     assert [answer["attentions"].shape[-1] for answer in answered.answers] == [2, 1]
     await attentions.close()
 

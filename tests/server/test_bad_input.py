@@ -23,9 +23,9 @@ from heed.bundle import read_manifest
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.errors import InvalidArgument
-from heed.server.protocols.open_inference.headers import Headers
-from heed.server.requests.preprocess import Request, read_request
-from heed.server.requests.tokenizer import TextEncoder
+from heed.server.protocols.open_inference.headers import HeaderCache
+from heed.server.requests.preprocess import Preprocessor, Request
+from heed.server.requests.tokenizer import TextTokenizer
 from tests.server.support import add_tensor, ids_request, refusal, text_request
 from tests.support import Running, run_server
 
@@ -332,13 +332,14 @@ def test_good_requests_beside_bad_ones_get_the_same_bits(stub: GRPCInferenceServ
 def check(tiny_bundle: Path) -> Callable[[pb.ModelInferRequest], Request]:
     """What the server does with a request before it computes anything."""
     manifest = read_manifest(tiny_bundle)
-    encoder = TextEncoder(tiny_bundle / "tokenizer.json", manifest.limits.text_length)
+    encoder = TextTokenizer(tiny_bundle / "tokenizer.json", manifest.limits.text_length)
 
-    headers = Headers(manifest)
+    preprocessor = Preprocessor(manifest, encoder)
+    headers = HeaderCache(manifest, preprocessor)
 
     def decode_and_check(request: pb.ModelInferRequest) -> Request:
-        header, raws = headers.take(request)
-        return read_request(manifest, encoder, header.form, header.read(request, raws), header.options.truncate)
+        header, raws = headers.split(request)
+        return preprocessor.prepare(header.spec, header.read(request, raws), header.options.truncate)
 
     return decode_and_check
 
@@ -425,9 +426,9 @@ def assert_answered_or_invalid(
         checked = check(request)
     except InvalidArgument:
         return None
-    assert len(checked.sequences) == request.inputs[0].shape[0]
-    assert all(1 <= len(sequence) <= checked.length <= 40 for sequence in checked.sequences)
-    ids = [sequence.tokens["input_ids"] for sequence in checked.sequences]
+    assert len(checked.rows) == request.inputs[0].shape[0]
+    assert all(1 <= len(sequence) <= checked.length <= 40 for sequence in checked.rows)
+    ids = [sequence.tokens["input_ids"] for sequence in checked.rows]
     assert all(0 <= ids_t.min() <= ids_t.max() < 100 for ids_t in ids)
     return checked
 

@@ -116,10 +116,10 @@ def test_what_is_told_of_rows_has_the_same_bits_whatever_else_is_asked_for(
 ) -> None:
     model = Model(tiny_cls_bundle, "cpu", kernels=kernels)
     rows, of_rows = rows_of(model), {"sentence_embedding"}
-    whole = [answer["sentence_embedding"].tobytes() for answer in model.run(rows)]
-    assert [answer["sentence_embedding"].tobytes() for answer in model.run(rows, of_rows)] == whole
-    assert [model.run([row], of_rows)[0]["sentence_embedding"].tobytes() for row in rows] == whole
-    assert [model.run([row])[0]["sentence_embedding"].tobytes() for row in rows] == whole
+    whole = [answer["sentence_embedding"].tobytes() for answer in model.graphs.run(rows)]
+    assert [answer["sentence_embedding"].tobytes() for answer in model.graphs.run(rows, of_rows)] == whole
+    assert [model.graphs.run([row], of_rows)[0]["sentence_embedding"].tobytes() for row in rows] == whole
+    assert [model.graphs.run([row])[0]["sentence_embedding"].tobytes() for row in rows] == whole
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_tokens_that_nobody_asks_for_are_left_out_of_the_last_layer(
     tiny_cls_bundle: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...], kept: int
 ) -> None:
     model = Model(tiny_cls_bundle, "cpu")
-    seen, run = list[int](), model.runtime.run
+    seen, run = list[int](), model.session.run
 
     def noted(feeds: Arrays, names: Collection[str] = ()) -> Arrays:
         seen.append(len(feeds["kept"]))
         return run(feeds, names)
 
-    monkeypatch.setattr(model.runtime, "run", noted)
-    answers = model.run(rows_of(model), outputs)
+    monkeypatch.setattr(model.session, "run", noted)
+    answers = model.graphs.run(rows_of(model), outputs)
     assert seen == [kept]
     assert all(set(answer) == set(outputs or ["last_hidden_state", "sentence_embedding"]) for answer in answers)
 
@@ -164,5 +164,5 @@ def test_the_contract_is_compared_in_both_ways(tiny_cls_bundle: Path, monkeypatc
 
 def test_a_model_that_reads_every_token_is_computed_in_one_way(tiny_bundle: Path) -> None:
     model = Model(tiny_bundle, "cpu")
-    assert model.graphs.ways == [frozenset()]
-    assert "kept" not in model.runtime.inputs
+    assert model.graphs.output_sets == [frozenset()]
+    assert "kept" not in model.session.inputs

@@ -10,7 +10,8 @@ from heed.client.wire import infer_request
 from heed.protos import open_inference_pb2 as pb
 from heed.server.errors import InvalidArgument
 from heed.server.protocols.open_inference import headers as module
-from heed.server.protocols.open_inference.headers import Header, Headers
+from heed.server.protocols.open_inference.headers import HeaderCache, RequestHeader
+from heed.server.requests.preprocess import Preprocessor
 from tests.server.support import ids_request, manifest_of
 
 MODEL = manifest_of("input_ids", "attention_mask", outputs=["last_hidden_state", "logits"])
@@ -25,13 +26,13 @@ def asked(*ids: int, outputs: tuple[str, ...] = ("logits",), id: str = "", **par
     return request
 
 
-def read(headers: Headers, request: pb.ModelInferRequest) -> tuple[Header, Arrays]:
-    header, raws = headers.take(request)
+def read(headers: HeaderCache, request: pb.ModelInferRequest) -> tuple[RequestHeader, Arrays]:
+    header, raws = headers.split(request)
     return header, header.read(request, raws)
 
 
 def test_requests_that_differ_in_values_and_ids_alone_share_a_header() -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL, Preprocessor(MODEL))
     first, first_inputs = read(headers, asked(5, 6, 7, id="a"))
     second, second_inputs = read(headers, asked(7, 8, 9, id="b"))
     assert first is second
@@ -51,15 +52,15 @@ def test_requests_that_differ_in_values_and_ids_alone_share_a_header() -> None:
     ],
 )
 def test_a_request_that_says_something_else_has_a_header_of_its_own(other: Callable[[], pb.ModelInferRequest]) -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL, Preprocessor(MODEL))
     first, _ = read(headers, asked(5, 6, 7))
     second, _ = read(headers, other())
-    fresh, _ = read(Headers(MODEL), other())
+    fresh, _ = read(HeaderCache(MODEL, Preprocessor(MODEL)), other())
     assert second == fresh != first
 
 
 def test_a_request_keeps_its_id() -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL, Preprocessor(MODEL))
     for id in ("a", "b"):
         request = asked(5, id=id)
         read(headers, request)
@@ -67,7 +68,7 @@ def test_a_request_keeps_its_id() -> None:
 
 
 def test_values_are_checked_under_a_header_that_is_known() -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL, Preprocessor(MODEL))
     read(headers, asked(5, 6, 7))
     short = asked(5, 6, 7)
     short.raw_input_contents[1] = short.raw_input_contents[1][:-8]
@@ -84,20 +85,20 @@ def test_values_are_checked_under_a_header_that_is_known() -> None:
 
 
 def test_what_is_wrong_is_said_to_everyone_who_asks_for_it() -> None:
-    headers = Headers(MODEL)
+    headers = HeaderCache(MODEL, Preprocessor(MODEL))
     for _ in range(2):
         with pytest.raises(InvalidArgument, match="output labels is unknown"):
             read(headers, asked(5, outputs=("labels",)))
 
 
 def test_only_so_many_are_remembered_and_none_that_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REMEMBERED", 2)
-    headers = Headers(MODEL)
+    monkeypatch.setattr(module, "CACHED", 2)
+    headers = HeaderCache(MODEL, Preprocessor(MODEL))
     first, _ = read(headers, asked(5))
     for length in (2, 3):
         read(headers, asked(*range(length)))
     assert read(headers, asked(5))[0] is not first
     large = [read(headers, asked(5, outputs=("logits",), id="", timeout=10**6)) for _ in range(2)]
     assert large[0][0] is large[1][0]
-    monkeypatch.setattr(module, "LONGEST", 10)
+    monkeypatch.setattr(module, "LONGEST_CACHED", 10)
     assert read(headers, asked(5))[0] is not read(headers, asked(5))[0]

@@ -20,7 +20,7 @@ from heed.model import Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.server.engine.kernels import DIGITS, LIBRARY, library, way
 from heed.server.engine.model import Model
-from heed.server.engine.session import Runtime, session_options
+from heed.server.engine.session import Session, session_options
 from heed.server.repository.loading import proven
 from tests.support import make_noisy
 
@@ -314,8 +314,8 @@ def test_int8_weights_are_taken_as_they_are(tmp_path: Path) -> None:
 
 @only_with_library
 def test_a_model_says_whether_it_has_them(tiny_bundle: Path) -> None:
-    assert Runtime(tiny_bundle / "model.fp32.onnx", "cpu").has_kernels
-    assert not Runtime(tiny_bundle / "model.fp32.onnx", "cpu", kernels=False).has_kernels
+    assert Session(tiny_bundle / "model.fp32.onnx", "cpu").has_kernels
+    assert not Session(tiny_bundle / "model.fp32.onnx", "cpu", kernels=False).has_kernels
 
 
 def outlying() -> Encoder:
@@ -341,17 +341,17 @@ def test_where_digits_cannot_keep_the_budget_onnxruntime_computes(
     caplog.clear()
     model, report = proven(tmp_path / "outlying")
     assert report.holds
-    assert not model.runtime.has_kernels
+    assert not model.session.has_kernels
     assert "is left to onnxruntime" in caplog.text
 
 
 def test_a_graph_that_names_no_layers_has_none(tmp_path: Path) -> None:
     layer = Layer(tmp_path, np.ones((3, 4), np.float32), np.zeros(3, np.float32))
-    assert not Runtime(layer.plain, "cpu").has_kernels
-    assert Runtime(layer.named, "cpu").has_kernels == (library() is not None)
+    assert not Session(layer.plain, "cpu").has_kernels
+    assert Session(layer.named, "cpu").has_kernels == (library() is not None)
 
 
 def test_they_can_be_left_out(tiny_bundle: Path) -> None:
     model, report = proven(tiny_bundle, kernels=False)
     assert report.holds
-    assert not model.runtime.has_kernels
+    assert not model.session.has_kernels

@@ -21,9 +21,8 @@ from heed.export.signature import position_rule
 from heed.model import Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.model.patterns import Causal, Full, Pattern, Window
-from heed.server.engine import denormals
 from heed.server.engine.kernels import library
-from heed.server.engine.session import CPU, session_options
+from heed.server.engine.session import CPU, denormals_as_zero, session_options
 from tests.support import make_noisy
 
 only_with_library = pytest.mark.skipif(library() is None, reason="server/engine/kernels is of no use here")
@@ -52,7 +51,7 @@ class Graph:
         rows = [token_sequence(position_rule(self.encoder.config), ids_under(mask), mask) for mask in masks]
         feeds = pack(rows, self.encoder.config.aligned)
         names = {node.name for node in session.get_inputs()}
-        with denormals.as_zero():
+        with denormals_as_zero():
             (states, *_) = session.run(None, {name: feeds[name] for name in names})
         return split(rows, np.asarray(states))
 

@@ -73,7 +73,7 @@ def call() -> Call:
     ],
 )
 def test_a_callers_id_is_kept_if_it_is_one(given: str, kept: bool) -> None:
-    with logged(JsonFormatter()) as stream, Observers(RequestLog(logging.INFO).ended).record(call(), given):
+    with logged(JsonFormatter()) as stream, Observers(RequestLog(logging.INFO).request_ended).trace(call(), given):
         pass
     (line,) = stream.getvalue().splitlines()
     found = json.loads(line)["id"]
@@ -83,7 +83,7 @@ def test_a_callers_id_is_kept_if_it_is_one(given: str, kept: bool) -> None:
 def test_fields_of_a_text_line_cannot_be_forged() -> None:
     with logged(TextFormatter()) as stream:
         for given in ("a code=OK", 'a" code="OK', "a\\", "ü"):
-            with Observers(RequestLog(logging.INFO).ended).record(call(), given):
+            with Observers(RequestLog(logging.INFO).request_ended).trace(call(), given):
                 pass
     words = r'(?:[^\s"=\\]+|"(?:[^"\\]|\\.)*")'
     for line, given in zip(stream.getvalue().splitlines(), ("a code=OK", 'a" code="OK', "a\\", "ü"), strict=True):
@@ -120,7 +120,7 @@ def test_nothing_that_callers_send_begins_a_line() -> None:
 def test_an_internal_error_has_one_reference_in_status_and_log() -> None:
     error = KeyError("nobody foresaw this")
     with logged(JsonFormatter()) as stream:
-        with pytest.raises(KeyError), Observers(RequestLog(logging.INFO).ended).record(call()):
+        with pytest.raises(KeyError), Observers(RequestLog(logging.INFO).request_ended).trace(call()):
             raise error
         code, message = describe(error)
     request, internal = map(json.loads, stream.getvalue().splitlines())
@@ -135,7 +135,7 @@ def test_a_refusal_is_logged_with_its_reason_and_without_its_message() -> None:
     with (
         logged(JsonFormatter()) as stream,
         pytest.raises(Exhausted),
-        Observers(RequestLog(logging.INFO).ended).record(call()),
+        Observers(RequestLog(logging.INFO).request_ended).trace(call()),
     ):
         raise Exhausted(f"no room for {SECRET}", reason="queue_full")
     request = json.loads(stream.getvalue())

@@ -13,8 +13,8 @@ from heed.protos import heed_pb2 as pb
 from heed.protos.heed_pb2_grpc import InferenceStub
 from heed.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from heed.server.protocols.heed_v1 import MESSAGE_BYTES, Way, _Stream
-from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place
+from heed.server.protocols.heed_v1 import MESSAGE_BYTES, ClientStream, OneWayDelay
+from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Ticket
 from tests.server.support import ids_request
 from tests.server.test_streams import numbered
 from tests.support import Running, start_server, stop, wait_until_serving
@@ -91,8 +91,8 @@ class Service:
         self.takes = asyncio.Event()
         self.takes.set()
         self._messages: asyncio.Queue[pb.Requests | None] = asyncio.Queue()
-        self.stream = _Stream(self._answer, self._refuse, self._write)
-        self.serving = asyncio.create_task(self.stream.serve(self._read()))
+        self.client = ClientStream(self._answer, self._refuse, self._write)
+        self.serving = asyncio.create_task(self.client.stream.serve(self.client.requests(self._read())))
 
     def send(self, *ids: str, cancelled: tuple[str, ...] = (), padding: int = 0, ago: float | None = None) -> None:
         """`ago`: seconds before now at which it was sent, on a clock that is an hour ahead; not told if left out."""
@@ -108,7 +108,7 @@ class Service:
         while (message := await self._messages.get()) is not None:
             yield message
 
-    async def _answer(self, request: ModelInferRequest, place: Place, waited: float) -> ModelStreamInferResponse:
+    async def _answer(self, request: ModelInferRequest, place: Ticket, waited: float) -> ModelStreamInferResponse:
         await place.admit(self._size)
         self.waited[request.id] = waited
         self.begun[request.id] = asyncio.get_running_loop().create_future()
@@ -233,7 +233,7 @@ async def test_what_a_message_has_waited_on_its_way_is_by_how_much_later_it_came
 
 async def test_to_wait_for_room_is_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     service, waited = Service(), 0.0
-    monkeypatch.setattr(service.stream._way, "waited", lambda _: waited)
+    monkeypatch.setattr(service.client._delay, "seconds", lambda _: waited)
     service.takes.clear()
     service.send(*map(str, range(STREAM_REQUESTS + 1)))
     for _ in range(20):
@@ -252,11 +252,11 @@ async def test_to_wait_for_room_is_to_wait(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_clocks_that_go_apart_are_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sender's clock loses a second in three hours."""
-    way = Way()
+    delay = OneWayDelay()
     for second in range(0, 24 * 3600, 60):
         monkeypatch.setattr(time, "monotonic", lambda now=second: float(now))
-        assert way.waited(int((1e6 + second * (1 - 1e-4)) * 1e6)) < 0.01
-    assert way.waited(int((1e6 + (second - 5) * (1 - 1e-4)) * 1e6)) == pytest.approx(5, abs=0.1)
+        assert delay.seconds(int((1e6 + second * (1 - 1e-4)) * 1e6)) < 0.01
+    assert delay.seconds(int((1e6 + (second - 5) * (1 - 1e-4)) * 1e6)) == pytest.approx(5, abs=0.1)
 
 
 async def test_what_has_waited_too_long_is_refused_before_anything_is_done_for_it() -> None:

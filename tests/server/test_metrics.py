@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from heed.bundle.packing import TokenSequence
+from heed.bundle.packing import Answer, TokenSequence
 from heed.protos import open_inference_pb2 as pb
 from heed.protos import tei_pb2
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.protos.tei_pb2_grpc import EmbedStub, TokenizeStub
-from heed.server.engine.graphs import Answer
-from heed.server.engine.model import Model
 from heed.server.errors import REASONS
-from heed.server.scheduling.model_queue import observed
-from heed.server.telemetry.metrics import Metrics
+from heed.server.scheduling.batching import OneByOne
+from heed.server.scheduling.model_queue import ModelQueue, QueueEntry
+from heed.server.scheduling.workers import Batch
+from heed.server.telemetry.metrics import Metrics, ServedVersion
 from tests.server.support import add_tensor, ids_request, row
 from tests.support import Running, run_server
 
@@ -185,43 +185,41 @@ def test_a_deadline_that_passes_while_a_request_is_computed_is_not_a_caller_who_
         late = late * 1.3 if late < 0.05 else 0.0005
 
 
-def test_groups_tell_rows_tokens_and_padding() -> None:
+async def test_batches_count_rows_tokens_and_padding() -> None:
     """Rows of 1, 2 and 5 tokens: a padded batch of them would have 15, and 7 of those would be padding."""
     metrics = Metrics()
-    added = metrics.add(FakeModel("m", 1), threads=3)
+    added = metrics.add(version("m", 1), threads=3)
     fails = False
 
-    def run(group: Any, outputs: frozenset[str], alone: bool, /) -> list[Answer]:
+    def run(rows: Any, outputs: frozenset[str], exclusive: bool, /) -> list[Answer]:
         if fails:
             raise RuntimeError("the device is gone")
-        return [{"n": np.array(len(one))} for one in group]
+        return [{"n": np.array(len(one))} for one in rows]
 
-    counted = observed(run, added)
-    group: list[TokenSequence] = [row(2), row(2, 3), row(2, 3, 4, 5, 6)]
-    assert [int(answer["n"]) for answer in counted(group, frozenset(), False)] == [1, 2, 5]
+    queue = ModelQueue(run, OneByOne(), lambda: None, [added])
+    rows: list[TokenSequence] = [row(2), row(2, 3), row(2, 3, 4, 5, 6)]
+
+    def batch() -> Batch:
+        return Batch(queue, [QueueEntry(one, frozenset(), math.inf, queue.loop.create_future()) for one in rows])
+
+    answers = batch().compute(exclusive=True)
+    assert isinstance(answers, list)
+    assert [int(answer["n"]) for answer in answers] == [1, 2, 5]
     of = {"model": "m", "version": "1"}
     assert sampled(metrics, "heed_group_rows_sum", **of) == 3
     assert sampled(metrics, "heed_group_tokens_sum", **of) == 8
     assert sampled(metrics, "heed_attention_slots_total", **of) == 15
     assert sampled(metrics, "heed_group_seconds_count", **of) == 1
     assert sampled(metrics, "heed_threads") == 3
+    assert added.statistics.batches[3].count == 1
     fails = True
-    with pytest.raises(RuntimeError):
-        counted(group, frozenset(), False)
+    assert isinstance(batch().compute(exclusive=True), RuntimeError)
     assert sampled(metrics, "heed_failed_groups_total", **of) == 1
     assert sampled(metrics, "heed_group_rows_sum", **of) == 3
 
 
-class FakeModel(Model):
-    """The names of one, without a graph."""
-
-    def __init__(self, name: str, number: int) -> None:
-        self.manifest: Any = type("Names", (), {"name": name, "version": number})
-        self.digest, self.precision = f"sha256:{number}", "fp32"
-
-    @property
-    def runtime(self) -> Any:
-        return type("Runtime", (), {"provider": "none"})
+def version(name: str, number: int) -> ServedVersion:
+    return ServedVersion(name, str(number), f"sha256:{number}", "fp32", "none")
 
 
 def labelled(metrics: Metrics, **labels: str) -> set[str]:
@@ -232,16 +230,15 @@ def labelled(metrics: Metrics, **labels: str) -> set[str]:
 
 def test_what_is_unloaded_leaves_only_how_often_it_was_loaded() -> None:
     metrics = Metrics()
-    first, second, again = FakeModel("m", 1), FakeModel("m", 2), FakeModel("m", 2)
-    metrics.add(first)
-    metrics.add(second)  # takes over, and the first one finishes what it has
+    first = metrics.add(version("m", 1))
+    second = metrics.add(version("m", 2))  # takes over, and the first one finishes what it has
     assert {"heed_model_info", "heed_waiting_rows", "heed_contract_checks_total"} <= labelled(
         metrics, model="m", version="1"
     )
     metrics.remove(first)
     assert labelled(metrics, model="m", version="1") == set()
     assert "heed_refused_total" in labelled(metrics, model="m")
-    metrics.add(again)  # its files have changed
+    again = metrics.add(version("m", 2))  # its files have changed
     metrics.remove(second)
     assert "heed_model_info" in labelled(metrics, model="m", version="2")
     metrics.remove(again)
@@ -253,7 +250,7 @@ def test_what_is_unloaded_leaves_only_how_often_it_was_loaded() -> None:
 def test_every_reason_is_there_before_the_first_refusal() -> None:
     """Otherwise a rate would miss the first one."""
     metrics = Metrics()
-    metrics.add(FakeModel("m", 1))
+    metrics.add(version("m", 1))
     for model in ("", "m"):
         for reason in REASONS:
             assert sampled(metrics, "heed_refused_total", model=model, reason=reason) == 0

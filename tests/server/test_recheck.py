@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 from heed.bundle.contract import CONTRACT, Case, StoredCases
-from heed.bundle.packing import TokenSequence
+from heed.bundle.packing import Answer, TokenSequence
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from heed.server.engine.graphs import Answer
 from heed.server.engine.model import Model
 from heed.server.repository.recheck import Recheck
-from heed.server.scheduling.batching import Alone
+from heed.server.scheduling.batching import OneByOne
 from heed.server.scheduling.model_queue import Run
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.scheduling.workers import Workers
-from heed.server.telemetry.metrics import Metrics
+from heed.server.telemetry.metrics import Metrics, ServedVersion
+from tests.server.scheduling import submit
 from tests.server.support import ids_request
 from tests.support import Running, free_port, run_server, start_server, stop, wait_until_serving
 
@@ -55,11 +55,13 @@ class Watch:
 
     def __init__(self, bundle: Path, run: Callable[[Run], Run] = Spoiled) -> None:
         self.model = Model(bundle, "cpu")
-        self.run = run(self.model.run)
-        self.scheduler = Scheduler(self.run, Alone(), Workers(2), max_tokens=1000)
+        self.run = run(self.model.graphs.run)
+        self.scheduler = Scheduler(self.run, OneByOne(), Workers(2), max_tokens=1000)
         self.cases = StoredCases(bundle, at_start=True)
         self._metrics = Metrics()
-        shown = self._metrics.add(self.model).contract
+        model = self.model
+        labels = ServedVersion(model.manifest.name, "1", model.digest, model.precision, model.session.provider)
+        shown = self._metrics.add(labels).contract
         self.recheck = Recheck(self.model, self.scheduler, self.cases, shown, seconds=0)
 
     def error(self, output: str) -> float:
@@ -156,12 +158,12 @@ async def test_callers_go_first(tiny_bundle: Path) -> None:
         return wait
 
     watch = Watch(tiny_bundle, gated)
-    request = watch.model.prepare({"input_ids": np.array([[2, 3, 4]])})
-    busy = [asyncio.create_task(watch.scheduler.submit(request.sequences)) for _ in range(2)]
+    request = watch.model.preprocessor.preprocess({"input_ids": np.array([[2, 3, 4]])})
+    busy = [asyncio.create_task(submit(watch.scheduler, request.rows)) for _ in range(2)]
     await asyncio.sleep(0)
     case = asyncio.create_task(watch.recheck.repeat(watch.cases[0]))
     await asyncio.sleep(0.05)
-    caller = asyncio.create_task(watch.scheduler.submit(request.sequences))
+    caller = asyncio.create_task(submit(watch.scheduler, request.rows))
     await asyncio.sleep(0)
     gate.set()
     await asyncio.wait({case, caller}, return_when=asyncio.FIRST_COMPLETED)

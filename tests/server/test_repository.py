@@ -13,10 +13,10 @@ import pytest
 
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, NotFound, StartError
-from heed.server.repository.folders import Place, find_places
+from heed.server.repository.folders import BundleFolder, find_bundle_folders
 from heed.server.repository.loading import memory_needed
-from heed.server.repository.model_repository import Repository
-from heed.server.repository.registry import Registry, State
+from heed.server.repository.model_repository import ModelRepository
+from heed.server.repository.registry import ModelRegistry, State
 from heed.server.settings import Settings
 from heed.server.telemetry.metrics import Metrics
 
@@ -39,8 +39,8 @@ def damage(folder: Path) -> None:
 @asynccontextmanager
 async def serving(folder: Path, **settings: Any) -> Any:
     """A repository that has started, and its registry."""
-    registry = Registry(settings.get("default_model", ""))
-    repository = Repository(Settings(bundle=folder, device="cpu", **settings), registry, Metrics())
+    registry = ModelRegistry(settings.get("default_model", ""))
+    repository = ModelRepository(Settings(bundle=folder, device="cpu", **settings), registry, Metrics())
     try:
         await repository.start()
         yield repository, registry
@@ -48,18 +48,18 @@ async def serving(folder: Path, **settings: Any) -> Any:
         await repository.close()
 
 
-async def embed(registry: Registry, name: str, version: str = "") -> np.ndarray:
-    with registry.use(name, version) as serving:
-        request = await serving.prepare({"text": TEXT}, ["last_hidden_state"])
-        answered = await serving.answer(request)
-        return serving.model.assemble(request, answered.answers)["last_hidden_state"]
+async def embed(registry: ModelRegistry, name: str, version: str = "") -> np.ndarray:
+    with registry.use(name, version) as served:
+        request = served.preprocessor.preprocess({"text": TEXT}, ["last_hidden_state"])
+        result = await served.scheduler.admit().submit(request.rows)
+        return request.assemble(result.answers)["last_hidden_state"]
 
 
-def states(registry: Registry) -> dict[tuple[str, int], State]:
+def states(registry: ModelRegistry) -> dict[tuple[str, int], State]:
     return {(one.name, one.version): one.state for one in registry.all()}
 
 
-async def lines(repository: Repository) -> list[tuple[str, int, str, str]]:
+async def lines(repository: ModelRepository) -> list[tuple[str, int, str, str]]:
     return [(entry.name, entry.version, entry.state.value, entry.reason) for entry in await repository.index()]
 
 
@@ -73,10 +73,10 @@ def test_versions_are_positive_numbers_and_the_newest_comes_first(tiny_bundle: P
     for name in ("b/2", "b/10", "b/0", "b/01", "b/next", "a/1", ".a/1", "a b/1"):
         (repository / name).mkdir(parents=True)
     (repository / "a" / "2").touch()
-    found = [(one.name, one.version) for one in find_places(repository)]
+    found = [(one.name, one.version) for one in find_bundle_folders(repository)]
     assert found == [("a", 1), ("b", 10), ("b", 2)]
-    (bundle,) = find_places(tiny_bundle)
-    assert (bundle.name, bundle.version, bundle.folder) == ("tiny", 1, tiny_bundle)
+    (bundle,) = find_bundle_folders(tiny_bundle)
+    assert (bundle.name, bundle.version, bundle.path) == ("tiny", 1, tiny_bundle)
 
 
 async def test_the_newest_version_is_served_and_the_index_tells_of_the_others(
@@ -101,8 +101,8 @@ async def test_the_newest_version_is_served_and_the_index_tells_of_the_others(
             ("words", 10, "ready", ""),
         ]
         (entry,) = registry.all("words")
-        assert entry.serving
-        assert (entry.serving.model.manifest.name, entry.serving.model.manifest.version) == ("words", 10)
+        assert entry.served
+        assert (entry.served.model.manifest.name, entry.served.model.manifest.version) == ("words", 10)
     async with serving(repository, versions=2, default_model="words") as (_, registry):
         assert states(registry) == dict.fromkeys([("other", 1), ("words", 2), ("words", 10)], State.READY)
         assert np.array_equal(await embed(registry, "words", "2"), other)
@@ -161,11 +161,11 @@ async def test_the_old_version_finishes_what_it_has_taken(
     place(tiny_bundle, repository, "words", 1)
     async with serving(repository) as (served, registry):
         with registry.use("words") as old:
-            request = await old.prepare({"text": TEXT}, ["last_hidden_state"])
+            request = old.preprocessor.preprocess({"text": TEXT}, ["last_hidden_state"])
             place(tiny_cls_bundle, repository, "words", 2)
             await served.refresh()
             assert states(registry) == {("words", 2): State.READY, ("words", 1): State.UNLOADING}
-            assert (await old.answer(request)).answers
+            assert (await old.scheduler.admit().submit(request.rows)).answers
         await asyncio.sleep(0.2)
         assert states(registry) == {("words", 2): State.READY}
 
@@ -273,12 +273,12 @@ async def test_a_watch_outlives_whatever_it_meets(
     async with serving(repository, watch_seconds=0.01) as (_, registry):
         errors: list[Exception] = [OSError("stale"), ZeroDivisionError("a defect")]
 
-        def fail_first(folder: Path) -> list[Place]:
+        def fail_first(folder: Path) -> list[BundleFolder]:
             if errors:
                 raise errors.pop(0)
-            return find_places(folder)
+            return find_bundle_folders(folder)
 
-        monkeypatch.setattr("heed.server.repository.model_repository.find_places", fail_first)
+        monkeypatch.setattr("heed.server.repository.model_repository.find_bundle_folders", fail_first)
         async with asyncio.timeout(60):
             while errors:
                 await asyncio.sleep(0.01)
@@ -294,10 +294,10 @@ def test_a_file_of_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
     for path in (file, other):
         path.write_bytes(b"1234")
         os.utime(path, (1, 1))
-    before = Place("tiny", 1, tmp_path).files()
-    assert Place("tiny", 1, tmp_path).files() == before
+    before = BundleFolder("tiny", 1, tmp_path).files()
+    assert BundleFolder("tiny", 1, tmp_path).files() == before
     os.rename(other, file)
-    assert Place("tiny", 1, tmp_path).files() != before
+    assert BundleFolder("tiny", 1, tmp_path).files() != before
 
 
 def test_memory_counts_the_weights_that_graphs_name(tmp_path: Path) -> None:

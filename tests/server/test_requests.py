@@ -4,6 +4,7 @@ Letters: B batch, L length, F features.
 """
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Semaphore
 from typing import Any
@@ -17,9 +18,9 @@ from heed.bundle.manifest import Image, PositionRule
 from heed.bundle.packing import Arrays, pack
 from heed.server.engine.model import Model
 from heed.server.errors import InvalidArgument
-from heed.server.repository.served_model import Serving, _is_large
-from heed.server.requests.preprocess import Form, Request, check_request
-from heed.server.requests.tokenizer import Side, TextEncoder, Tokens
+from heed.server.requests.preprocess import Preprocessor, Request, _is_large
+from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
+from heed.server.requests.validation import RequestSpec
 from tests.server.support import manifest_of
 from tests.support import VOCABULARY, save_tokenizer
 
@@ -34,28 +35,27 @@ WORDS = manifest_of(*TEXT, outputs=["logits", "labels", "tokens", "offsets", "at
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
-    return TextEncoder(folder / "tokenizer.json", 12)
+    return TextTokenizer(folder / "tokenizer.json", 12)
 
 
 async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model(tiny_bundle, "cpu")
-    assert model.text
-    begun, gone, encode = Semaphore(0), Event(), model.text.encode
+    assert model.tokenizer
+    begun, gone, encode = Semaphore(0), Event(), model.tokenizer.encode
 
-    def encode_later(*arguments: Any) -> Tokens:
+    def encode_later(*arguments: Any) -> TokenizedText:
         begun.release()
         assert gone.wait(60)
         return encode(*arguments)
 
-    monkeypatch.setattr(model.text, "encode", encode_later)
+    monkeypatch.setattr(model.tokenizer, "encode", encode_later)
     inputs: Arrays = {"text": np.array([b"a fox"] * 1000, object)}
-    none: Any = None
-    reading = asyncio.create_task(Serving(model, none, none, none).prepare(inputs))
+    reading = asyncio.create_task(model.preprocessor.prepare_async(model.preprocessor.validate(inputs), inputs))
     assert await asyncio.to_thread(begun.acquire, timeout=60)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -77,7 +77,17 @@ async def test_texts_that_nobody_waits_for_any_more_are_not_tokenized(
 )
 def test_what_is_large_is_read_beside_the_event_loop(inputs: dict[str, Any], large: bool) -> None:
     arrays = {name: np.array(values, object if "text" in name else np.int64) for name, values in inputs.items()}
-    assert _is_large(Form(next(iter(arrays)), []), arrays) is large
+    assert _is_large(RequestSpec(next(iter(arrays)), [], frozenset()), arrays) is large
+
+
+def check_request(
+    manifest: Manifest,
+    tokenizer: TextTokenizer | None,
+    inputs: Arrays,
+    outputs: Sequence[str] = (),
+    truncate: Side | None = None,
+) -> Request:
+    return Preprocessor(manifest, tokenizer).preprocess(inputs, outputs, truncate)
 
 
 def features(*shape: int) -> Arrays:
@@ -93,7 +103,7 @@ def texts(*values: str, pairs: list[str] | None = None) -> Arrays:
     return inputs if pairs is None else inputs | {"text_pair": np.array(pairs, object)}
 
 
-def refused(manifest: Manifest, inputs: Arrays, *outputs: str, encoder: TextEncoder | None = None) -> str:
+def refused(manifest: Manifest, inputs: Arrays, *outputs: str, encoder: TextTokenizer | None = None) -> str:
     with pytest.raises(InvalidArgument) as error:
         check_request(manifest, encoder, inputs, outputs)
     return str(error.value)
@@ -106,7 +116,7 @@ def test_vectors_become_rows_without_padding() -> None:
     inputs = features(2, 3, 2) | {"attention_mask": np.array([[1, 0, 1], [0, 1, 0]])}
     request = check_request(FRAMES, None, inputs)
     assert request.length == 3
-    first, second = request.sequences
+    first, second = request.rows
     np.testing.assert_array_equal(first.tokens["features"], inputs["features"][0, [0, 2]])
     np.testing.assert_array_equal(second.tokens["features"], inputs["features"][1, [0, 1]])
     assert second.real.tolist() == [False, True]
@@ -132,7 +142,7 @@ def test_floats_must_be_finite_even_under_the_mask(value: float, text: str, mask
 
 def test_finite_floats_are_taken() -> None:
     inputs = {"features": np.array([[[-3.4e38, 1e-45]]], np.float32)}
-    assert len(check_request(FRAMES, None, inputs).sequences) == 1
+    assert len(check_request(FRAMES, None, inputs).rows) == 1
 
 
 def test_a_mask_must_be_as_long_as_the_vectors() -> None:
@@ -153,13 +163,13 @@ def edges(*pairs: tuple[int, int], size: int = 3) -> np.ndarray:
 
 def test_edges_come_with_their_nodes() -> None:
     inputs = features(1, 3, 2) | {"adjacency": edges((0, 2), (2, 1)), "attention_mask": np.array([[1, 0, 1]])}
-    (row,) = check_request(GRAPHS, None, inputs).sequences
+    (row,) = check_request(GRAPHS, None, inputs).rows
     assert row.adjacency is not None
     assert row.adjacency.astype(int).tolist() == [[0, 1], [0, 0]]
 
 
 def test_an_isolated_node_is_a_node() -> None:
-    (row,) = check_request(GRAPHS, None, features(1, 3, 2) | {"adjacency": edges()}).sequences
+    (row,) = check_request(GRAPHS, None, features(1, 3, 2) | {"adjacency": edges()}).rows
     assert row.real.all()
     assert row.adjacency is not None
     assert not row.adjacency.any()
@@ -172,7 +182,7 @@ def test_a_model_over_graphs_needs_edges() -> None:
 def test_edges_that_may_be_left_out_are_all_there() -> None:
     optional = GRAPHS.inputs[2].model_copy(update={"optional": True})
     manifest = GRAPHS.model_copy(update={"inputs": [*GRAPHS.inputs[:2], optional]})
-    (row,) = check_request(manifest, None, features(1, 3, 2)).sequences
+    (row,) = check_request(manifest, None, features(1, 3, 2)).rows
     assert row.adjacency is not None
     assert row.adjacency.all()
 
@@ -189,7 +199,7 @@ def test_edges_must_fit_the_nodes(shape: tuple[int, ...]) -> None:
 
 def test_global_tokens_are_those_that_the_request_names() -> None:
     inputs = ids([5, 6, 7]) | {"global_attention_mask": np.array([[0, 1, 1]])}
-    (row,) = check_request(LONG, None, inputs).sequences
+    (row,) = check_request(LONG, None, inputs).rows
     assert row.is_global is not None
     assert row.is_global.tolist() == [False, True, True]
 
@@ -197,7 +207,7 @@ def test_global_tokens_are_those_that_the_request_names() -> None:
 def test_without_names_the_models_own_first_tokens_are_global() -> None:
     for first in (0, 1, 2):
         manifest = LONG.model_copy(update={"first_tokens_global": first})
-        (row,) = check_request(manifest, None, ids([5, 6, 7])).sequences
+        (row,) = check_request(manifest, None, ids([5, 6, 7])).rows
         assert row.is_global is not None
         assert row.is_global.tolist() == [column < first for column in range(3)]
 
@@ -205,7 +215,7 @@ def test_without_names_the_models_own_first_tokens_are_global() -> None:
 def test_the_first_tokens_of_a_stripped_row_are_the_first_real_ones() -> None:
     manifest = LONG.model_copy(update={"position_rule": PositionRule(kind="stripped")})
     inputs = ids([5, 6, 7]) | {"attention_mask": np.array([[0, 1, 1]])}
-    (row,) = check_request(manifest, None, inputs).sequences
+    (row,) = check_request(manifest, None, inputs).rows
     assert row.is_global is not None
     assert row.is_global.tolist() == [True, False]
     assert row.tokens["input_ids"].tolist() == [6, 7]
@@ -223,7 +233,7 @@ def test_an_image_becomes_patches_behind_a_class_token() -> None:
     pixels = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, 3, 4, 6)
     request = check_request(IMAGES, None, {"pixel_values": pixels})
     assert request.length == 7
-    row = request.sequences[1]
+    row = request.rows[1]
     assert row.tokens["features"].shape == (7, 12)
     assert not row.tokens["features"][0].any()
     np.testing.assert_array_equal(row.tokens["features"][2], pixels[1, :, :2, 2:4].ravel())
@@ -239,11 +249,11 @@ def test_an_image_of_another_size_is_refused() -> None:
 # Texts and pairs
 
 
-def test_pairs_are_joined_by_the_tokenizers_own_template(encoder: TextEncoder, tmp_path: Path) -> None:
+def test_pairs_are_joined_by_the_tokenizers_own_template(encoder: TextTokenizer, tmp_path: Path) -> None:
     request = check_request(TEXTS, encoder, texts("the fox", "a", pairs=["dog", "quick fox."]))
     save_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    for row, pair in zip(request.sequences, [("the fox", "dog"), ("a", "quick fox.")], strict=True):
+    for row, pair in zip(request.rows, [("the fox", "dog"), ("a", "quick fox.")], strict=True):
         expected = tokenizer.encode(*pair)
         assert row.tokens["input_ids"].tolist() == expected.ids
         assert row.tokens["token_type_ids"].tolist() == expected.type_ids
@@ -251,7 +261,7 @@ def test_pairs_are_joined_by_the_tokenizers_own_template(encoder: TextEncoder, t
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextEncoder, tmp_path: Path, side: Side) -> None:
+def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextTokenizer, tmp_path: Path, side: Side) -> None:
     """Against the library's own truncation."""
     save_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -260,30 +270,30 @@ def test_the_longer_text_of_a_pair_is_cut_first(encoder: TextEncoder, tmp_path: 
         for second in range(0, 14):
             pair = "a fox " * first, "quick dog " * second
             inputs = texts(pair[0], pairs=[pair[1]])
-            (row,) = check_request(TEXTS, encoder, inputs, truncate=side).sequences
+            (row,) = check_request(TEXTS, encoder, inputs, truncate=side).rows
             assert row.tokens["input_ids"].tolist() == tokenizer.encode(*pair).ids, (first, second)
 
 
-def test_a_pair_is_too_long_by_its_total(encoder: TextEncoder) -> None:
+def test_a_pair_is_too_long_by_its_total(encoder: TextTokenizer) -> None:
     check_request(TEXTS, encoder, texts("fox " * 5, pairs=["dog " * 4]))
     message = refused(TEXTS, texts("fox", "fox " * 5, pairs=["dog", "dog " * 5]), encoder=encoder)
     assert message.startswith("input text[1] with its pair has 13 tokens, at most 12 are allowed")
 
 
-def test_pairs_are_as_many_as_texts(encoder: TextEncoder) -> None:
+def test_pairs_are_as_many_as_texts(encoder: TextTokenizer) -> None:
     message = refused(TEXTS, texts("a", "b", pairs=["c"]), encoder=encoder)
     assert message == "input text_pair has 1 texts, text has 2; they differ"
 
 
-def test_a_pair_that_is_not_utf_8_is_named(encoder: TextEncoder) -> None:
+def test_a_pair_that_is_not_utf_8_is_named(encoder: TextTokenizer) -> None:
     inputs = texts("a", "b") | {"text_pair": np.array([b"a", b"\xff"], object)}
     assert refused(TEXTS, inputs, encoder=encoder).startswith("input text_pair[1] is not UTF-8")
 
 
-def test_a_model_without_token_types_gets_none(encoder: TextEncoder) -> None:
+def test_a_model_without_token_types_gets_none(encoder: TextTokenizer) -> None:
     manifest = manifest_of("input_ids", "attention_mask", "text", "text_pair")
     for inputs in (texts("a", pairs=["b"]), ids([5, 6])):
-        (row,) = check_request(manifest, encoder, inputs).sequences
+        (row,) = check_request(manifest, encoder, inputs).rows
         assert set(row.tokens) == {"input_ids", "position_ids"}
 
 
@@ -318,7 +328,7 @@ def test_a_model_without_token_types_gets_none(encoder: TextEncoder) -> None:
     ],
 )
 def test_what_does_not_go_together_is_named(
-    encoder: TextEncoder, manifest: Manifest, inputs: Arrays, message: str
+    encoder: TextTokenizer, manifest: Manifest, inputs: Arrays, message: str
 ) -> None:
     assert refused(manifest, inputs, encoder=encoder).startswith(message)
 
@@ -326,19 +336,19 @@ def test_what_does_not_go_together_is_named(
 # Outputs
 
 
-def outputs(manifest: Manifest, inputs: Arrays, *wanted: str, encoder: TextEncoder | None = None) -> list[str]:
-    return check_request(manifest, encoder, inputs, wanted).outputs
+def outputs(manifest: Manifest, inputs: Arrays, *wanted: str, encoder: TextTokenizer | None = None) -> list[str]:
+    return check_request(manifest, encoder, inputs, wanted).spec.outputs
 
 
-def test_attentions_are_never_given_unasked(encoder: TextEncoder) -> None:
+def test_attentions_are_never_given_unasked(encoder: TextTokenizer) -> None:
     assert outputs(TEXTS, ids([1])) == ["last_hidden_state"]
     assert outputs(TEXTS, texts("a"), encoder=encoder) == ["last_hidden_state"]
     asked = check_request(TEXTS, None, ids([1]), ["attentions"])
-    assert (asked.outputs, asked.form.kind) == (["attentions"], "attentions")
-    assert check_request(TEXTS, None, ids([1])).form.kind == "answers"
+    assert (asked.spec.outputs, asked.spec.kind) == (["attentions"], "attentions")
+    assert check_request(TEXTS, None, ids([1])).spec.kind == "answers"
 
 
-def test_words_are_given_unasked_where_they_are_what_is_labelled(encoder: TextEncoder) -> None:
+def test_words_are_given_unasked_where_they_are_what_is_labelled(encoder: TextTokenizer) -> None:
     assert outputs(WORDS, texts("a"), encoder=encoder) == ["logits", "labels", "tokens", "offsets"]
     assert outputs(WORDS, ids([1])) == ["logits", "labels"]
     assert outputs(TEXTS, texts("a"), "offsets", encoder=encoder) == ["offsets"]
@@ -349,7 +359,7 @@ def test_words_need_text(name: str) -> None:
     assert refused(WORDS, ids([1]), "labels", name) == f"output {name} needs text, but input_ids came"
 
 
-def test_tokens_are_written_as_in_the_vocabulary_and_offsets_count_code_points(encoder: TextEncoder) -> None:
+def test_tokens_are_written_as_in_the_vocabulary_and_offsets_count_code_points(encoder: TextTokenizer) -> None:
     """`é` loses its accent, `👩` is one code point and no word, and a pair's texts are counted each from 0."""
     (tokens,) = check_request(WORDS, encoder, texts("é 👩 foxs", pairs=["saw a"])).texts
     assert tokens.words.tolist() == ["[CLS]", "e", "[UNK]", "fox", "##s", "[SEP]", "saw", "a", "[SEP]"]
@@ -359,7 +369,7 @@ def test_tokens_are_written_as_in_the_vocabulary_and_offsets_count_code_points(e
 
 def group_of(manifest: Manifest, *requests: dict[str, Any]) -> Arrays:
     rows: list[Request] = [check_request(manifest, None, inputs) for inputs in requests]
-    return pack([row for request in rows for row in request.sequences], manifest.aligned)
+    return pack([row for request in rows for row in request.rows], manifest.aligned)
 
 
 def test_requests_with_and_without_optional_inputs_share_a_group() -> None:

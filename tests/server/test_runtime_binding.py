@@ -7,13 +7,13 @@ import pytest
 
 from heed.bundle import read_manifest
 from heed.bundle.packing import Arrays, pack
-from heed.server.engine.session import Runtime
+from heed.server.engine.session import Session
 from heed.server.repository.warmup import random_sequence
 
 
 @pytest.fixture
-def runtime(tiny_bundle: Path) -> Runtime:
-    return Runtime(tiny_bundle / "model.fp32.onnx", "cpu")
+def runtime(tiny_bundle: Path) -> Session:
+    return Session(tiny_bundle / "model.fp32.onnx", "cpu")
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def feeds(tiny_bundle: Path) -> Arrays:
     return pack([random_sequence(read_manifest(tiny_bundle), length, random) for length in (7, 1, 12)])
 
 
-def test_one_output_is_fetched_and_has_the_same_bits(runtime: Runtime, feeds: Arrays) -> None:
+def test_one_output_is_fetched_and_has_the_same_bits(runtime: Session, feeds: Arrays) -> None:
     everything = runtime.run(feeds)
     assert list(everything) == runtime.outputs
     assert len(everything) > 1
@@ -31,7 +31,7 @@ def test_one_output_is_fetched_and_has_the_same_bits(runtime: Runtime, feeds: Ar
     assert np.array_equal(alone, everything["sentence_embedding"])
 
 
-def test_outputs_come_in_the_order_that_they_were_asked_for(runtime: Runtime, feeds: Arrays) -> None:
+def test_outputs_come_in_the_order_that_they_were_asked_for(runtime: Session, feeds: Arrays) -> None:
     swapped = runtime.run(feeds, ["sentence_embedding", "last_hidden_state"])
     assert list(swapped) == ["sentence_embedding", "last_hidden_state"]
     assert {name: array.shape[-2:] for name, array in swapped.items()} == {

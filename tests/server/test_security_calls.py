@@ -108,9 +108,11 @@ class Guarded(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def guarded(tiny_bundle: Path, certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+def errors_to_status(
+    tiny_bundle: Path, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guarded]:
     """A server with TLS, tokens and small limits, and a connection to it."""
-    folder = tmp_path_factory.mktemp("guarded")
+    folder = tmp_path_factory.mktemp("errors_to_status")
     tokens, repository_tokens = folder / "tokens", folder / "repository_tokens"
     tokens.write_text(f"# ours\n{TOKEN}\n")
     repository_tokens.write_text(REPOSITORY_TOKEN)
@@ -128,45 +130,45 @@ def guarded(tiny_bundle: Path, certificates: Path, tmp_path_factory: pytest.Temp
         assert token[:8] not in said
 
 
-def infer(guarded: Guarded, metadata: Metadata) -> tuple[StatusCode, str]:
+def infer(errors_to_status: Guarded, metadata: Metadata) -> tuple[StatusCode, str]:
     try:
-        guarded.stub.ModelInfer(ids_request([[2, 5, 3]]), timeout=20, metadata=metadata)
+        errors_to_status.stub.ModelInfer(ids_request([[2, 5, 3]]), timeout=20, metadata=metadata)
     except grpc.RpcError as error:
         return error.code(), error.details() or ""
     return StatusCode.OK, ""
 
 
 @pytest.mark.parametrize("metadata", [bearer(TOKEN), bearer(TOKEN, "bearer"), bearer(REPOSITORY_TOKEN)])
-def test_a_token_lets_in(guarded: Guarded, metadata: Metadata) -> None:
-    assert infer(guarded, metadata) == (StatusCode.OK, "")
+def test_a_token_lets_in(errors_to_status: Guarded, metadata: Metadata) -> None:
+    assert infer(errors_to_status, metadata) == (StatusCode.OK, "")
 
 
 @pytest.mark.parametrize("metadata", [(), bearer(TOKEN, "Basic"), (("authorization", TOKEN),), (("token", TOKEN),)])
-def test_without_a_token_a_caller_is_told_how_to_send_one(guarded: Guarded, metadata: Metadata) -> None:
+def test_without_a_token_a_caller_is_told_how_to_send_one(errors_to_status: Guarded, metadata: Metadata) -> None:
     message = "no token came; send the metadata `authorization: Bearer TOKEN` with each call"
-    assert infer(guarded, metadata) == (StatusCode.UNAUTHENTICATED, message)
+    assert infer(errors_to_status, metadata) == (StatusCode.UNAUTHENTICATED, message)
 
 
 @pytest.mark.parametrize("token", [TOKEN[:-1], TOKEN + "0", TOKEN.upper(), "", f"{TOKEN} {TOKEN}", "x" * 4000])
-def test_an_unknown_token_is_refused_and_not_repeated(guarded: Guarded, token: str) -> None:
-    code, message = infer(guarded, bearer(token))
+def test_an_unknown_token_is_refused_and_not_repeated(errors_to_status: Guarded, token: str) -> None:
+    code, message = infer(errors_to_status, bearer(token))
     assert code is StatusCode.UNAUTHENTICATED
     assert message == "the token is not one of this server's; whoever runs the server gives them out"
 
 
-def test_every_method_but_health_asks_for_a_token(guarded: Guarded) -> None:
+def test_every_method_but_health_asks_for_a_token(errors_to_status: Guarded) -> None:
     for service in pb.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
-            call: Any = guarded.channel.stream_stream(f"/{service.full_name}/{method.name}")
+            call: Any = errors_to_status.channel.stream_stream(f"/{service.full_name}/{method.name}")
             expected = StatusCode.OK if method.name in ("ServerLive", "ServerReady") else StatusCode.UNAUTHENTICATED
             assert code_of(lambda: list(call(iter([b""]), timeout=20))) is expected, method.name  # noqa: B023
-    health: Any = health_pb2_grpc.HealthStub(guarded.channel)
+    health: Any = health_pb2_grpc.HealthStub(errors_to_status.channel)
     assert health.Check(health_pb2.HealthCheckRequest(), timeout=20).status == 1
     assert next(health.Watch(health_pb2.HealthCheckRequest(), timeout=20)).status == 1
 
 
-def test_reflection_asks_for_a_token(guarded: Guarded) -> None:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
+def test_reflection_asks_for_a_token(errors_to_status: Guarded) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(errors_to_status.channel)
 
     def services(metadata: Metadata) -> Any:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -176,17 +178,17 @@ def test_reflection_asks_for_a_token(guarded: Guarded) -> None:
     assert services(bearer(TOKEN))[0].list_services_response.service
 
 
-def test_a_stream_needs_a_token(guarded: Guarded) -> None:
+def test_a_stream_needs_a_token(errors_to_status: Guarded) -> None:
     def answers(metadata: Metadata) -> list[pb.ModelStreamInferResponse]:
         requests = iter([ids_request([[2, 5, 3]])] * 3)
-        return list(guarded.stub.ModelStreamInfer(requests, timeout=20, metadata=metadata))
+        return list(errors_to_status.stub.ModelStreamInfer(requests, timeout=20, metadata=metadata))
 
     assert code_of(lambda: answers(())) is StatusCode.UNAUTHENTICATED
     assert [answer.error_message for answer in answers(bearer(TOKEN))] == ["", "", ""]
 
 
-def test_loading_needs_a_token_of_its_own(guarded: Guarded) -> None:
-    load: Any = guarded.channel.unary_unary(LOAD)
+def test_loading_needs_a_token_of_its_own(errors_to_status: Guarded) -> None:
+    load: Any = errors_to_status.channel.unary_unary(LOAD)
 
     def code(metadata: Metadata) -> StatusCode:
         return code_of(lambda: load(LOAD_TINY, timeout=60, metadata=metadata))
@@ -200,34 +202,34 @@ def test_loading_needs_a_token_of_its_own(guarded: Guarded) -> None:
     assert code(bearer(REPOSITORY_TOKEN)) is StatusCode.OK
 
 
-def test_a_new_token_takes_over_while_others_call(guarded: Guarded) -> None:
+def test_a_new_token_takes_over_while_others_call(errors_to_status: Guarded) -> None:
     new = "5feceb66ffc86f38d952786c6d696c79"
-    fresh = guarded.tokens.with_name("fresh")
+    fresh = errors_to_status.tokens.with_name("fresh")
 
     def put(text: str) -> None:
         fresh.write_text(text)
-        fresh.rename(guarded.tokens)
+        fresh.rename(errors_to_status.tokens)
 
     put(new)
     try:
         until = time.monotonic() + 30
-        while infer(guarded, bearer(new))[0] is not StatusCode.OK:
+        while infer(errors_to_status, bearer(new))[0] is not StatusCode.OK:
             assert time.monotonic() < until
             time.sleep(0.05)
-        assert infer(guarded, bearer(TOKEN))[0] is StatusCode.UNAUTHENTICATED
+        assert infer(errors_to_status, bearer(TOKEN))[0] is StatusCode.UNAUTHENTICATED
     finally:
         put(TOKEN)
-    while infer(guarded, bearer(TOKEN))[0] is not StatusCode.OK:
+    while infer(errors_to_status, bearer(TOKEN))[0] is not StatusCode.OK:
         time.sleep(0.05)
 
 
 @pytest.fixture
-def stub(guarded: Guarded) -> Any:
+def stub(errors_to_status: Guarded) -> Any:
     """Calls with a token."""
 
     class Stub:
         def ModelInfer(self, request: pb.ModelInferRequest, timeout: float, **more: Any) -> Any:
-            return guarded.stub.ModelInfer(request, timeout=timeout, metadata=bearer(TOKEN), **more)
+            return errors_to_status.stub.ModelInfer(request, timeout=timeout, metadata=bearer(TOKEN), **more)
 
     return Stub()
 
@@ -253,10 +255,12 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_cut(stub: Any) -> None:
     assert "input text[1] has 201 characters, at most 200 are taken (--max-text-characters)" in message
 
 
-def test_a_message_that_is_too_large_is_refused_however_small_it_was_packed(guarded: Guarded, stub: Any) -> None:
+def test_a_message_that_is_too_large_is_refused_however_small_it_was_packed(
+    errors_to_status: Guarded, stub: Any
+) -> None:
     request = ids_request([[2, 3]])
     request.id = "0" * 2**27
-    process = psutil.Process(guarded.server.process.pid)
+    process = psutil.Process(errors_to_status.server.process.pid)
     before = process.memory_info().rss
     with pytest.raises(grpc.RpcError) as refused:
         stub.ModelInfer(request, timeout=60, compression=grpc.Compression.Gzip)
@@ -266,10 +270,10 @@ def test_a_message_that_is_too_large_is_refused_however_small_it_was_packed(guar
     assert stub.ModelInfer(ids_request([[2, 3]]), timeout=20, compression=grpc.Compression.Gzip)
 
 
-def test_plain_text_and_other_authorities_get_no_connection(guarded: Guarded, tmp_path: Path) -> None:
-    with grpc.insecure_channel(guarded.server.address) as opened:
+def test_plain_text_and_other_authorities_get_no_connection(errors_to_status: Guarded, tmp_path: Path) -> None:
+    with grpc.insecure_channel(errors_to_status.server.address) as opened:
         assert live(opened) is StatusCode.UNAVAILABLE
-    with channel(guarded.server, make_certificates(tmp_path)) as opened:
+    with channel(errors_to_status.server, make_certificates(tmp_path)) as opened:
         assert live(opened) is StatusCode.UNAVAILABLE
 
 
@@ -338,11 +342,11 @@ def test_a_server_that_cannot_read_its_key_does_not_start(
 
 
 def test_commands_reach_a_server_that_asks_for_a_token(
-    guarded: Guarded, certificates: Path, tiny_bundle: Path, tmp_path: Path
+    errors_to_status: Guarded, certificates: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text(TOKEN)
     ca = ("--tls-ca", certificates / "ca.pem")
-    address = guarded.server.address.replace("127.0.0.1", "localhost")
+    address = errors_to_status.server.address.replace("127.0.0.1", "localhost")
     done = heed("call", address, "tiny", "-t", "the fox", *ca, "--token", tmp_path / "token")
     assert done.code == 0, done.err
     assert "sentence_embedding" in done.shown

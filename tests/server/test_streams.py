@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -12,7 +13,15 @@ import pytest
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.errors import InvalidArgument
-from heed.server.protocols.streams import REQUEST_BYTES, STREAM_ANSWERS, STREAM_REQUESTS, Place, Room, Streams
+from heed.server.protocols.streams import (
+    REQUEST_BYTES,
+    STREAM_ANSWERS,
+    STREAM_REQUESTS,
+    Stream,
+    Streams,
+    Ticket,
+    WeightedSemaphore,
+)
 from tests.server.support import ids_request
 from tests.support import Running, start_server, stop, wait_until_serving
 
@@ -92,8 +101,20 @@ def test_a_stream_that_says_nothing_does_not_hold_up_the_end(tiny_bundle: Path, 
         assert list(answers) == []  # and it ended well
 
 
-def byte(number: int) -> int:
-    return 1
+async def served(
+    requests: AsyncIterator[Any],
+    answer: Callable[[Any, Ticket], Coroutine[Any, Any, Any]],
+    write: Callable[[Any], Awaitable[None]],
+    streams: Streams | None = None,
+    size: int = 1,
+) -> None:
+    """Serves a stream whose answers keep the order of its requests."""
+
+    async def write_all(answers: list[Any]) -> None:
+        for each in answers:
+            await write(each)
+
+    await (streams or Streams()).serve(Stream(answer, write_all, lambda _: size), requests)
 
 
 async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it() -> None:
@@ -104,7 +125,7 @@ async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it
         for number in range(5):
             yield number
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, ticket: Ticket) -> int:
         try:
             await asyncio.sleep(0.02 if number == 0 else 60 if number > 2 else 0)
         except asyncio.CancelledError:
@@ -118,7 +139,7 @@ async def test_what_an_answer_raises_ends_the_stream_after_the_answers_before_it
         written.append(number)
 
     with pytest.raises(InvalidArgument, match="item 2"):
-        await Streams().serve(numbers(), byte, answer, write)
+        await served(numbers(), answer, write)
     assert written == [0, 1]  # though 2 failed before 0 was answered
     assert left == [3, 4]  # nothing goes on for nobody
 
@@ -132,14 +153,14 @@ async def test_who_does_not_read_is_not_read_from() -> None:
             asked += 1
             yield asked
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, ticket: Ticket) -> int:
         return number
 
     async def never(number: int) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(Streams().serve(numbers(), byte, answer, never), 0.2)
+        await asyncio.wait_for(served(numbers(), answer, never), 0.2)
     assert asked == STREAM_REQUESTS + 1  # the last one waits for room
 
 
@@ -148,7 +169,7 @@ async def test_a_connection_that_breaks_is_not_an_end() -> None:
         yield 1
         raise ConnectionError("gone")
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, ticket: Ticket) -> int:
         return number
 
     written: list[int] = []
@@ -157,7 +178,7 @@ async def test_a_connection_that_breaks_is_not_an_end() -> None:
         written.append(number)
 
     with pytest.raises(ConnectionError, match="gone"):
-        await Streams().serve(broken(), byte, answer, write)
+        await served(broken(), answer, write)
     assert written == [1]
 
 
@@ -169,17 +190,17 @@ async def test_answers_are_computed_in_their_order_and_only_as_many_as_may_wait_
         for number in range(7):
             yield number
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, ticket: Ticket) -> int:
         await asyncio.sleep(0.01 * (7 - number))  # the last is prepared first
         if number != 3:  # which needs no room
-            await place.admit(STREAM_ANSWERS // 2 if number < 6 else 2 * STREAM_ANSWERS)
+            await ticket.admit(STREAM_ANSWERS // 2 if number < 6 else 2 * STREAM_ANSWERS)
         admitted.append(number)
         return number
 
     async def write(number: int) -> None:
         await reads.acquire()
 
-    serving = asyncio.create_task(Streams().serve(numbers(), byte, answer, write))
+    serving = asyncio.create_task(served(numbers(), answer, write))
     for taken, computed in enumerate([[3, 0, 1], [3, 0, 1, 2], [3, 0, 1, 2, 4], [3, 0, 1, 2, 4, 5]]):
         await asyncio.sleep(0.15)
         assert admitted == computed, taken
@@ -191,23 +212,23 @@ async def test_answers_are_computed_in_their_order_and_only_as_many_as_may_wait_
 
 
 async def test_a_request_that_is_cancelled_lets_nobody_overtake_those_before_it() -> None:
-    room = Room(100)
-    first = Place(room, None)
-    second = Place(room, first)
-    third = Place(room, second)
-    fourth = Place(room, third)
+    answers = WeightedSemaphore(100)
+    first = Ticket(answers, None)
+    second = Ticket(answers, first)
+    third = Ticket(answers, second)
+    fourth = Ticket(answers, third)
     await first.admit(90)
     waits, gone, last = (
-        asyncio.create_task(place.admit(size)) for place, size in ((second, 50), (third, 5), (fourth, 5))
+        asyncio.create_task(ticket.admit(size)) for ticket, size in ((second, 50), (third, 5), (fourth, 5))
     )
     await asyncio.sleep(0)
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
-    third.let_pass()
+    third.pass_turn()
     await asyncio.sleep(0.01)
     assert not waits.done()
     assert not last.done()
-    first.leave()
+    first.release()
     await asyncio.gather(waits, last)
 
 
@@ -219,7 +240,7 @@ async def test_a_stream_that_begins_while_all_are_ended_ends(before: bool) -> No
         await asyncio.Event().wait()
         yield 0
 
-    async def answer(request: int, place: Place) -> int:
+    async def answer(request: int, ticket: Ticket) -> int:
         return request
 
     async def write(answer: int) -> None:
@@ -227,7 +248,7 @@ async def test_a_stream_that_begins_while_all_are_ended_ends(before: bool) -> No
 
     if before:
         streams.end()
-    serving = asyncio.create_task(streams.serve(requests(), byte, answer, write))
+    serving = asyncio.create_task(served(requests(), answer, write, streams))
     await asyncio.sleep(0)  # it reads from the next step on
     streams.end()
     async with asyncio.timeout(5):
@@ -243,12 +264,12 @@ async def test_long_requests_count_as_several() -> None:
             asked += 1
             yield asked
 
-    async def answer(number: int, place: Place) -> int:
+    async def answer(number: int, ticket: Ticket) -> int:
         return number
 
     async def never(number: int) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(Streams().serve(numbers(), lambda _: 9 * REQUEST_BYTES, answer, never), 0.2)
+        await asyncio.wait_for(served(numbers(), answer, never, size=9 * REQUEST_BYTES), 0.2)
     assert asked == STREAM_REQUESTS // 10 + 1

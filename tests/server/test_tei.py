@@ -18,7 +18,7 @@ from heed.server.errors import FailedPrecondition
 from heed.server.protocols.tei.capabilities import METHODS, check_can
 from heed.server.protocols.tei.embed import _output
 from heed.server.protocols.tei.scores import best_first, scores
-from heed.server.protocols.tei.service import SharedRoom
+from heed.server.protocols.tei.service import SharedSemaphore
 from tests.server.support import manifest_of
 from tests.support import Running, start_server, stop, wait_until_serving
 
@@ -147,10 +147,10 @@ def test_large_logits_are_no_trouble() -> None:
 
 
 async def test_room_is_given_in_the_order_of_arrival() -> None:
-    room, inside, begun = SharedRoom(10), asyncio.Event(), []
+    room, inside, begun = SharedSemaphore(10), asyncio.Event(), []
 
     async def stay(tokens: int) -> None:
-        async with room.taken(tokens):
+        async with room.held(tokens):
             begun.append(tokens)
             await inside.wait()
 

@@ -10,7 +10,7 @@ from heed.client.wire import read_answer
 from heed.protos import open_inference_pb2 as pb
 from heed.server.errors import InvalidArgument
 from heed.server.protocols.open_inference.tensors import OVERHEAD, check_response_size, encode_outputs, response_bytes
-from heed.server.requests.preprocess import check_request
+from heed.server.requests.preprocess import Preprocessor
 from tests.server.support import decoded_inputs, manifest_of
 
 MODEL = manifest_of(
@@ -105,9 +105,9 @@ def test_the_size_of_an_answer_is_known_beforehand() -> None:
     """2 rows of 5 tokens: 4 values and 3 logits each, and 2 layers of 3 heads of 5 x 5 weights; 4 bytes each."""
     sizes = {"last_hidden_state": 160, "logits": 120, "labels": 0, "attentions": 1200}
     for name, size in sizes.items():
-        request = check_request(MODEL, None, INPUTS, [name])
+        request = Preprocessor(MODEL).preprocess(INPUTS, [name])
         assert response_bytes(MODEL, request) == size
-    request = check_request(MODEL, None, INPUTS, list(sizes))
+    request = Preprocessor(MODEL).preprocess(INPUTS, list(sizes))
     assert response_bytes(MODEL, request) == 1480
     check_response_size(MODEL, request, 1480 + OVERHEAD)
     with pytest.raises(InvalidArgument, match=rf"would have 1480 bytes, more than a message holds here \({OVERHEAD}\)"):

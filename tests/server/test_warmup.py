@@ -1,20 +1,19 @@
-"""Random sequences for models of every kind, and who is served in groups."""
+"""Random rows for models of every kind, and which models are served in batches."""
 
 from collections.abc import Collection, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import Image
-from heed.bundle.packing import TokenSequence, pack
-from heed.server.engine.graphs import Answer
+from heed.bundle.packing import Answer, TokenSequence, pack
 from heed.server.engine.session import CPU, CUDA
 from heed.server.repository import warmup
 from heed.server.repository.warmup import random_sequence, warm_up
-from heed.server.scheduling.batching import Alone, Neighbours
+from heed.server.scheduling.batching import OneByOne, SimilarLengths
 from tests.server.support import manifest_of
 
 MODELS = [
@@ -58,79 +57,85 @@ def test_an_image_has_its_own_length() -> None:
         ("fp32", CPU, False, True),  # float32 on the CPU promises bits
         ("fp32", CUDA, False, False),
         ("int8", CPU, True, False),
-        ("int8", CPU, False, False),  # the others tell how far a group moves them
+        ("int8", CPU, False, False),  # the others tell how far a batch moves them
         ("fp16", CUDA, False, False),
     ],
 )
-def test_bits_that_neighbours_change_forbid_groups_in_float32_on_the_cpu_only(
+def test_bits_that_neighbours_change_forbid_batches_in_float32_on_the_cpu_only(
     monkeypatch: pytest.MonkeyPatch, precision: str, provider: str, equal: bool, alone: bool
 ) -> None:
-    monkeypatch.setattr(warmup, "_compare_groups", lambda *_: (equal, 0.0 if equal else 0.25))
-    monkeypatch.setattr(warmup, "_choose", lambda *_: Neighbours(128))
-    model: Any = SimpleNamespace(precision=precision, runtime=SimpleNamespace(provider=provider))
+    monkeypatch.setattr(warmup, "_compare_batches", lambda *_: (equal, 0.0 if equal else 0.25))
+    monkeypatch.setattr(warmup, "_choose_policy", lambda *_: SimilarLengths(128))
+    model: Any = SimpleNamespace(precision=precision, session=SimpleNamespace(provider=provider))
     found = warm_up(model)
-    assert isinstance(found.strategy, Alone if alone else Neighbours)
+    assert isinstance(found.policy, OneByOne if alone else SimilarLengths)
     assert (found.bit_equal, found.difference) == (equal, 0.0 if equal else 0.25)
 
 
 class Timed:
-    """A model whose runs take as long, and answer, as they are told to."""
+    """Graphs whose runs take as long, and answer, as they are told to."""
 
-    runtime = SimpleNamespace(provider=CPU)
-    manifest = MODELS[1]
-    graphs = SimpleNamespace(steps=[], ways=[frozenset()])
-    precision = "fp32"
+    session = SimpleNamespace(provider=CPU)
+    span_limits: ClassVar[list[int]] = []
+    output_sets: ClassVar[list[frozenset[str]]] = [frozenset()]
 
-    def __init__(self, narrow: float, wide: float, difference: float = 0.0) -> None:
-        self.seconds = {False: narrow, True: wide}
+    def __init__(self, one_thread: float, all_threads: float, difference: float = 0.0) -> None:
+        self.seconds = {False: one_thread, True: all_threads}
         self.difference = difference
-        self.is_wide = False
+        self.is_multi_threaded = False
         self.now = 0.0
 
-    def open_wide(self, threads: int) -> None:
-        self.is_wide = True
+    def open_multi_threaded(self, threads: int) -> None:
+        self.is_multi_threaded = True
 
-    def close_wide(self) -> None:
-        self.is_wide = False
+    def close_multi_threaded(self) -> None:
+        self.is_multi_threaded = False
 
-    def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
-        wide = alone and self.is_wide
-        self.now += self.seconds[wide]
-        return [{"last_hidden_state": np.full(len(each), self.difference * wide)} for each in group]
+    def run(
+        self, rows: Sequence[TokenSequence], outputs: Collection[str] = (), exclusive: bool = False
+    ) -> list[Answer]:
+        on_all = exclusive and self.is_multi_threaded
+        self.now += self.seconds[on_all]
+        return [{"last_hidden_state": np.full(len(each), self.difference * on_all)} for each in rows]
+
+
+def model_of(graphs: Timed) -> Any:
+    return SimpleNamespace(session=graphs.session, manifest=MODELS[1], graphs=graphs, precision="fp32")
 
 
 @pytest.mark.parametrize(
-    ("narrow", "wide", "difference", "stays"),
+    ("one_thread", "all_threads", "difference", "stays"),
     [(0.01, 0.002, 0.0, True), (0.01, 0.01, 0.0, False), (0.002, 0.01, 0.0, False), (0.01, 0.002, 1e-7, False)],
 )
 def test_a_lone_request_takes_all_cores_where_that_is_faster_and_gives_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, narrow: float, wide: float, difference: float, stays: bool
+    monkeypatch: pytest.MonkeyPatch, one_thread: float, all_threads: float, difference: float, stays: bool
 ) -> None:
-    model: Any = Timed(narrow, wide, difference)
-    monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: model.now))
-    warm_up(model, threads=2)
-    assert model.is_wide == stays
+    graphs = Timed(one_thread, all_threads, difference)
+    monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: graphs.now))
+    warm_up(model_of(graphs), threads=2)
+    assert graphs.is_multi_threaded == stays
 
 
-def test_one_thread_is_never_wide() -> None:
-    model: Any = Timed(0.002, 0.0)
-    warm_up(model, threads=1)
-    assert not model.is_wide
+def test_one_thread_has_no_multi_threaded_session() -> None:
+    graphs = Timed(0.002, 0.0)
+    warm_up(model_of(graphs), threads=1)
+    assert not graphs.is_multi_threaded
 
 
 class Choosy(Timed):
-    """A model whose vectors are other ones for those who ask for nothing else."""
+    """Graphs whose vectors are other ones for those who ask for nothing else."""
 
-    graphs = SimpleNamespace(steps=[], ways=[frozenset(), frozenset({"sentence_embedding"})])
+    output_sets: ClassVar[list[frozenset[str]]] = [frozenset(), frozenset({"sentence_embedding"})]
 
-    def run(self, group: Sequence[TokenSequence], outputs: Collection[str] = (), alone: bool = False) -> list[Answer]:
+    def run(
+        self, rows: Sequence[TokenSequence], outputs: Collection[str] = (), exclusive: bool = False
+    ) -> list[Answer]:
         vector = np.full(2, self.difference * bool(outputs))
         states = {} if outputs else {"last_hidden_state": np.zeros((1, 2))}
-        return [states | {"sentence_embedding": vector} for _ in group]
+        return [states | {"sentence_embedding": vector} for _ in rows]
 
 
 @pytest.mark.parametrize("difference", [0.0, 1e-7])
 def test_bits_that_depend_on_what_else_is_asked_for_are_found(difference: float) -> None:
-    model: Any = Choosy(0.0, 0.0, difference)
-    found = warm_up(model)
+    found = warm_up(model_of(Choosy(0.0, 0.0, difference)))
     assert (found.bit_equal, found.difference) == (difference == 0, difference)

@@ -119,7 +119,7 @@ def _side(model: "Model") -> dict[str, str]:
         "bundle": model.manifest.name,
         "digest": model.digest,
         "precision": model.precision,
-        "provider": model.runtime.provider,
+        "provider": model.session.provider,
     }
 
 

@@ -117,7 +117,7 @@ def _exactness(folder: Path, manifest: "Manifest", precision: str, why_not: str)
         model, report = proven(folder, precision=precision)
     except (BundleError, HeedError) as error:
         return Exactness(at_export, why_not=str(error))
-    return Exactness(at_export, model.runtime.provider, len(report.findings), report.worst)
+    return Exactness(at_export, model.session.provider, len(report.findings), report.worst)
 
 
 def _shared(folder: Path, manifest: "Manifest", files: dict[str, int]) -> dict[str, list[str]]:

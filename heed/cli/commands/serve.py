@@ -19,8 +19,8 @@ from heed.server.settings import Settings
 
 if TYPE_CHECKING:
     from heed.server.lifecycle import Ready
-    from heed.server.repository.model_repository import Entry
-    from heed.server.repository.registry import Served
+    from heed.server.repository.model_repository import IndexEntry
+    from heed.server.repository.registry import ModelVersion
 
 
 def _flag(name: str) -> str:
@@ -89,31 +89,31 @@ def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
         fail(f"{where} {first['input']}: {first['msg']}")
 
 
-def _model_rows(served: "Served") -> dict[str, str]:
-    """What one model is, how its requests are grouped, and how exact it is."""
-    assert served.loaded
-    model, report, warmup = served.loaded.model, served.loaded.report, served.loaded.warmup
-    provider = model.runtime.provider
-    if model.runtime.fallback:
-        provider += f" [dim]({escape(model.runtime.fallback)})[/]"
-    bits = f"answers in a group differ by up to {warmup.difference:.0e}"
+def _model_rows(served: "ModelVersion") -> dict[str, str]:
+    """What one model is, how its rows are batched, and how exact it is."""
+    assert served.verified
+    model, report, warmup = served.verified.model, served.verified.report, served.verified.warmup
+    provider = model.session.provider
+    if model.session.fallback:
+        provider += f" [dim]({escape(model.session.fallback)})[/]"
+    bits = f"answers in a batch differ by up to {warmup.difference:.0e}"
     if warmup.bit_equal:
-        bits = "the same bits alone and in any group"
-    threads = served.loaded.threads
+        bits = "the same bits alone and in any batch"
+    threads = served.verified.threads
     return {
         "model": f"{served.name} version {served.version}, {model.precision}, {model.digest[:19]}",
         "takes": ", ".join(spec.name for spec in model.manifest.inputs),
         "gives": ", ".join(spec.name for spec in model.manifest.outputs),
         "runs on": f"{provider}, {threads} thread{'s' * (threads != 1)}"
-        + ", all of them for a lone request" * model.is_wide
-        + f"; linear layers in {way()}" * model.runtime.has_kernels,
-        "groups": f"{warmup.strategy}; {bits}",
+        + ", all of them for a lone request" * model.graphs.is_multi_threaded
+        + f"; linear layers in {way()}" * model.session.has_kernels,
+        "batches": f"{warmup.policy}; {bits}",
         "error": f"{error_text(report.worst)} at most, {budget_text(report.worst)} allowed "
         f"[dim]({len(report.findings)} comparisons with the reference)[/]",
     }
 
 
-def _why_not(entry: "Entry") -> str:
+def _why_not(entry: "IndexEntry") -> str:
     return f"[red]{escape(entry.name)} version {entry.version}[/]: {escape(entry.reason or entry.state.value)}"
 
 
@@ -173,7 +173,7 @@ def _check(settings: Settings) -> None:
     """Exit code 0: all of it would be served. 2: not all, or not at all."""
     from heed.server.lifecycle import Server
 
-    failed: list[Entry] = []
+    failed: list[IndexEntry] = []
 
     def tell(found: "Ready") -> None:
         _show(found, "would serve")

@@ -115,7 +115,7 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
                 report.unproven[each] = str(error)
             else:
                 model, part = found
-                providers[each] = model.runtime.provider
+                providers[each] = model.session.provider
                 report.findings.extend(part.findings)
     except (BundleError, HeedError, OSError) as error:
         fail(error)

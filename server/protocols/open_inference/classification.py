@@ -1,4 +1,4 @@
-"""Triton's classification extension: the best classes as texts, in place of the numbers they were chosen by.
+"""Triton's classification extension: the best classes as texts, instead of the logits.
 
 Letters: B batch, C classes.
 """
@@ -13,7 +13,7 @@ from heed.server.errors import InvalidArgument
 
 
 def check_classes(manifest: Manifest, classes: Mapping[str, int]) -> None:
-    """Raises InvalidArgument if classes are asked for of an output that has none."""
+    """Raises InvalidArgument if classes are requested of an output that has none."""
     sizes = {spec.name: spec.shape for spec in manifest.outputs}
     for name in classes:
         if name != "logits" or len(sizes.get(name, ())) != 2:

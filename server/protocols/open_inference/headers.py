@@ -1,7 +1,7 @@
-"""What a request says beside the values of its inputs: read and checked once for all requests that say the same.
+"""A request's header: everything but the values of its inputs. Equal headers are validated once.
 
-Callers repeat themselves. Names, datatypes, outputs and parameters are those of the request before, and shapes those of
-some request before: what costs most to check is known already.
+Callers repeat themselves. Names, datatypes, outputs and parameters are mostly those of the request before, and shapes
+those of an earlier request: so what costs most to validate is known already.
 """
 
 from dataclasses import dataclass
@@ -14,30 +14,31 @@ from heed.server.errors import InvalidArgument
 from heed.server.protocols.open_inference.classification import check_classes
 from heed.server.protocols.open_inference.parameters import Options, read_classes, read_options
 from heed.server.protocols.open_inference.tensors import (
-    Described,
-    check_counts,
+    WireTensor,
     describe_inputs,
     read_contents,
     read_raw,
 )
-from heed.server.requests.preprocess import Form, check_form
+from heed.server.requests.preprocess import Preprocessor
+from heed.server.requests.validation import RequestSpec
 
-REMEMBERED = 1024  # headers of one model, those that came last
-LONGEST = 2**11  # bytes of a header that is remembered
+CACHED = 1024  # headers of one model, the last ones
+LONGEST_CACHED = 2**11  # bytes
+MAX_TENSORS = 64  # of each kind in a request; no model has as many
 
 
 @dataclass(frozen=True)
-class Header:
-    """Known to be right."""
+class RequestHeader:
+    """A valid header."""
 
     options: Options
-    classes: dict[str, int]  # how many of the best ones shall stand in an output's place
-    inputs: dict[str, Described]
-    has_contents: bool  # values in fields of the inputs
-    form: Form
+    classes: dict[str, int]  # how many of the best classes replace an output
+    inputs: dict[str, WireTensor]
+    has_contents: bool  # some values are in fields of the inputs
+    spec: RequestSpec
 
     def read(self, request: ModelInferRequest, raws: list[bytes]) -> Arrays:
-        """The values of the inputs, from the request or from its raw ones (see `Headers.take`).
+        """The values of the inputs, from the request or from its raw contents (see `HeaderCache.split`).
 
         Raises:
             InvalidArgument: they do not fill their shapes, or are not where they should be.
@@ -49,35 +50,45 @@ class Header:
         return read_raw(self.inputs, raws)
 
 
-class Headers:
-    """Those of the requests for one model."""
+def _check_counts(request: ModelInferRequest) -> None:
+    """Before anything is done for each of them: a message has room for millions that are empty.
 
-    def __init__(self, manifest: Manifest, max_batch: int = 2**31) -> None:
-        """`max_batch` rows are the most that a request may have."""
-        self._manifest, self._max_batch = manifest, max_batch
-        self._known = lru_cache(REMEMBERED)(lambda raw: self._check(ModelInferRequest.FromString(raw)))
+    Raises:
+        InvalidArgument: there are more than any request needs.
+    """
+    counts = len(request.inputs), len(request.outputs), len(request.raw_input_contents)
+    if max(counts) > MAX_TENSORS:
+        came = "{} inputs, {} outputs and {} raw_input_contents came".format(*counts)
+        raise InvalidArgument(f"{came}; a request has at most {MAX_TENSORS} of each")
 
-    def take(self, request: ModelInferRequest) -> tuple[Header, list[bytes]]:
-        """A request's header, and its raw values, which the request has no longer afterwards.
+
+class HeaderCache:
+    """The headers of the requests for one model."""
+
+    def __init__(self, manifest: Manifest, preprocessor: Preprocessor) -> None:
+        self._manifest, self._preprocessor = manifest, preprocessor
+        self._cached = lru_cache(CACHED)(lambda raw: self._validated(ModelInferRequest.FromString(raw)))
+
+    def split(self, request: ModelInferRequest) -> tuple[RequestHeader, list[bytes]]:
+        """A request's header, and its raw contents, which are removed from the request.
 
         Raises:
-            InvalidArgument: something is wrong with it.
+            InvalidArgument: something is wrong with the header.
         """
-        check_counts(request)
+        _check_counts(request)
         raws = list(request.raw_input_contents)
+        if not raws:
+            return self._validated(request), raws
         del request.raw_input_contents[:]
-        return self._header(request) if raws else self._check(request), raws
-
-    def _header(self, request: ModelInferRequest) -> Header:
         id, request.id = request.id, ""  # every request has its own
-        raw = request.SerializeToString()
+        key = request.SerializeToString()
         request.id = id
-        return self._known(raw) if len(raw) <= LONGEST else self._check(request)
+        return self._cached(key) if len(key) <= LONGEST_CACHED else self._validated(request), raws
 
-    def _check(self, request: ModelInferRequest) -> Header:
+    def _validated(self, request: ModelInferRequest) -> RequestHeader:
         options, classes = read_options(request), read_classes(request)
         check_classes(self._manifest, classes)
-        inputs = describe_inputs(self._manifest, request, self._max_batch)
-        form = check_form(self._manifest, inputs, [output.name for output in request.outputs])
+        inputs = describe_inputs(self._manifest, request, self._preprocessor.limits.max_batch)
+        spec = self._preprocessor.validate(inputs, [output.name for output in request.outputs])
         has_contents = any(tensor.HasField("contents") for tensor in request.inputs)
-        return Header(options, classes, inputs, has_contents, form)
+        return RequestHeader(options, classes, inputs, has_contents, spec)

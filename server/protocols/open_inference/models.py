@@ -1,4 +1,4 @@
-"""What a server says of itself and its models."""
+"""The calls about the server and its models: liveness, readiness, metadata, configuration, statistics."""
 
 import json
 from importlib.metadata import version
@@ -9,9 +9,8 @@ import grpc
 from heed.bundle import Manifest
 from heed.bundle.manifest import TensorSpec
 from heed.protos import open_inference_pb2 as pb
-from heed.server.repository.registry import Registry, Served, State
-from heed.server.telemetry.statistics import Duration, Statistics
-from heed.server.transport.status import guarded
+from heed.server.repository.registry import ModelRegistry, ModelVersion, State
+from heed.server.telemetry.metrics import Duration, Statistics
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -76,13 +75,13 @@ def _duration(duration: Duration) -> pb.StatisticDuration:
 
 
 def statistics_of(name: str, version: str, seen: Statistics) -> pb.ModelStatistics:
-    groups = seen.groups
+    batches = seen.batches
     return pb.ModelStatistics(
         name=name,
         version=version,
         last_inference=int(seen.last_arrival * 1e3),
         inference_count=seen.rows,
-        execution_count=sum(group.count for group in groups.values()),
+        execution_count=sum(batch.count for batch in batches.values()),
         inference_stats=pb.InferStatistics(
             success=_duration(seen.success),
             fail=_duration(seen.fail),
@@ -91,9 +90,9 @@ def statistics_of(name: str, version: str, seen: Statistics) -> pb.ModelStatisti
             compute_infer=_duration(seen.stages["compute"]),
             compute_output=_duration(seen.stages["encode"]),
         ),
-        # What comes before and after a group is computed is done for each request by itself.
+        # Before and after a batch is computed, each request is processed by itself.
         batch_stats=[
-            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(group)) for rows, group in groups.items()
+            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(batch)) for rows, batch in batches.items()
         ],
     )
 
@@ -101,46 +100,39 @@ def statistics_of(name: str, version: str, seen: Statistics) -> pb.ModelStatisti
 class ModelCalls:
     """The calls that compute nothing."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
 
-    @guarded
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    @guarded
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._registry.ready)
 
-    @guarded
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        served = self._registry.find(request.name, request.version)
-        return pb.ModelReadyResponse(ready=served.state is State.READY)
+        found = self._registry.find(request.name, request.version)
+        return pb.ModelReadyResponse(ready=found.state is State.READY)
 
-    @guarded
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="heed", version=version("heed-serve"), extensions=EXTENSIONS)
 
-    @guarded
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        served = self._registry.find(request.name, request.version)
-        return metadata_of(served.manifest, self._versions(served.name))
+        found = self._registry.find(request.name, request.version)
+        return metadata_of(found.manifest, self._versions(found.name))
 
-    @guarded
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        served = self._registry.find(request.name, request.version)
-        return pb.ModelConfigResponse(config=config_of(served.manifest, self._versions(served.name)))
+        found = self._registry.find(request.name, request.version)
+        return pb.ModelConfigResponse(config=config_of(found.manifest, self._versions(found.name)))
 
-    @guarded
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
-        """Of one version, of all versions of a model, or of all models. What is not ready has been asked nothing."""
+        """Of one version, of a model's versions, or of all models. A version that is not ready has empty statistics."""
         seen = (
-            statistics_of(one.name, str(one.version), one.serving.statistics if one.serving else Statistics())
+            statistics_of(one.name, str(one.version), one.served.metrics.statistics if one.served else Statistics())
             for one in self._asked_about(request.name, request.version)
         )
         return pb.ModelStatisticsResponse(model_stats=seen)
 
-    def _asked_about(self, name: str, version: str) -> list[Served]:
+    def _asked_about(self, name: str, version: str) -> list[ModelVersion]:
         if version:
             return [self._registry.find(name, version)]
         if name:
@@ -148,7 +140,7 @@ class ModelCalls:
         return self._registry.all(name)
 
     def _versions(self, name: str) -> list[str]:
-        """Those that may be asked for, the oldest first; while none is ready, those that are loading."""
-        served = self._registry.all(name)
-        ready = [one.version for one in served if one.state is State.READY]
-        return [str(version) for version in sorted(set(ready or [one.version for one in served]))]
+        """Those that may be requested, the oldest first; while none is ready, those that are loading."""
+        known = self._registry.all(name)
+        ready = [one.version for one in known if one.state is State.READY]
+        return [str(version) for version in sorted(set(ready or [one.version for one in known]))]

@@ -124,7 +124,7 @@ def read_options(request: ModelInferRequest) -> Options:
 
 
 def read_classes(request: ModelInferRequest) -> dict[str, int]:
-    """How many of the best classes shall stand in an output's place; empty where nobody asks for classes.
+    """How many of the best classes replace an output; empty where no output is replaced.
 
     Raises:
         InvalidArgument: as above, for the parameters of the outputs.

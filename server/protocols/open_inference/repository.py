@@ -7,9 +7,8 @@ import grpc
 
 from heed.protos import open_inference_pb2 as pb
 from heed.server.errors import InvalidArgument, NotFound
-from heed.server.repository.model_repository import Repository
+from heed.server.repository.model_repository import ModelRepository
 from heed.server.repository.registry import State
-from heed.server.transport.status import guarded
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -28,10 +27,9 @@ def _check_repository(name: str) -> None:
 
 
 class RepositoryCalls:
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: ModelRepository) -> None:
         self._repository = repository
 
-    @guarded
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         _check_repository(request.repository_name)
         response = pb.RepositoryIndexResponse()
@@ -41,7 +39,6 @@ class RepositoryCalls:
                 response.models.add(name=entry.name, version=str(entry.version), state=state, reason=entry.reason)
         return response
 
-    @guarded
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
@@ -50,7 +47,6 @@ class RepositoryCalls:
         await self._repository.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
-    @guarded
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:

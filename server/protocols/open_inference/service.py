@@ -1,12 +1,11 @@
-"""The Open Inference Protocol: the tensor door."""
+"""The Open Inference Protocol: `inference.GRPCInferenceService`, whose requests are tensors or texts."""
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import grpc
@@ -14,46 +13,57 @@ import grpc
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from heed.server.engine.model import Model
-from heed.server.errors import Exhausted
+from heed.server.errors import Exhausted, reason_of
 from heed.server.protocols.open_inference.classification import put_classes
-from heed.server.protocols.open_inference.headers import Headers
+from heed.server.protocols.open_inference.headers import HeaderCache
 from heed.server.protocols.open_inference.models import ModelCalls
 from heed.server.protocols.open_inference.repository import RepositoryCalls
 from heed.server.protocols.open_inference.tensors import check_response_size, encode_outputs
-from heed.server.protocols.open_inference.unimplemented import AbsentCalls
-from heed.server.protocols.streams import Place, Streams
-from heed.server.repository.model_repository import Repository
-from heed.server.repository.registry import Registry
-from heed.server.repository.served_model import Serving
+from heed.server.protocols.open_inference.unimplemented import UnimplementedCalls
+from heed.server.protocols.streams import Stream, Streams, Ticket
+from heed.server.repository.model_repository import ModelRepository
+from heed.server.repository.registry import ModelRegistry, ServedModel
 from heed.server.requests.preprocess import Request
-from heed.server.scheduling.scheduler import SAFE, Answered
-from heed.server.telemetry.request_trace import Call, Observers, Record
-from heed.server.transport.interceptors import Slots
-from heed.server.transport.status import describe, guarded, retry_after_ms
+from heed.server.scheduling.scheduler import ADMITTED_SHARE, RequestResult
+from heed.server.settings import Settings
+from heed.server.telemetry.request_trace import Call, Observers, RequestTrace
+from heed.server.transport.interceptors import ConcurrencyLimit
+from heed.server.transport.status import describe, retry_after_ms
 
-# On a stream it is the caller who says that his time is up. His clock began earlier than ours, by a little.
+# On a stream the caller decides when the time is up, and that clock began earlier than ours, by a little.
 EARLY = 0.05  # of the time
-INLINE_BYTES = 2**20  # of an answer that is put together at once: a thread costs more than that
+INLINE_BYTES = 2**20  # of an answer that is assembled on the event loop: a thread costs more than that
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Classes = dict[str, int]
-NO_SLOT = nullcontext()  # for a call: it has one since it came
+UNCOUNTED = nullcontext()  # for a unary call: it counts since it came
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
+class Arrival(NamedTuple):
+    """How a request came."""
+
+    call: Call
+    seconds_left: float | None  # until the call's own deadline, if it has one
+    ticket: Ticket | None = None  # of a request on a stream
+    waited: float = 0.0  # seconds on its way, before it was read
+
+
 def _fill(
-    response: pb.ModelInferResponse, model: Model, prepared: Request, answered: Answered, classes: Classes
+    response: pb.ModelInferResponse, model: Model, request: Request, result: RequestResult, classes: Classes
 ) -> None:
     """The answer, and what produced it."""
     response.model_name, response.model_version = model.manifest.name, str(model.manifest.version)
-    arrays = model.assemble(prepared, answered.answers)
-    put_classes(model.manifest, arrays, classes)
+    arrays = request.assemble(result.answers)
+    if classes:
+        put_classes(model.manifest, arrays, classes)
     encode_outputs(response, arrays)
-    response.parameters["digest"].string_param = model.digest
-    response.parameters["provider"].string_param = model.runtime.provider
-    response.parameters["precision"].string_param = model.precision
-    response.parameters["queue_ns"].int64_param = int(answered.queue_seconds * 1e9)
-    response.parameters["compute_ns"].int64_param = int(answered.compute_seconds * 1e9)
+    parameters = response.parameters
+    parameters["digest"].string_param = model.digest
+    parameters["provider"].string_param = model.session.provider
+    parameters["precision"].string_param = model.precision
+    parameters["queue_ns"].int64_param = int(result.queue_seconds * 1e9)
+    parameters["compute_ns"].int64_param = int(result.compute_seconds * 1e9)
 
 
 def _error_answer(request: pb.ModelInferRequest, error: Exception) -> pb.ModelStreamInferResponse:
@@ -61,139 +71,140 @@ def _error_answer(request: pb.ModelInferRequest, error: Exception) -> pb.ModelSt
     answer = pb.ModelStreamInferResponse(error_message=message)
     answer.infer_response.id = request.id
     answer.infer_response.parameters["status"].string_param = code.name
+    answer.infer_response.parameters["reason"].string_param = reason_of(error)
     if (milliseconds := retry_after_ms(error)) is not None:
         answer.infer_response.parameters["retry_after_ms"].int64_param = milliseconds
     return answer
 
 
-class InferenceService(ModelCalls, RepositoryCalls, AbsentCalls, GRPCInferenceServiceServicer):
+class InferenceService(ModelCalls, RepositoryCalls, UnimplementedCalls, GRPCInferenceServiceServicer):
     """Every call of the service; those that compute are here."""
 
     def __init__(
-        self, registry: Registry, repository: Repository, max_message: int, observers: Observers, slots: Slots
+        self,
+        registry: ModelRegistry,
+        repository: ModelRepository,
+        settings: Settings,
+        observers: Observers,
+        concurrency: ConcurrencyLimit,
+        streams: Streams,
     ) -> None:
         """
         Args:
-            max_message: the largest that can be sent, in bytes.
-            observers: are told of every request.
-            slots: count requests on streams.
+            observers: are called when a request ends.
+            concurrency: counts requests on streams.
         """
         ModelCalls.__init__(self, registry)
         RepositoryCalls.__init__(self, repository)
+        self._max_message = settings.max_message_mib * 2**20
         self._observers = observers
-        self._slots = slots
-        self._max_message = max_message
-        self._streams = Streams()
-        self._headers: WeakKeyDictionary[Serving, Headers] = WeakKeyDictionary()
+        self._concurrency = concurrency
+        self._streams = streams
+        self._headers: WeakKeyDictionary[ServedModel, HeaderCache] = WeakKeyDictionary()
 
-    @guarded
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         response = pb.ModelInferResponse()
-        await self._infer(Call(SERVICE, "ModelInfer", context), request, response, context.time_remaining())
+        arrival = Arrival(Call(SERVICE, "ModelInfer", context), context.time_remaining())
+        await self._infer(arrival, request, response)
         return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
         """An error is an answer, too: it ends nothing."""
         call = Call(SERVICE, "ModelStreamInfer", context)
-        size = pb.ModelInferRequest.ByteSize
-        await self._streams.serve(requests, size, partial(self.answer_one_of_many, call), context.write)
 
-    def end_streams(self) -> None:
-        """Streams read nothing more and end when what they have read is answered."""
-        self._streams.end()
+        async def write(answers: list[pb.ModelStreamInferResponse]) -> None:
+            for answer in answers:
+                await context.write(answer)
 
-    async def answer_one_of_many(
-        self, call: Call, request: pb.ModelInferRequest, place: Place, waited: float = 0.0
+        stream = Stream(partial(self.answer_stream_request, call), write, pb.ModelInferRequest.ByteSize)
+        await self._streams.serve(stream, requests)
+
+    async def answer_stream_request(
+        self, call: Call, request: pb.ModelInferRequest, ticket: Ticket, waited: float = 0.0
     ) -> pb.ModelStreamInferResponse:
-        """The answer to one request on a stream, which has `waited` for so many seconds before it was read. What is
-        wrong with it is an answer, too."""
+        """The answer to one request on a stream, which has `waited` for so many seconds before it was read. An error is
+        an answer, too."""
         answer = pb.ModelStreamInferResponse()
         try:
-            await self._infer(call, request, answer.infer_response, None, place, waited)
+            await self._infer(Arrival(call, None, ticket, waited), request, answer.infer_response)
         except Exception as error:
             answer = _error_answer(request, error)
-        if "triton_enable_empty_final_response" in request.parameters:  # its caller waits to be told: all are final
+        if "triton_enable_empty_final_response" in request.parameters:  # the caller waits for it: every answer is final
             answer.infer_response.parameters["triton_final_response"].bool_param = True
         return answer
 
-    def refuse_one_of_many(
+    def refuse_late_request(
         self, call: Call, request: pb.ModelInferRequest, waited: float
     ) -> pb.ModelStreamInferResponse | None:
         """The refusal of a request that has `waited` for most of its time before it was read; None if it has not.
 
-        When more comes than can be read, all of it waits. If all were then tried in turn, each would be too late; those
-        that are refused here cost little, and leave time for others.
+        When more arrives than can be read, all of it waits. If every request were then tried in turn, each would be too
+        late; a refusal here costs little, and leaves time for others.
         """
         seconds = request.parameters["timeout"].int64_param / 1e6 if "timeout" in request.parameters else 0.0
-        if not seconds or waited <= SAFE * seconds:
+        if not seconds or waited <= ADMITTED_SHARE * seconds:
             return None
         error = Exhausted(
             f"too much is on its way: the request had waited {waited:.2f} s of {seconds:.2f} s when it was read",
             math.inf,
             "no_time",
         )
-        with suppress(Exhausted), self._observers.record(call, request.id):
+        with suppress(Exhausted), self._observers.trace(call, request.id):
             raise error
         return _error_answer(request, error)
 
-    async def _infer(
-        self,
-        call: Call,
-        request: pb.ModelInferRequest,
-        response: pb.ModelInferResponse,
-        remaining: float | None,
-        place: Place | None = None,
-        waited: float = 0.0,
-    ) -> None:
-        """Fills the response.
-
-        Args:
-            remaining: seconds until the call's own deadline.
-            place: of a request on a stream.
-            waited: seconds of its time that are over.
-        """
+    async def _infer(self, arrival: Arrival, request: pb.ModelInferRequest, response: pb.ModelInferResponse) -> None:
+        """Fills the response."""
         with (
-            self._observers.record(call, request.id) as record,
-            self._slots if place else NO_SLOT,
-            self._registry.use(request.model_name, request.model_version) as serving,
+            self._observers.trace(arrival.call, request.id) as trace,
+            self._concurrency if arrival.ticket else UNCOUNTED,
+            self._registry.use(request.model_name, request.model_version) as served,
         ):
-            record.of(serving.model, serving.statistics.ended)
-            await self._infer_with(serving, record, request, response, remaining, place, waited)
+            manifest = served.model.manifest
+            trace.model_found(manifest.name, str(manifest.version), served.metrics.request_ended)
+            await self._compute(served, trace, arrival, request, response)
 
-    async def _infer_with(
+    async def _compute(
         self,
-        serving: Serving,
-        record: Record,
+        served: ServedModel,
+        trace: RequestTrace,
+        arrival: Arrival,
         request: pb.ModelInferRequest,
         response: pb.ModelInferResponse,
-        remaining: float | None,
-        place: Place | None,
-        waited: float,
     ) -> None:
+        """Admits the request, prepares its rows, computes them and fills the response."""
         response.id = request.id
-        header, raws = self._headers_of(serving).take(request)
-        options, form = header.options, header.form
-        seconds = options.seconds if remaining is None else min(options.seconds, remaining)
-        arrived = time.monotonic() - waited
-        deadline, record.due = arrived + seconds, arrived + (1 - EARLY) * seconds
-        if form.kind == "answers":  # the others have a queue of their own
-            serving.scheduler.check_time(deadline, options.priority)
-        prepared = await serving.read(form, header.read(request, raws), options.truncate)
+        header, raws = self._headers_of(served).split(request)
+        options, spec = header.options, header.spec
+        deadline = _set_deadline(trace, arrival, options.seconds)
+        scheduler = served.scheduler if spec.kind == "answers" else await served.attention_scheduler()
+        admission = scheduler.admit(deadline, options.priority)
+        prepared = await served.preprocessor.prepare_async(spec, header.read(request, raws), options.truncate)
         room = self._max_message - len(request.id.encode())  # the id is sent back
-        size = check_response_size(serving.model.manifest, prepared, room)
-        if place:
-            with self._slots.given_back:
-                await place.admit(size)
-        record.prepared(prepared)
-        answered = await serving.answer(prepared, deadline, options.priority)
-        record.answered(answered)
+        size = check_response_size(served.model.manifest, prepared, room)
+        if arrival.ticket:
+            with self._concurrency.paused:
+                await arrival.ticket.admit(size)
+        trace.rows_prepared(len(prepared.rows), prepared.tokens)
+        result = await admission.submit(prepared.rows, spec.computed)
+        trace.rows_computed(result.queue_seconds, result.compute_seconds)
         if size <= INLINE_BYTES:
-            _fill(response, serving.model, prepared, answered, header.classes)
-        else:  # putting them together here would make all others wait
-            await asyncio.to_thread(_fill, response, serving.model, prepared, answered, header.classes)
+            _fill(response, served.model, prepared, result, header.classes)
+        else:  # to assemble it here would delay other requests
+            await asyncio.to_thread(_fill, response, served.model, prepared, result, header.classes)
 
-    def _headers_of(self, serving: Serving) -> Headers:
-        headers = self._headers.get(serving)
+    def _headers_of(self, served: ServedModel) -> HeaderCache:
+        headers = self._headers.get(served)
         if headers is None:
-            headers = self._headers[serving] = Headers(serving.model.manifest, serving.limits.max_batch)
+            headers = HeaderCache(served.model.manifest, served.preprocessor)
+            self._headers[served] = headers
         return headers
+
+
+def _set_deadline(trace: RequestTrace, arrival: Arrival, seconds: float) -> float:
+    """The request's deadline, from its own time and the call's, on time.monotonic's clock."""
+    if arrival.seconds_left is not None:
+        seconds = min(seconds, arrival.seconds_left)
+    began = trace.arrived - arrival.waited
+    trace.due = began + (1 - EARLY) * seconds
+    return began + seconds

@@ -15,7 +15,8 @@ from heed.bundle.manifest import TensorSpec
 from heed.bundle.packing import Arrays
 from heed.protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 from heed.server.errors import InvalidArgument
-from heed.server.requests.preprocess import Request, spec_of
+from heed.server.requests.preprocess import Request
+from heed.server.requests.validation import input_spec
 
 # Datatype: its bytes on the wire (always little-endian), and its field in InferTensorContents, if it has one.
 WIRE = {
@@ -32,19 +33,18 @@ WIRE = {
     "FP32": (np.dtype("<f4"), "fp32_contents"),
     "BYTES": (np.dtype(object), "bytes_contents"),
 }
-# What a client may send in place of a model's own datatype: whatever that holds exactly, every value of it.
+# The datatypes that a client may send instead of a model's own, which holds all their values exactly.
 WIDENED = {
     "INT64": ("INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8", "BOOL"),
     "FP32": ("FP16", "BF16"),
 }
 KINDS = {"f": "FP32", "i": "INT64", "U": "BYTES"}  # of numpy's dtypes, in an answer
-MAX_TENSORS = 64  # of each kind in a request; no model has as many
 MAX_RANK = 8  # of a tensor; no model has one of more
 OVERHEAD = 4096  # bytes of a message for names, shapes and parameters
 _LENGTH = struct.Struct("<I")
 
 
-class Described(NamedTuple):
+class WireTensor(NamedTuple):
     """One input, before its values are read."""
 
     spec: TensorSpec
@@ -103,7 +103,7 @@ def _from_raw(name: str, datatype: str, raw: bytes, count: int) -> np.ndarray:
     return np.frombuffer(raw, dtype)
 
 
-def _from_contents(name: str, described: Described, contents: InferTensorContents) -> np.ndarray:
+def _from_contents(name: str, described: WireTensor, contents: InferTensorContents) -> np.ndarray:
     datatype = described.datatype
     dtype, field = WIRE[datatype]
     if not field:
@@ -141,51 +141,40 @@ def _check_shape(manifest: Manifest, spec: TensorSpec, shape: Sequence[int], max
     if math.prod(shape) > max_batch * math.prod(sizes):
         raise InvalidArgument(
             f"input {spec.name} has shape {list(shape)}, which is {math.prod(shape)} values; "
-            f"{manifest.name} takes at most {max_batch} rows (--max-batch) of {math.prod(sizes)}"
+            f"{manifest.name} takes at most {max_batch} rows (--max-batch) of {math.prod(sizes)}",
+            "too_large",
         )
 
 
-def check_counts(request: ModelInferRequest) -> None:
-    """Before anything looks at each of them: a message has room for millions that are empty.
-
-    Raises:
-        InvalidArgument: there are more than any request needs.
-    """
-    counts = len(request.inputs), len(request.outputs), len(request.raw_input_contents)
-    if max(counts) > MAX_TENSORS:
-        came = "{} inputs, {} outputs and {} raw_input_contents came".format(*counts)
-        raise InvalidArgument(f"{came}; a request has at most {MAX_TENSORS} of each")
-
-
-def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> dict[str, Described]:
+def describe_inputs(manifest: Manifest, request: ModelInferRequest, max_batch: int = 2**31) -> dict[str, WireTensor]:
     """The request's tensors by name, in the order of their values.
 
     Raises:
         InvalidArgument: one is unknown, named twice, of the wrong datatype, or larger than any that the model takes.
     """
-    described: dict[str, Described] = {}
+    described: dict[str, WireTensor] = {}
     for tensor in request.inputs:
-        spec = spec_of(manifest, tensor.name)
+        spec = input_spec(manifest, tensor.name)
         if tensor.name in described:
             raise InvalidArgument(f"input {tensor.name} came twice")
         _check_datatype(spec, tensor.datatype)
         _check_shape(manifest, spec, tensor.shape, max_batch)
-        described[tensor.name] = Described(spec, tensor.datatype, tuple(tensor.shape), math.prod(tensor.shape))
+        described[tensor.name] = WireTensor(spec, tensor.datatype, tuple(tensor.shape), math.prod(tensor.shape))
     return described
 
 
-def _check_count(name: str, described: Described, came: int) -> None:
+def _check_count(name: str, described: WireTensor, came: int) -> None:
     if came != described.size:
         raise InvalidArgument(
             f"input {name} has shape {list(described.shape)}, which is {described.size} values, but {came} came"
         )
 
 
-def _shaped(described: Described, values: np.ndarray) -> np.ndarray:
+def _shaped(described: WireTensor, values: np.ndarray) -> np.ndarray:
     return _widened(described.spec, described.datatype, values).reshape(described.shape)
 
 
-def read_raw(inputs: Mapping[str, Described], raws: Sequence[bytes]) -> Arrays:
+def read_raw(inputs: Mapping[str, WireTensor], raws: Sequence[bytes]) -> Arrays:
     """The values of tensors that came as bytes.
 
     Raises:
@@ -201,7 +190,7 @@ def read_raw(inputs: Mapping[str, Described], raws: Sequence[bytes]) -> Arrays:
     return arrays
 
 
-def read_contents(inputs: Mapping[str, Described], request: ModelInferRequest) -> Arrays:
+def read_contents(inputs: Mapping[str, WireTensor], request: ModelInferRequest) -> Arrays:
     """The values of tensors that came in fields of theirs. Raises InvalidArgument: they do not fill their shapes, or
     are in another field."""
     return {
@@ -212,13 +201,13 @@ def read_contents(inputs: Mapping[str, Described], request: ModelInferRequest) -
 
 def response_bytes(manifest: Manifest, request: Request) -> int:
     """How large the numbers in an answer will be; texts are not counted."""
-    total = 0
-    for name in request.outputs:
-        spec = manifest.output_specs[name]
+    total, specs = 0, manifest.output_specs
+    for name in request.spec.outputs:
+        spec = specs[name]
         if spec.datatype != "BYTES":
             dtype, _ = WIRE[spec.datatype]
             sizes = [request.length if size == -1 else size for size in spec.shape[1:]]
-            total += len(request.sequences) * math.prod(sizes) * dtype.itemsize
+            total += len(request.rows) * math.prod(sizes) * dtype.itemsize
     return total
 
 
@@ -229,7 +218,8 @@ def check_response_size(manifest: Manifest, request: Request, limit: int) -> int
     if size + OVERHEAD > limit:
         raise InvalidArgument(
             f"the answer would have {size} bytes, more than a message holds here ({limit}); "
-            f"send fewer or shorter rows, or name fewer outputs than {', '.join(request.outputs)}"
+            f"send fewer or shorter rows, or name fewer outputs than {', '.join(request.spec.outputs)}",
+            "too_large",
         )
     return size
 

@@ -1,10 +1,9 @@
-"""What Triton has and heed has not: each call says what to do instead."""
+"""The calls of Triton that heed does not have: each says what to do instead."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from heed.server.errors import Unimplemented
-from heed.server.transport.status import guarded
 
 SHARED_MEMORY = (
     "there is no shared memory here, the server may be on another machine: send tensors in raw_input_contents and read "
@@ -14,19 +13,19 @@ TRACES = "traces cannot be set by callers: the operator does so when the server 
 LOGS = "logs cannot be set by callers: the operator does so when the server starts, see `heed serve --help`"
 
 
-def _absent(instead: str) -> Callable[..., Awaitable[Any]]:
+def _unimplemented(instead: str) -> Callable[..., Awaitable[Any]]:
     async def method(self: object, request: object, context: object) -> None:
         raise Unimplemented(instead)
 
-    return guarded(method)
+    return method
 
 
-class AbsentCalls:
-    SystemSharedMemoryStatus = _absent(SHARED_MEMORY)
-    SystemSharedMemoryRegister = _absent(SHARED_MEMORY)
-    SystemSharedMemoryUnregister = _absent(SHARED_MEMORY)
-    CudaSharedMemoryStatus = _absent(SHARED_MEMORY)
-    CudaSharedMemoryRegister = _absent(SHARED_MEMORY)
-    CudaSharedMemoryUnregister = _absent(SHARED_MEMORY)
-    TraceSetting = _absent(TRACES)
-    LogSettings = _absent(LOGS)
+class UnimplementedCalls:
+    SystemSharedMemoryStatus = _unimplemented(SHARED_MEMORY)
+    SystemSharedMemoryRegister = _unimplemented(SHARED_MEMORY)
+    SystemSharedMemoryUnregister = _unimplemented(SHARED_MEMORY)
+    CudaSharedMemoryStatus = _unimplemented(SHARED_MEMORY)
+    CudaSharedMemoryRegister = _unimplemented(SHARED_MEMORY)
+    CudaSharedMemoryUnregister = _unimplemented(SHARED_MEMORY)
+    TraceSetting = _unimplemented(TRACES)
+    LogSettings = _unimplemented(LOGS)

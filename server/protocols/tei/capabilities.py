@@ -1,10 +1,10 @@
-"""What a model can do at this door, and what it says to what it cannot."""
+"""The methods of `tei.v1` that a model has, and the refusal of those that it has not."""
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import Task
 from heed.server.errors import FailedPrecondition
 
-TENSOR_DOOR = "the tensor door, inference.GRPCInferenceService/ModelInfer"
+TENSORS = "the Open Inference Protocol, inference.GRPCInferenceService/ModelInfer"
 
 # Those that need nothing but a tokenizer are for all.
 METHODS: dict[Task, tuple[str, ...]] = {
@@ -14,14 +14,14 @@ METHODS: dict[Task, tuple[str, ...]] = {
     "token_classification": ("EmbedAll",),
     "reranking": ("Rerank", "Predict", "PredictPair", "EmbedAll"),
 }
-MORE: dict[Task, str] = {"token_classification": f"; spans and labels of tokens travel by {TENSOR_DOOR}"}
+MORE: dict[Task, str] = {"token_classification": f"; the labels of tokens and their spans come through {TENSORS}"}
 
 
 def check_text(manifest: Manifest) -> None:
     """Raises FailedPrecondition if the model takes no texts."""
     if not manifest.takes_text:
         takes = ", ".join(manifest.input_specs)
-        raise FailedPrecondition(f"{manifest.name} takes no text but {takes}: ask it through {TENSOR_DOOR}")
+        raise FailedPrecondition(f"{manifest.name} takes no text but {takes}: use {TENSORS}")
 
 
 def check_can(manifest: Manifest, method: str) -> None:

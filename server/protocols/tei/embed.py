@@ -14,9 +14,8 @@ from heed.protos import tei_pb2 as pb
 from heed.protos.tei_pb2_grpc import EmbedServicer
 from heed.server.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from heed.server.protocols.tei.capabilities import check_can
-from heed.server.protocols.tei.service import Asked, Context, Door, prompted, side_of
+from heed.server.protocols.tei.service import Context, TextEndpoint, TextRequest, prompted, side_of
 from heed.server.telemetry.request_trace import Call
-from heed.server.transport.status import guarded
 
 NO_SPARSE = "heed has no sparse embeddings; Embed gives one dense vector for a text, EmbedAll one for each token"
 SHORTEST = 1e-12  # a shorter vector is not made longer than it is, as in torch
@@ -71,43 +70,39 @@ SERVICE = "tei.v1.Embed"
 
 
 class EmbedService(EmbedServicer):
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, endpoint: TextEndpoint) -> None:
+        self._endpoint = endpoint
 
-    @guarded
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        return await self._door.answer(Call(SERVICE, "Embed", context), _embed, request)
+        return await self._endpoint.answer(Call(SERVICE, "Embed", context), _embed, request)
 
-    @guarded
     async def EmbedStream(self, requests: AsyncIterator[pb.EmbedRequest], context: Context) -> None:
-        await self._door.answer_all(Call(SERVICE, "EmbedStream", context), _embed, requests, context.write)
+        await self._endpoint.answer_stream(Call(SERVICE, "EmbedStream", context), _embed, requests, context.write)
 
-    @guarded
     async def EmbedAll(self, request: pb.EmbedAllRequest, context: Context) -> pb.EmbedAllResponse:
-        return await self._door.answer(Call(SERVICE, "EmbedAll", context), _embed_all, request)
+        return await self._endpoint.answer(Call(SERVICE, "EmbedAll", context), _embed_all, request)
 
-    @guarded
     async def EmbedAllStream(self, requests: AsyncIterator[pb.EmbedAllRequest], context: Context) -> None:
-        await self._door.answer_all(Call(SERVICE, "EmbedAllStream", context), _embed_all, requests, context.write)
+        await self._endpoint.answer_stream(
+            Call(SERVICE, "EmbedAllStream", context), _embed_all, requests, context.write
+        )
 
-    @guarded
     async def EmbedSparse(self, request: Any, context: Context) -> Any:
         raise Unimplemented(NO_SPARSE)
 
-    @guarded
     async def EmbedSparseStream(self, requests: Any, context: Context) -> None:
         raise Unimplemented(NO_SPARSE)
 
 
-async def _embed(asked: Asked, request: pb.EmbedRequest) -> pb.EmbedResponse:
-    manifest = asked.manifest
+async def _embed(text_request: TextRequest, request: pb.EmbedRequest) -> pb.EmbedResponse:
+    manifest = text_request.manifest
     check_can(manifest, "Embed")
     normalize = request.normalize if request.HasField("normalize") else True
     output = _output(manifest, normalize)
     width = next(spec.shape[-1] for spec in manifest.outputs if spec.name == output)
     dimensions = _dimensions(request, width)
     text = prompted(manifest, request)
-    (vector_D,), metadata = await asked.about([text], None, output, side_of(request), len(request.inputs))
+    (vector_D,), metadata = await text_request.compute([text], None, output, side_of(request), len(request.inputs))
     if normalize and not (manifest.unit_length and dimensions == width):
         vector_D = _normalized(vector_D[:dimensions])
     response = pb.EmbedResponse(metadata=metadata)
@@ -115,11 +110,11 @@ async def _embed(asked: Asked, request: pb.EmbedRequest) -> pb.EmbedResponse:
     return response
 
 
-async def _embed_all(asked: Asked, request: pb.EmbedAllRequest) -> pb.EmbedAllResponse:
-    check_can(asked.manifest, "EmbedAll")
-    text = prompted(asked.manifest, request)
+async def _embed_all(text_request: TextRequest, request: pb.EmbedAllRequest) -> pb.EmbedAllResponse:
+    check_can(text_request.manifest, "EmbedAll")
+    text = prompted(text_request.manifest, request)
     side = side_of(request)
-    (hidden_LD,), metadata = await asked.about([text], None, "last_hidden_state", side, len(request.inputs))
+    (hidden_LD,), metadata = await text_request.compute([text], None, "last_hidden_state", side, len(request.inputs))
     response = pb.EmbedAllResponse(metadata=metadata)
     for vector_D in hidden_LD:
         _fill(response.token_embeddings.add(), vector_D)

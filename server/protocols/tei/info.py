@@ -1,4 +1,4 @@
-"""What is served at this door."""
+"""The service `tei.v1.Info`: the model that is served."""
 
 from importlib.metadata import version
 
@@ -6,9 +6,8 @@ from heed.bundle.manifest import Task
 from heed.protos import tei_pb2 as pb
 from heed.protos.tei_pb2_grpc import InfoServicer
 from heed.server.protocols.tei.service import Context
-from heed.server.repository.registry import Registry
+from heed.server.repository.registry import ModelRegistry
 from heed.server.settings import Settings
-from heed.server.transport.status import guarded
 
 KINDS: dict[Task, pb.ModelType] = {
     "encoder": pb.MODEL_TYPE_EMBEDDING,
@@ -21,14 +20,13 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
 class InfoService(InfoServicer):
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
         self._registry = registry
         self._settings = settings
 
-    @guarded
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
-        with self._registry.use("") as serving:
-            model = serving.model
+        with self._registry.use("") as served:
+            model = served.model
             return pb.InfoResponse(
                 version=version("heed-serve"),
                 model_id=model.manifest.name,

@@ -11,9 +11,8 @@ from heed.protos.tei_pb2_grpc import RerankServicer
 from heed.server.errors import InvalidArgument
 from heed.server.protocols.tei.capabilities import check_can
 from heed.server.protocols.tei.scores import best_first, scores
-from heed.server.protocols.tei.service import Asked, Context, Door, nanoseconds, side_of
+from heed.server.protocols.tei.service import Context, TextEndpoint, TextRequest, nanoseconds, side_of
 from heed.server.telemetry.request_trace import Call
-from heed.server.transport.status import guarded
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,12 @@ SERVICE = "tei.v1.Rerank"
 
 
 class RerankService(RerankServicer):
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, endpoint: TextEndpoint) -> None:
+        self._endpoint = endpoint
 
-    @guarded
     async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
-        return await self._door.answer(Call(SERVICE, "Rerank", context), _rerank, request)
+        return await self._endpoint.answer(Call(SERVICE, "Rerank", context), _rerank, request)
 
-    @guarded
     async def RerankStream(
         self, requests: AsyncIterator[pb.RerankStreamRequest], context: Context
     ) -> pb.RerankResponse:
@@ -44,12 +41,12 @@ class RerankService(RerankServicer):
         scored: list[_Scored] = []
 
         async def keep(one: _Scored) -> None:
-            self._door.limits.check_rows(len(scored) + 1)
+            self._endpoint.limits.check_rows(len(scored) + 1)
             if scored and not scored[0].request.return_text:
                 one = replace(one, request=pb.RerankStreamRequest())
             scored.append(one)
 
-        await self._door.answer_all(Call(SERVICE, "RerankStream", context), _score, requests, keep)
+        await self._endpoint.answer_stream(Call(SERVICE, "RerankStream", context), _score, requests, keep)
         if not scored:
             raise InvalidArgument("the stream brought no text, expected one at least")
         first = scored[0].request
@@ -58,25 +55,27 @@ class RerankService(RerankServicer):
         return pb.RerankResponse(ranks=ranks, metadata=_together([one.metadata for one in scored], arrived))
 
 
-async def _rerank(asked: Asked, request: pb.RerankRequest) -> pb.RerankResponse:
-    check_can(asked.manifest, "Rerank")
-    asked.serving.limits.check_rows(len(request.texts))
+async def _rerank(text_request: TextRequest, request: pb.RerankRequest) -> pb.RerankResponse:
+    check_can(text_request.manifest, "Rerank")
+    text_request.limits.check_rows(len(request.texts))
     if not request.texts:
         raise InvalidArgument("texts is empty, expected one text at least")
     for index, text in enumerate(request.texts):
         _check_pair(request.query, text, f"texts[{index}]")
     texts, queries = list(request.texts), [request.query] * len(request.texts)
     characters = sum(map(len, queries)) + sum(map(len, texts))
-    logits_B1, metadata = await asked.about(queries, texts, "logits", side_of(request), characters)
+    logits_B1, metadata = await text_request.compute(queries, texts, "logits", side_of(request), characters)
     ranks = _ranks(logits_B1[:, 0], texts, request.raw_scores, request.return_text)
     return pb.RerankResponse(ranks=ranks, metadata=metadata)
 
 
-async def _score(asked: Asked, request: pb.RerankStreamRequest) -> _Scored:
-    check_can(asked.manifest, "Rerank")
+async def _score(text_request: TextRequest, request: pb.RerankStreamRequest) -> _Scored:
+    check_can(text_request.manifest, "Rerank")
     _check_pair(request.query, request.text, "text")
     characters = len(request.query) + len(request.text)
-    logits_B1, metadata = await asked.about([request.query], [request.text], "logits", side_of(request), characters)
+    logits_B1, metadata = await text_request.compute(
+        [request.query], [request.text], "logits", side_of(request), characters
+    )
     return _Scored(request, float(logits_B1[0, 0]), metadata)
 
 

@@ -1,4 +1,4 @@
-"""From a text to the answer about it: what the services of the text door share."""
+"""From a text to the answer about it: what the services of `tei.v1` share."""
 
 import asyncio
 import math
@@ -13,17 +13,19 @@ import numpy as np
 from google.protobuf.message import Message as ProtobufMessage
 
 from heed.bundle import Manifest
+from heed.bundle.packing import Arrays
 from heed.protos import tei_pb2 as pb
 from heed.server.errors import InvalidArgument, Unavailable
 from heed.server.protocols.open_inference.tensors import check_response_size
-from heed.server.protocols.streams import Place, Room, Streams
-from heed.server.repository.registry import Registry
-from heed.server.repository.served_model import Serving
+from heed.server.protocols.streams import Stream, Streams, Ticket, WeightedSemaphore
+from heed.server.repository.registry import ModelRegistry, ServedModel
 from heed.server.requests.limits import Limits
+from heed.server.requests.preprocess import Request
 from heed.server.requests.tokenizer import Side
+from heed.server.scheduling.scheduler import RequestResult
 from heed.server.settings import Settings
-from heed.server.telemetry.request_trace import Call, Observers, Record
-from heed.server.transport.interceptors import Slots
+from heed.server.telemetry.request_trace import Call, Observers, RequestTrace
+from heed.server.transport.interceptors import ConcurrencyLimit
 from heed.server.transport.status import ItemError
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,72 +74,79 @@ def prompted(manifest: Manifest, request: pb.EmbedRequest | pb.EmbedAllRequest |
     return manifest.prompts[name] + request.inputs
 
 
-class SharedRoom:
-    """Room for many, in the order of their arrival."""
+class SharedSemaphore:
+    """A weighted semaphore for many tasks, in the order of their arrival."""
 
     def __init__(self, size: int) -> None:
-        self._room = Room(size)
+        self._semaphore = WeightedSemaphore(size)
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
-    async def taken(self, size: int) -> AsyncIterator[None]:
+    async def held(self, weight: int) -> AsyncIterator[None]:
         async with self._turn:
-            size = await self._room.enter(size)
+            weight = await self._semaphore.acquire(weight)
         try:
             yield
         finally:
-            self._room.leave(size)
+            self._semaphore.release(weight)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request's way to the model."""
+class TextRequest:
+    """One request on its way to the model."""
 
-    serving: Serving
-    record: Record
-    deadline: float  # on time.monotonic's clock, as all times
-    room: SharedRoom
+    served: ServedModel
+    trace: RequestTrace
+    deadline: float  # on time.monotonic's clock
     max_message: int
-    slots: Slots
-    place: Place | None  # of a request on a stream
+    concurrency: ConcurrencyLimit
+    ticket: Ticket | None = None  # of a request on a stream
+    stream_tokens: SharedSemaphore | None = None  # the same
 
     @property
     def manifest(self) -> Manifest:
-        return self.serving.model.manifest
+        return self.served.model.manifest
 
-    async def about(
+    @property
+    def limits(self) -> Limits:
+        return self.served.preprocessor.limits
+
+    async def compute(
         self, texts: list[str], pairs: list[str] | None, output: str, truncate: Side | None, characters: int
     ) -> tuple[np.ndarray, pb.Metadata]:
-        """One output about these texts, `[B, ...]`, and what it took.
+        """One output for these texts, `[B, ...]`, and what it took.
 
         Raises:
-            HeedError: see `Serving.prepare` and `Serving.answer`.
+            HeedError: see `Scheduler.admit`, `Preprocessor.prepare` and `Admission.submit`.
         """
-        serving = self.serving
-        serving.scheduler.check_time(self.deadline)
-        began = time.monotonic()
-        inputs = {"text": np.array(texts, object)}
+        served, trace = self.served, self.trace
+        admission = served.scheduler.admit(self.deadline)
+        inputs: Arrays = {"text": np.array(texts, object)}
         if pairs is not None:
             inputs["text_pair"] = np.array(pairs, object)
-        request = await serving.prepare(inputs, [output], truncate)
-        tokenized = time.monotonic()
-        self.record.prepared(request)
-        size = check_response_size(self.manifest, request, self.max_message)
-        if self.place:
-            with self.slots.given_back:
-                await self.place.admit(size)
-        async with self.room.taken(request.tokens):
-            queued = time.monotonic() - tokenized
-            answered = await serving.answer(request, self.deadline)
-        self.record.answered(answered)
-        values = serving.model.assemble(request, answered.answers)[output]
-        return values, pb.Metadata(
+        spec = served.preprocessor.validate(inputs, [output])
+        request = await served.preprocessor.prepare_async(spec, inputs, truncate)
+        trace.rows_prepared(len(request.rows), request.tokens)
+        size = check_response_size(served.model.manifest, request, self.max_message)
+        if self.ticket and self.stream_tokens:
+            with self.concurrency.paused:
+                await self.ticket.admit(size)
+            async with self.stream_tokens.held(request.tokens):
+                result = await admission.submit(request.rows, spec.computed)
+        else:
+            result = await admission.submit(request.rows, spec.computed)
+        trace.rows_computed(result.queue_seconds, result.compute_seconds)
+        return request.assemble(result.answers)[output], self._metadata(request, result, characters)
+
+    def _metadata(self, request: Request, result: RequestResult, characters: int) -> pb.Metadata:
+        trace = self.trace
+        return pb.Metadata(
             compute_chars=characters,
             compute_tokens=request.tokens,
-            total_time_ns=nanoseconds(time.monotonic() - self.record.arrived),
-            tokenization_time_ns=nanoseconds(tokenized - began),
-            queue_time_ns=nanoseconds(queued + answered.queue_seconds),
-            inference_time_ns=nanoseconds(answered.compute_seconds),
+            total_time_ns=nanoseconds(time.monotonic() - trace.arrived),
+            tokenization_time_ns=nanoseconds(trace.prepared - trace.arrived),
+            queue_time_ns=nanoseconds(trace.computed - trace.prepared - result.compute_seconds),
+            inference_time_ns=nanoseconds(result.compute_seconds),
         )
 
 
@@ -145,31 +154,45 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-Handler = Callable[[Asked, Message], Awaitable[Answer]]
+Handler = Callable[[TextRequest, Message], Awaitable[Answer]]
 
 
-class Door:
-    """The one model of this door, and how its services ask it."""
+class TextEndpoint:
+    """The model of `tei.v1` (the API knows one alone), and the way to it."""
 
-    def __init__(self, registry: Registry, settings: Settings, observers: Observers, slots: Slots) -> None:
-        self.streams = Streams()
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        settings: Settings,
+        observers: Observers,
+        concurrency: ConcurrencyLimit,
+        streams: Streams,
+    ) -> None:
+        """
+        Args:
+            observers: are called when a request ends.
+            concurrency: counts requests on streams.
+        """
         self.limits = Limits.of(settings)
         self._registry = registry
         self._observers = observers
-        self._slots = slots
+        self._concurrency = concurrency
+        self._streams = streams
         self._max_message = settings.max_message_mib * 2**20
-        self._unlimited = SharedRoom(2**62)
-        # The queue refuses what finds no room, and a stream would end with that. So streams wait here, and leave the
-        # other half of the queue to calls.
-        self._of_streams = SharedRoom(max(1, settings.max_queue_tokens // 2))
+        # A request that finds no room in the queue is refused, and that would end its stream. So requests on streams
+        # wait here for room, and leave the other half of the queue to unary calls.
+        self._stream_tokens = SharedSemaphore(max(1, settings.max_queue_tokens // 2))
 
     async def answer(self, call: Call, handler: Handler[Message, Answer], request: Message) -> Answer:
-        """The answer to a call of its own."""
-        remaining = call.context.time_remaining()
-        deadline = math.inf if remaining is None else time.monotonic() + remaining
-        return await self._answer(call, handler, request, deadline, self._unlimited)
+        """The answer to a unary call."""
+        seconds_left = call.context.time_remaining()
+        with self._observers.trace(call) as trace, self._registry.use("") as served:
+            manifest = served.model.manifest
+            trace.model_found(manifest.name, str(manifest.version), served.metrics.request_ended)
+            deadline = math.inf if seconds_left is None else trace.arrived + seconds_left
+            return await handler(TextRequest(served, trace, deadline, self._max_message, self._concurrency), request)
 
-    async def answer_all(
+    async def answer_stream(
         self,
         call: Call,
         handler: Handler[Message, Answer],
@@ -182,37 +205,39 @@ class Door:
             ItemError: one cannot be answered; those before it were written.
             Unavailable: the server shuts down, and did not read the stream to its end.
         """
-        whole = False
+        complete = False
 
         async def numbered() -> AsyncIterator[tuple[int, Message]]:
-            nonlocal whole
+            nonlocal complete
             index = 0
             async for request in requests:
                 yield index, request
                 index += 1
-            whole = True
+            complete = True
 
-        async def answer(item: tuple[int, Message], place: Place) -> Answer:
+        async def answer(item: tuple[int, Message], ticket: Ticket) -> Answer:
             index, request = item
             try:
-                with self._slots:
-                    return await self._answer(call, handler, request, math.inf, self._of_streams, place)
+                with self._concurrency:
+                    return await self._answer_item(call, handler, request, ticket)
             except Exception as error:
                 raise ItemError(index, error) from error
 
-        await self.streams.serve(numbered(), lambda item: item[1].ByteSize(), answer, write)
-        if not whole:
+        async def write_all(answers: list[Answer]) -> None:
+            for each in answers:
+                await write(each)
+
+        await self._streams.serve(Stream(answer, write_all, lambda item: item[1].ByteSize()), numbered())
+        if not complete:
             raise Unavailable("the server is shutting down; what it had read is answered, send the rest to another one")
 
-    async def _answer(
-        self,
-        call: Call,
-        handler: Handler[Message, Answer],
-        request: Message,
-        deadline: float,
-        room: SharedRoom,
-        place: Place | None = None,
+    async def _answer_item(
+        self, call: Call, handler: Handler[Message, Answer], request: Message, ticket: Ticket
     ) -> Answer:
-        with self._observers.record(call) as record, self._registry.use("") as serving:
-            record.of(serving.model, serving.statistics.ended)
-            return await handler(Asked(serving, record, deadline, room, self._max_message, self._slots, place), request)
+        with self._observers.trace(call) as trace, self._registry.use("") as served:
+            manifest = served.model.manifest
+            trace.model_found(manifest.name, str(manifest.version), served.metrics.request_ended)
+            text_request = TextRequest(
+                served, trace, math.inf, self._max_message, self._concurrency, ticket, self._stream_tokens
+            )
+            return await handler(text_request, request)

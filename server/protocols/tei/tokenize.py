@@ -8,11 +8,10 @@ from heed.protos import tei_pb2 as pb
 from heed.protos.tei_pb2_grpc import TokenizeServicer
 from heed.server.errors import InvalidArgument
 from heed.server.protocols.tei.capabilities import check_text
-from heed.server.protocols.tei.service import Asked, Context, Door, prompted
-from heed.server.repository.served_model import INLINE_CHARACTERS
-from heed.server.requests.tokenizer import Piece, TextEncoder
+from heed.server.protocols.tei.service import Context, TextEndpoint, TextRequest, prompted
+from heed.server.requests.preprocess import INLINE_CHARACTERS
+from heed.server.requests.tokenizer import Piece, TextTokenizer
 from heed.server.telemetry.request_trace import Call
-from heed.server.transport.status import guarded
 
 Found = TypeVar("Found")
 
@@ -20,30 +19,26 @@ SERVICE = "tei.v1.Tokenize"
 
 
 class TokenizeService(TokenizeServicer):
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, endpoint: TextEndpoint) -> None:
+        self._endpoint = endpoint
 
-    @guarded
     async def Tokenize(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
-        return await self._door.answer(Call(SERVICE, "Tokenize", context), _tokenize, request)
+        return await self._endpoint.answer(Call(SERVICE, "Tokenize", context), _tokenize, request)
 
-    @guarded
     async def TokenizeStream(self, requests: AsyncIterator[pb.EncodeRequest], context: Context) -> None:
-        await self._door.answer_all(Call(SERVICE, "TokenizeStream", context), _tokenize, requests, context.write)
+        await self._endpoint.answer_stream(Call(SERVICE, "TokenizeStream", context), _tokenize, requests, context.write)
 
-    @guarded
     async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
-        return await self._door.answer(Call(SERVICE, "Decode", context), _decode, request)
+        return await self._endpoint.answer(Call(SERVICE, "Decode", context), _decode, request)
 
-    @guarded
     async def DecodeStream(self, requests: AsyncIterator[pb.DecodeRequest], context: Context) -> None:
-        await self._door.answer_all(Call(SERVICE, "DecodeStream", context), _decode, requests, context.write)
+        await self._endpoint.answer_stream(Call(SERVICE, "DecodeStream", context), _decode, requests, context.write)
 
 
-def _encoder(asked: Asked) -> TextEncoder:
-    check_text(asked.manifest)
-    assert asked.serving.model.text  # as the manifest takes text
-    return asked.serving.model.text
+def _encoder(text_request: TextRequest) -> TextTokenizer:
+    check_text(text_request.manifest)
+    assert text_request.served.model.tokenizer  # as the manifest takes text
+    return text_request.served.model.tokenizer
 
 
 async def _found(find: Callable[[], Found], size: int) -> Found:
@@ -51,10 +46,10 @@ async def _found(find: Callable[[], Found], size: int) -> Found:
     return await asyncio.to_thread(find) if size > INLINE_CHARACTERS else find()
 
 
-async def _tokenize(asked: Asked, request: pb.EncodeRequest) -> pb.EncodeResponse:
-    encoder = _encoder(asked)
-    text = prompted(asked.manifest, request)
-    asked.serving.limits.check_texts("inputs", [request.inputs])
+async def _tokenize(text_request: TextRequest, request: pb.EncodeRequest) -> pb.EncodeResponse:
+    encoder = _encoder(text_request)
+    text = prompted(text_request.manifest, request)
+    text_request.limits.check_texts("inputs", [request.inputs])
 
     def find() -> pb.EncodeResponse:
         return pb.EncodeResponse(tokens=map(_token, encoder.pieces(text, request.add_special_tokens)))
@@ -67,8 +62,8 @@ def _token(piece: Piece) -> pb.SimpleToken:
     return pb.SimpleToken(id=piece.id, text=piece.text, special=piece.span is None, start=start, stop=stop)
 
 
-async def _decode(asked: Asked, request: pb.DecodeRequest) -> pb.DecodeResponse:
-    encoder = _encoder(asked)
+async def _decode(text_request: TextRequest, request: pb.DecodeRequest) -> pb.DecodeResponse:
+    encoder = _encoder(text_request)
     if not request.ids:
         raise InvalidArgument("ids is empty, expected one token at least")
     ids = list(request.ids)

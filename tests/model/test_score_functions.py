@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heed.model.scores import Additive, Dot, ScaledDot
+from heed.model.score_functions import Additive, Dot, ScaledDot
 from tests.model import loops
 from tests.model.support import assert_close, noise, with_random_weights
 

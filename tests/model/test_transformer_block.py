@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heed.model.attention import AttentionConfig, MultiHeadAttention
-from heed.model.blocks import Activation, Block, FeedForwardConfig, NormConfig, PreNormBlock, RMSNorm
+from heed.model.attention import MultiHeadAttention
+from heed.model.attention_config import AttentionConfig
 from heed.model.config import LayerConfig
+from heed.model.feed_forward import Activation, FeedForwardConfig
 from heed.model.layout import Layout, Padded
+from heed.model.norms import NormConfig, RMSNorm
+from heed.model.transformer_block import Block, PreNormBlock
 from tests.model.loops import Floats
-from tests.model.support import assert_close, masks, noise, padded, with_random_weights
+from tests.model.support import assert_close, masks, noise, padded, plan, with_random_weights
 
 
 def erf_gelu(x: float) -> float:
@@ -105,7 +108,7 @@ def parts(norm_first: bool, **options: Any) -> tuple[Block, Tensor, Padded]:
 
 
 def attended(block: Block, x: Floats, layout: Layout) -> Floats:
-    answer: Floats = block.attention(torch.from_numpy(x), layout, None).numpy()
+    answer: Floats = block.attention(torch.from_numpy(x), plan(layout), None).numpy()
     return answer
 
 
@@ -118,21 +121,21 @@ def test_post_norm_norms_each_residual_sum() -> None:
     block, x, layout = parts(norm_first=False)
     assert type(block) is Block
     middle = layer_norm(x.numpy() + attended(block, x.numpy(), layout), block.attention_norm)
-    assert_close(block(x, layout), layer_norm(middle + fed(block, middle), block.feed_forward_norm))
+    assert_close(block(x, plan(layout)), layer_norm(middle + fed(block, middle), block.feed_forward_norm))
 
 
 def test_pre_norm_norms_what_goes_into_each_part() -> None:
     block, x, layout = parts(norm_first=True)
     assert type(block) is PreNormBlock
     middle = x.numpy() + attended(block, layer_norm(x.numpy(), block.attention_norm), layout)
-    assert_close(block(x, layout), middle + fed(block, layer_norm(middle, block.feed_forward_norm)))
+    assert_close(block(x, plan(layout)), middle + fed(block, layer_norm(middle, block.feed_forward_norm)))
 
 
 def test_the_first_norm_may_be_left_out() -> None:
     """As in ModernBERT's first layer."""
     block, x, layout = parts(norm_first=True, attention_norm=False)
     middle = x.numpy() + attended(block, x.numpy(), layout)
-    assert_close(block(x, layout), middle + fed(block, layer_norm(middle, block.feed_forward_norm)))
+    assert_close(block(x, plan(layout)), middle + fed(block, layer_norm(middle, block.feed_forward_norm)))
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -141,7 +144,7 @@ def test_the_weights_of_a_layer_are_those_of_what_its_attention_sees(norm_first:
     seen = torch.from_numpy(layer_norm(x.numpy(), block.attention_norm)) if norm_first else x
     attention = block.attention
     assert isinstance(attention, MultiHeadAttention)
-    assert_close(block.weights(x, layout), attention.weights(seen, layout))
+    assert_close(block.weights(x, plan(layout)), attention.weights(seen, plan(layout)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How well a query and a key match.
+"""Score functions: how well a query and a key match.
 
 A score is a module `(heads, head_width)` that takes queries `[B, N, ..., Q, H]` and keys `[B, N, ..., K, H]` to
 scores `[B, N, ..., Q, K]`.

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from heed.model.blocks import Activation
-from heed.model.files import CheckpointError, read_json
+from heed.model.checkpoint_files import CheckpointError, read_json
+from heed.model.feed_forward import Activation
 from heed.model.pooling import DenseConfig, PoolingConfig, PoolingMode
 
 # The first of these that is there counts, as in sentence-transformers; only the first is still written.

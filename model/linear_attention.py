@@ -1,7 +1,7 @@
-"""Attention whose cost is linear in the length, by approximation. Padding takes part in none of it.
+"""Linear attention: approximations whose time and memory are linear in the length. Padding takes part in none of them.
 
-Each class stands in the place of scores and softmax in `MultiHeadAttention`: it is made from `(heads, head_width)`, and
-options are given by `functools.partial`.
+Each class is a mechanism in place of `ExactAttention`: it is made from `(heads, head_width)`, and options are given by
+`functools.partial`.
 
 Letters: B batch, L length, N heads, H head width, V head width of the values, R random features, P projected length.
 """
@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from heed.model.attention import Mechanism
+from heed.model.attention import Bias, Mechanism
+from heed.model.attention_plan import AttentionPlan
 from heed.model.layout import Layout
-from heed.model.sparse import Bias
 
 
 def kernel_attention(query_BNLR: Tensor, key_BNLR: Tensor, value_BNLV: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def kernel_weights(query_BNLR: Tensor, key_BNLR: Tensor) -> Tensor:
     return torch.where(total > 0, products / torch.where(total > 0, total, 1.0), 0.0)
 
 
-class Kernel(Mechanism):
+class KernelAttention(Mechanism):
     """Attention by a positive feature map φ in place of the exponential."""
 
     def query_features(self, query_BNLH: Tensor) -> Tensor:
@@ -46,15 +46,15 @@ class Kernel(Mechanism):
         raise NotImplementedError
 
     def forward(
-        self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, layout: Layout, bias: Bias | None = None
+        self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, plan: AttentionPlan, bias: Bias | None = None
     ) -> Tensor:
-        return kernel_attention(self.query_features(query_BNLH), self.key_features(key_BNLH, layout), value_BNLV)
+        return kernel_attention(self.query_features(query_BNLH), self.key_features(key_BNLH, plan.layout), value_BNLV)
 
-    def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
-        return kernel_weights(self.query_features(query_BNLH), self.key_features(key_BNLH, layout))
+    def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
+        return kernel_weights(self.query_features(query_BNLH), self.key_features(key_BNLH, plan.layout))
 
 
-class LinearTransformer(Kernel):
+class LinearTransformer(KernelAttention):
     """`φ(x) = elu(x) + 1` (Katharopoulos et al., 2020)."""
 
     def __init__(self, heads: int, head_width: int) -> None:
@@ -67,7 +67,7 @@ class LinearTransformer(Kernel):
         return torch.where(layout.real_BL[:, None, :, None], nn.functional.elu(key_BNLH) + 1, 0.0)
 
 
-class Performer(Kernel):
+class Performer(KernelAttention):
     """FAVOR+: positive orthogonal random features, whose products approximate `exp(q·k / √H)` (Choromanski et al.,
     2021).
 
@@ -128,14 +128,14 @@ class Linformer(Mechanism):
         self.value_projection = nn.Parameter(torch.randn(rank, max_length) / math.sqrt(max_length))
 
     def forward(
-        self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, layout: Layout, bias: Bias | None = None
+        self, query_BNLH: Tensor, key_BNLH: Tensor, value_BNLV: Tensor, plan: AttentionPlan, bias: Bias | None = None
     ) -> Tensor:
-        columns_L = torch.arange(layout.real_BL.shape[1], device=layout.real_BL.device)
-        real = layout.real_BL[:, None, :, None]
+        columns_L = torch.arange(plan.layout.real_BL.shape[1], device=plan.layout.real_BL.device)
+        real = plan.layout.real_BL[:, None, :, None]
         keys_BNPH = self.key_projection[:, columns_L] @ torch.where(real, key_BNLH, 0.0)
         values_BNPV = self.value_projection[:, columns_L] @ torch.where(real, value_BNLV, 0.0)
         weights_BNLP = ((query_BNLH * self.scale) @ keys_BNPH.transpose(-1, -2)).softmax(-1)
         return weights_BNLP @ values_BNPV
 
-    def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, layout: Layout, bias: Bias | None = None) -> Tensor:
+    def weights(self, query_BNLH: Tensor, key_BNLH: Tensor, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
         raise ValueError("Linformer attends to projections of the sequence; it has no weights between tokens")

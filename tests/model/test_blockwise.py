@@ -1,4 +1,4 @@
-"""Attention in blocks is the dense form's answer at a linear cost.
+"""Blockwise attention is the dense form's answer at a linear cost.
 
 Letters: B batch, L length, D width, N heads.
 """
@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heed.model.attention import AttentionConfig, MultiHeadAttention
-from heed.model.layout import GlobalTokens, Layout
+from heed.model.attention import Bias, MultiHeadAttention
+from heed.model.attention_config import AttentionConfig
+from heed.model.attention_plan import AttentionPlan
+from heed.model.block_index import is_block_sparse
+from heed.model.blockwise import put_rows, rows_at, union_of
+from heed.model.layout import GlobalTokens
 from heed.model.patterns import (
     Adjacency,
     BlockWindow,
@@ -32,9 +36,8 @@ from heed.model.patterns import (
     big_bird,
 )
 from heed.model.positions import LogBuckets, RelativeBias
-from heed.model.scores import Additive, Dot, ScaledDot
-from heed.model.selection import hard, soft
-from heed.model.sparse import Bias, has_cheap_form, put_rows, rows_at, union_of
+from heed.model.score_functions import Additive, Dot, ScaledDot
+from heed.model.softmax import hardmax, softmax
 from tests.model.loops import Bools
 from tests.model.support import (
     assert_close,
@@ -45,6 +48,7 @@ from tests.model.support import (
     noise,
     packed,
     padded,
+    plan,
     random_edges,
     random_mask,
     with_random_weights,
@@ -67,7 +71,7 @@ class Dilated(Pattern):
         return self.radius * self.step_width
 
 
-CHEAP: list[Pattern] = [
+BLOCK_SPARSE: list[Pattern] = [
     Window(0),
     Window(3),
     Window(20),
@@ -94,7 +98,7 @@ CHEAP: list[Pattern] = [
     Random(3, 8, blocks=13) | Random(1, 5, blocks=20, seed=3) | FirstTokens(1),
     big_bird(4, 2, blocks=25),
 ]
-DEAR: list[Pattern] = [
+NOT_BLOCK_SPARSE: list[Pattern] = [
     Full(),
     Causal(),
     Strided(3),
@@ -117,12 +121,12 @@ def attend_in_all_forms(
     """Asserts that blocks, in padded rows and without padding, give the answers of all pairs."""
     x = noise(*real.shape, attention.query.in_features, seed=seed)
     layout = padded(real, marked, edges)
-    expected = attention(x, layout, bias)
+    expected = attention(x, plan(layout), bias)
     assert torch.isfinite(expected).all()
     assert_close(attention(x, in_blocks(layout), bias), expected)
-    tokens = packed(real, marked, edges, dense=False)
+    tokens = packed(real, marked, edges)
     kept = tokens.rows_T, tokens.columns_T
-    assert_close(attention(x[kept], tokens, bias), expected[kept])
+    assert_close(attention(x[kept], in_blocks(tokens), bias), expected[kept])
 
 
 def marks(real: Bools, seed: int) -> Bools:
@@ -132,19 +136,19 @@ def marks(real: Bools, seed: int) -> Bools:
     return marked & real
 
 
-@pytest.mark.parametrize("pattern", CHEAP, ids=str)
+@pytest.mark.parametrize("pattern", BLOCK_SPARSE, ids=str)
 @pytest.mark.parametrize("length", [1, 2, 3, 15, 16, 17, 31, 32, 33, 61, 100])
 def test_blocks_give_the_answer_of_all_pairs(pattern: Pattern, length: int) -> None:
-    assert has_cheap_form(pattern)
+    assert is_block_sparse(pattern)
     attention = make_attention(AttentionConfig(2, pattern), 8)
     real = masks(length)
     attend_in_all_forms(attention, real, marks(real, length), random_edges(len(real), length, seed=1))
 
 
-@pytest.mark.parametrize("pattern", DEAR, ids=str)
-def test_a_pattern_without_a_cheap_form_is_computed_from_all_pairs(pattern: Pattern) -> None:
-    assert not has_cheap_form(pattern)
-    assert not AttentionConfig(2, pattern).cheap
+@pytest.mark.parametrize("pattern", NOT_BLOCK_SPARSE, ids=str)
+def test_a_pattern_that_is_not_block_sparse_is_computed_from_all_pairs(pattern: Pattern) -> None:
+    assert not is_block_sparse(pattern)
+    assert not AttentionConfig(2, pattern).block_sparse
     attention = make_attention(AttentionConfig(2, pattern), 8)
     real = masks(40)
     attend_in_all_forms(attention, real, marks(real, 1), random_edges(len(real), 40, seed=1))
@@ -182,11 +186,11 @@ def patterns() -> st.SearchStrategy[Pattern]:
     length=st.integers(1, 75),
     seed=st.integers(0, 1000),
     score=st.sampled_from([ScaledDot, Dot, Additive]),
-    select=st.sampled_from([soft, hard]),
+    select=st.sampled_from([softmax, hardmax]),
     with_bias=st.booleans(),
 )
-@example(Window(6) & GlobalMask(), Window(2), 40, 0, ScaledDot, soft, False)
-@example(Random(1, 5, 80) | Window(25), Window(2) | GlobalMask(), 7, 0, ScaledDot, soft, True)
+@example(Window(6) & GlobalMask(), Window(2), 40, 0, ScaledDot, softmax, False)
+@example(Random(1, 5, 80) | Window(25), Window(2) | GlobalMask(), 7, 0, ScaledDot, softmax, True)
 def test_any_patterns_scores_and_selections_give_the_same_in_blocks(
     pattern: Pattern, other: Pattern, length: int, seed: int, score: Any, select: Any, with_bias: bool
 ) -> None:
@@ -201,7 +205,7 @@ def test_any_patterns_scores_and_selections_give_the_same_in_blocks(
 def test_equal_scores_go_to_the_lowest_column_in_blocks_too(pattern: Pattern) -> None:
     """Exact integers, and global tokens behind a query's own window: all keys score 0, so column 0 wins, or the first
     of the window where there is no global token."""
-    attention = make_attention(AttentionConfig(1, pattern, Dot, hard), 4)
+    attention = make_attention(AttentionConfig(1, pattern, Dot, hardmax), 4)
     for layer in (attention.query, attention.key):
         layer.weight.zero_()
         layer.bias.zero_()
@@ -214,7 +218,7 @@ def test_equal_scores_go_to_the_lowest_column_in_blocks_too(pattern: Pattern) ->
 
 def test_the_first_of_equal_keys_by_hand_in_blocks() -> None:
     """Window 1, global token 30 of 40, all scores 0, and the value of a token is its column."""
-    attention = make_attention(AttentionConfig(1, Window(1) | GlobalMask(), Dot, hard, bias=False), 1)
+    attention = make_attention(AttentionConfig(1, Window(1) | GlobalMask(), Dot, hardmax, bias=False), 1)
     for layer, weight in ((attention.query, 0.0), (attention.key, 0.0), (attention.value, 1.0), (attention.out, 1.0)):
         layer.weight.fill_(weight)
     x = torch.arange(40, dtype=torch.float64)[None, :, None]
@@ -230,10 +234,10 @@ def test_the_first_of_equal_keys_by_hand_in_blocks() -> None:
     assert answer[0, :, 0].tolist() == expected
 
 
-def test_a_pattern_of_one_s_own_is_cheap_by_its_reach() -> None:
+def test_a_pattern_of_one_s_own_is_block_sparse_by_its_reach() -> None:
     """Drawn by hand: every second token up to two steps away."""
     pattern = Dilated(2, 2)
-    assert has_cheap_form(pattern)
+    assert is_block_sparse(pattern)
     one_hot = make_attention(AttentionConfig(1, pattern, Dot, bias=False), 40)
     for layer, factor in ((one_hot.query, 0.0), (one_hot.key, 0.0), (one_hot.value, 1.0), (one_hot.out, 1.0)):
         layer.weight.copy_(factor * torch.eye(40))
@@ -263,11 +267,11 @@ class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def largest_tensor(attention: MultiHeadAttention, layout: Layout, width: int) -> int:
-    batch, length = layout.real_BL.shape
+def largest_tensor(attention: MultiHeadAttention, plan: AttentionPlan, width: int) -> int:
+    batch, length = plan.layout.real_BL.shape
     x = noise(batch, length, width)
     with LargestTensor() as largest, torch.no_grad():
-        attention(x, layout)
+        attention(x, plan)
     size: int = largest.size
     return size
 
@@ -300,15 +304,15 @@ def test_blocks_need_memory_that_is_linear_in_the_length(pattern: Pattern) -> No
 def test_all_pairs_need_memory_that_is_not() -> None:
     """A control of the test above."""
     attention = make_attention(AttentionConfig(1, Window(8)), 8)
-    sizes = [largest_tensor(attention, padded(np.ones((1, length), bool)), 8) for length in (256, 512)]
+    sizes = [largest_tensor(attention, plan(padded(np.ones((1, length), bool))), 8) for length in (256, 512)]
     assert sizes == [256 * 256, 512 * 512]
 
 
 def test_rows_of_many_columns_are_attended_to_in_blocks_of_their_own_accord() -> None:
     attention = make_attention(AttentionConfig(1, Window(8)), 8)
-    assert largest_tensor(attention, padded(np.ones((1, 1500), bool)), 8) < 1500 * 1500 / 8
-    assert padded(np.ones((1, 1024), bool)).dense
-    assert not padded(np.ones((1, 1025), bool)).dense
+    assert largest_tensor(attention, plan(padded(np.ones((1, 1500), bool))), 8) < 1500 * 1500 / 8
+    assert not plan(padded(np.ones((1, 1024), bool))).blockwise
+    assert plan(padded(np.ones((1, 1025), bool))).blockwise
 
 
 def test_tokens_named_twice_count_once() -> None:
@@ -316,7 +320,7 @@ def test_tokens_named_twice_count_once() -> None:
     other = GlobalTokens(torch.tensor([[0, 3], [5, 1]]), torch.tensor([[True, True], [True, True]]))
     both = union_of([one, other])
     assert both.slots_BG.tolist() == [[3, 0, 0, 3], [1, 4, 5, 1]]
-    assert both.counts_BG.tolist() == [[True, False, True, False], [True, True, True, False]]
+    assert both.present_BG.tolist() == [[True, False, True, False], [True, True, True, False]]
 
 
 def test_rows_are_taken_from_slots_and_put_back() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from heed.model.blocks import NormConfig
-from heed.model.heads import LabelsConfig
+from heed.model.classification_head import LabelsConfig
+from heed.model.norms import NormConfig
 from tests.model.support import assert_close, noise, packed, padded, random_mask, with_random_weights
 
 NAMES = ("noun", "verb", "other")

@@ -1,4 +1,4 @@
-"""Labels: scores for each token, or for the sequence.
+"""Classification: scores (logits) of labels for each token, or for the sequence.
 
 Letters: B batch, L length, T tokens, D width, C labels. `...` is `[B, L]` or `[T]`, as the layout says.
 """
@@ -8,8 +8,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from heed.model.blocks import ACTIVATIONS, Activation, NormConfig, check_activation
+from heed.model.feed_forward import ACTIVATIONS, Activation, check_activation
 from heed.model.layout import Layout
+from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
 
 
@@ -38,11 +39,11 @@ class LabelsConfig:
         if self.hidden is not None:
             check_activation(self.hidden)
 
-    def build(self, width: int) -> "Labels":
-        return Labels(self, width)
+    def build(self, width: int) -> "ClassificationHead":
+        return ClassificationHead(self, width)
 
 
-class Labels(nn.Module):
+class ClassificationHead(nn.Module):
     """`[B, C]` for sequences, `[..., C]` for tokens."""
 
     def __init__(self, config: LabelsConfig, width: int) -> None:
