@@ -27,8 +27,8 @@ RUN_BY = {
     ("docs/attention.md", "python"): "tests/test_readme.py",
     ("docs/clients.md", "python"): "tests/client/test_docs.py",
     ("docs/deployment.md", "python"): "tests/client/test_docs.py",
-    ("docs/own-model.md", "python"): "tests/test_own_model.py",
-    ("docs/own-model.md", "sh"): "tests/test_own_model.py",
+    ("docs/checkpoints.md", "python"): "tests/test_own_model.py",
+    ("docs/checkpoints.md", "sh"): "tests/test_own_model.py",
 }
 # `heed` as the blocks find it: a server only checks, on ports of its own, and a measurement is short.
 HEED = """#!/bin/sh
