@@ -55,7 +55,7 @@ def export_form(form: str, folder: Path) -> None:
     """`blockwise.onnx` and, where it is something else, `dense.onnx`."""
     import torch
 
-    from heed.export.graph import export_graph
+    from heed.export.torch_to_onnx import export_graph
     from heed.model import Encoder
     from heed.model.config import (
         AttentionConfig,

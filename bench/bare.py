@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from heed.bundle.packing import Arrays
-from heed.export.graph import OPSET
+from heed.export.torch_to_onnx import OPSET
 from heed.model import Encoder
 from heed.server.engine.host import usable_cpus
 from heed.server.engine.session import CPU

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from heed.export.layers import name_layers
+from heed.export.passes.outline_linear import outline_linear
 from heed.server.engine.kernels import DIGITS, library, way
 from heed.server.engine.session import CPU, session_options
 
@@ -90,7 +90,7 @@ def compare(folder: Path, widths: Sequence[int], tokens: int, rounds: int) -> tu
     sizes = list(pairwise(widths))
     weights = [(random.normal(size=(m, k)) / np.sqrt(k)).astype(np.float32) for k, m in sizes]
     graph = write_layers(folder / "layers.onnx", [(weight, np.zeros(len(weight), np.float32)) for weight in weights])
-    name_layers(graph)
+    onnx.save(outline_linear(onnx.load(graph)), graph)
     x = random.normal(size=(tokens, widths[0])).astype(np.float32)
     exact = x.astype(np.float64)
     for weight_MK in weights:

@@ -33,8 +33,8 @@ from bench.bare import WINDOW, Request, Way, bare_ways, export_padded, padded
 from heed.bundle.contract import BUDGETS, error_of
 from heed.bundle.manifest import PositionRule
 from heed.bundle.packing import TokenSequence, pack, split, token_sequence
-from heed.export.graph import export_graph
 from heed.export.reference import Reference
+from heed.export.torch_to_onnx import export_graph
 from heed.model import Encoder, load_checkpoint
 from heed.model.config import (
     AttentionConfig,

@@ -27,7 +27,8 @@ from heed.bundle.contract import Report
 from heed.bundle.manifest import Precision
 from heed.bundle.packing import TokenSequence
 from heed.export.cases import TEXTS
-from heed.exporting import export_bundle, try_on_cpu
+from heed.exporting import export_bundle
+from heed.proving import try_on_cpu
 from heed.server.engine.model import Model
 from heed.server.repository.warmup import random_sequence
 

@@ -1,4 +1,4 @@
-"""A folder that is written beside its place and takes it at once, whole, or is gone without a trace."""
+"""A folder that is written beside its destination and published by a rename: whole, or not at all."""
 
 import ctypes
 import errno
@@ -18,50 +18,50 @@ class WriteError(OSError):
     """Why a folder could not be written; the message names it."""
 
 
-class Aside:
-    """One folder on its way."""
+class _PartialFolder:
+    """The folder that is being written."""
 
     def __init__(self, out: Path, force: bool) -> None:
         self._out = out
         self._force = force
-        self._made: list[Path] = []  # parent folders that were not there, the innermost first
-        # Not the process's number: containers that share a volume have the same ones. And not `mkdtemp`, whose folders
-        # nobody else may read.
+        self._created_parents: list[Path] = []  # the innermost first
+        # Not the process id: containers that share a volume have the same ones. And not `mkdtemp`, whose folders nobody
+        # else may read.
         self._name = secrets.token_hex(8)
-        self._is_ours = False
+        self._created = False
         self.folder = out.parent / f".{out.name}.partial-{self._name}"
-        self.in_place = False
+        self.published = False
 
-    def make(self) -> None:
-        self._made = [parent for parent in self._out.parents if not parent.exists()]
+    def create(self) -> None:
+        self._created_parents = [parent for parent in self._out.parents if not parent.exists()]
         self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._is_ours = True  # first, so that a signal handler takes away all that was made
+        self._created = True  # first, so that a signal handler removes all that was created
         try:
             self.folder.mkdir()
         except OSError:
-            self._is_ours = False
+            self._created = False
             raise
 
-    def put_in_place(self) -> None:
-        """What was there before is what lies aside then.
+    def publish(self) -> None:
+        """Renames the folder to its destination. `folder` is what was there before, if anything was.
 
         Raises:
-            FileExistsError: something is there by now, and it was not said that it may be replaced.
+            FileExistsError: something is there by now, and it must not be replaced.
         """
-        self.in_place = True  # first, so that a signal handler never takes away what callers see already
+        self.published = True  # first, so that a signal handler never removes what callers see already
         try:
             if not self._out.exists():
-                self.folder.rename(self._out)  # which fails if files came to be there since the line above
+                self.folder.rename(self._out)  # which fails if files were written there since the line above
             elif not self._force:  # an export takes minutes, and another one of the same name may have been faster
                 raise FileExistsError("somebody else wrote it meanwhile; --force replaces it")
             elif not _swap(self.folder, self._out):
                 self._replace()
         except BaseException:
-            self.in_place = False
+            self.published = False
             raise
 
     def _replace(self) -> None:
-        """In two steps, where the system has none that swaps."""
+        """Replaces the destination in two renames, where the system cannot swap folders."""
         old = self._out.parent / f".{self._out.name}.old-{self._name}"
         try:
             self._out.rename(old)
@@ -73,12 +73,12 @@ class Aside:
         old.rename(self.folder)
 
     def discard(self) -> None:
-        """Removes what lies aside, and unless it is in place the parent folders that were made for it."""
-        if self._is_ours:
+        """Removes the partial folder, and unless it was published the parent folders that were created for it."""
+        if self._created:
             shutil.rmtree(self.folder, ignore_errors=True)
-        if not self.in_place:
-            for parent in self._made:
-                with suppress(OSError):  # it was not made yet, or somebody else uses it by now
+        if not self.published:
+            for parent in self._created_parents:
+                with suppress(OSError):  # it was not created yet, or somebody else uses it by now
                     parent.rmdir()
 
 
@@ -95,43 +95,43 @@ def _swap(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(other))
 
 
-_latest: Aside | None = None  # of this process
+_latest: _PartialFolder | None = None  # of this process
 
 
-def abandon() -> bool:
-    """Removes what this process is writing; for signal handlers. False if it is too late: it is in place already."""
+def discard_partial_folder() -> bool:
+    """Removes the folder that this process is writing; for signal handlers. False if it is published already."""
     if _latest is None:
         return True
-    if not _latest.in_place:
+    if not _latest.published:
         _latest.discard()
-    return not _latest.in_place
+    return not _latest.published
 
 
 @contextmanager
-def written_aside(out: Path, force: bool = False) -> Iterator[Path]:
-    """A folder beside `out` that takes its place if all goes well, and is gone if anything does not.
+def atomic_folder(out: Path, force: bool = False) -> Iterator[Path]:
+    """A new folder beside `out` that is renamed to `out` at the end, or removed if anything is raised.
 
     Args:
-        force: replace `out` if it is there at the end.
+        force: replace `out` if it exists at the end.
 
     Raises:
-        WriteError: for any OSError inside, or `out` is there and was not to be replaced; nothing was written.
+        WriteError: for any OSError inside, or because `out` exists and must not be replaced; nothing was written.
     """
     global _latest  # noqa: PLW0603 - signal handlers are given nothing
-    _latest = aside = Aside(out, force)
+    _latest = partial = _PartialFolder(out, force)
     try:
-        aside.make()
-        yield aside.folder
-        aside.put_in_place()
+        partial.create()
+        yield partial.folder
+        partial.publish()
     except OSError as error:
-        raise WriteError(f"{out} was not written: {_reason(error, aside)}") from error
+        raise WriteError(f"{out} was not written: {_reason(error, partial)}") from error
     finally:
-        aside.discard()
+        partial.discard()
 
 
-def _reason(error: OSError, aside: Aside) -> str:
-    if error.errno == errno.ENOSPC or (aside.folder.exists() and shutil.disk_usage(aside.folder).free < FULL):
+def _reason(error: OSError, partial: _PartialFolder) -> str:
+    if error.errno == errno.ENOSPC or (partial.folder.exists() and shutil.disk_usage(partial.folder).free < FULL):
         return "the disk is full"
     text = error.strerror or str(error)
-    ours = error.filename is None or str(error.filename).startswith(str(aside.folder))
+    ours = error.filename is None or str(error.filename).startswith(str(partial.folder))
     return text if ours else f"{text}: {error.filename}"

@@ -1,4 +1,4 @@
-"""Inputs chosen to hurt: what the contract asks of every bundle.
+"""The inputs of the contract's cases, chosen to reveal mistakes.
 
 Letters: B batch, L length, F features.
 """
@@ -33,12 +33,12 @@ TEXTS = [
 # Short, so that every model and every start of a server has room for it: case, an accent and how a pair is joined.
 SHORT_PAIR = ("A", "é")
 
-# Asked for the attention weights, too. Short, for there are L² of them in each head.
+# Cases that also request the attention weights. Short, as there are L² of them in each head.
 WITH_ATTENTIONS = ("one_token", "attentions")
-# Not among those that a server checks before it is ready: they take long and tell little more.
+# Cases that a server does not check before it is ready: they take long and reveal little more.
 NOT_AT_START = ("large_batch", "two_longest")
 
-# What each case is for, in the report's words. Texts speak for themselves.
+# What each case tries, for the report, which shows the texts themselves.
 TRIES = {
     "one_token": "the shortest row there is",
     "longest": "the longest row that the model takes",
@@ -74,7 +74,7 @@ def right_padded(lengths: list[int]) -> Ints:
 
 
 class _Rows:
-    """Random rows that a model takes, with everything that it needs beside the tokens."""
+    """Random rows that a model takes, with all other inputs that it needs."""
 
     def __init__(self, config: EncoderConfig) -> None:
         self._config = config
@@ -88,27 +88,27 @@ class _Rows:
         inputs = self._config.inputs
         if not isinstance(inputs, TokensConfig):
             features = self._random.standard_normal((*mask.shape, inputs.features)).astype(np.float32)
-            return {"features": features} | self.beside(mask)
+            return {"features": features} | self.other_inputs(mask)
         tokens = {"input_ids": self.ids(*mask.shape)}
         if types and inputs.token_types:
             tokens["token_type_ids"] = self._random.integers(0, inputs.token_types, mask.shape)
-        return tokens | self.beside(mask)
+        return tokens | self.other_inputs(mask)
 
     def masked(self, mask: Ints) -> Arrays:
         return self.rows(mask) | {"attention_mask": mask}
 
-    def beside(self, mask: Ints) -> Arrays:
+    def other_inputs(self, mask: Ints) -> Arrays:
         """A random graph in which the last node of each row is alone; a global token here and there."""
         batch, length = mask.shape
-        beside: Arrays = {}
+        inputs: Arrays = {}
         if "adjacency" in self._config.needs:
             edges = self._random.random((batch, length, length)) < 4 / length
             edges[:, -1] = False
             edges[:, :, -1] = False
-            beside["adjacency"] = edges
+            inputs["adjacency"] = edges
         if "global_attention_mask" in self._config.needs:
-            beside["global_attention_mask"] = (self._random.random(mask.shape) < 0.1).astype(np.int64)
-        return beside
+            inputs["global_attention_mask"] = (self._random.random(mask.shape) < 0.1).astype(np.int64)
+        return inputs
 
     def holes(self, batch: int, length: int, share: float) -> Ints:
         """A random mask in which every row has a real token."""
@@ -118,7 +118,7 @@ class _Rows:
 
 
 def tensor_cases(config: EncoderConfig) -> Iterator[tuple[str, Arrays]]:
-    """Name and inputs of each case over tensors, the ones that tell most first."""
+    """Name and inputs of each case over tensors, those that reveal most first."""
     if isinstance(config.inputs, ImagesConfig):
         yield from _image_cases(config.inputs)
         return
@@ -133,7 +133,8 @@ def tensor_cases(config: EncoderConfig) -> Iterator[tuple[str, Arrays]]:
     if isinstance(config.inputs, TokensConfig):
         yield (
             "last_id",
-            rows.beside(np.ones((1, cut(40)), np.int64)) | {"input_ids": np.full((1, cut(40)), config.vocabulary - 1)},
+            rows.other_inputs(np.ones((1, cut(40)), np.int64))
+            | {"input_ids": np.full((1, cut(40)), config.vocabulary - 1)},
         )
     yield "odd_length", rows.masked(np.ones((3, cut(33)), np.int64))
     mixed = right_padded([cut(length) for length in (1, 2, 3, 7, 16, 31, 47, 24)])
@@ -155,7 +156,7 @@ def tensor_cases(config: EncoderConfig) -> Iterator[tuple[str, Arrays]]:
     if "global_attention_mask" in config.needs:
         yield "no_global_tokens_named", _without(rows.masked(mixed), "global_attention_mask")
     yield "large_batch", rows.masked(right_padded([cut(int(n)) for n in np.linspace(1, 64, 32)]))
-    if longest <= WHOLE_COLUMNS:  # where one row fills the memory, two do not tell more
+    if longest <= WHOLE_COLUMNS:  # where one row fills the memory, two reveal nothing more
         yield "two_longest", rows.masked(np.ones((2, longest), np.int64))
 
 
@@ -165,7 +166,7 @@ def _id_cases(config: EncoderConfig, rows: _Rows, mask: Ints) -> Iterator[tuple[
     padded = rows.masked(mask)
     yield "pads_are_padding_ids", padded | {"input_ids": np.where(mask == 1, padded["input_ids"], padding_id)}
     some = np.ones((2, min(11, config.max_length)), np.int64)
-    yield "padding_id_is_real", rows.beside(some) | {"input_ids": np.full(some.shape, padding_id)}
+    yield "padding_id_is_real", rows.other_inputs(some) | {"input_ids": np.full(some.shape, padding_id)}
     yield "ids_alone", _without(rows.rows(some, types=False), "global_attention_mask")
 
 
@@ -193,16 +194,16 @@ def text_cases(tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[str, Arr
     tokenizer.no_truncation()
     yield from _pairs("text_pair", [SHORT_PAIR], tokenizer, max_tokens)
     texts = [text for text in TEXTS if 0 < len(tokenizer.encode(text).ids) <= max_tokens]
-    for name, group in [(f"text_{number}", [text]) for number, text in enumerate(texts)] + [("texts", texts)]:
-        if group:
-            yield name, {"text": np.array(group)}, _tokenized(tokenizer, group)
+    for name, rows in [(f"text_{number}", [text]) for number, text in enumerate(texts)] + [("texts", texts)]:
+        if rows:
+            yield name, {"text": np.array(rows)}, _tokenized(tokenizer, rows)
     yield from _pairs("text_pairs", list(pairwise(TEXTS)), tokenizer, max_tokens)
 
 
 def _pairs(
     name: str, pairs: list[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int
 ) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """One case of those that the model takes, if it takes any."""
+    """One case with the pairs that the model takes, if it takes any."""
     taken = [pair for pair in pairs if 0 < len(tokenizer.encode(*pair).ids) <= max_tokens]
     if taken:
         first, second = zip(*taken, strict=True)

@@ -16,14 +16,14 @@ KINDS = 5  # of marks, see `.mark0` and on
 
 @dataclass(frozen=True)
 class Axis:
-    """From errors to pixels: decades of the budget that is used, the budget itself at 0."""
+    """The axis from errors to pixels, in decades of the budget; the budget itself is at 0."""
 
     lowest: int  # decade
     budget: float | None  # where all have the same, to write errors and not shares
 
     @property
     def left(self) -> int:
-        """Where an error of 0 is."""
+        """The x coordinate of an error of 0."""
         return GUTTER + 14
 
     @property
@@ -37,8 +37,8 @@ class Axis:
     def at(self, decades: float) -> float:
         return self._start + (decades - self.lowest) * self._decade
 
-    def place(self, used: float) -> float:
-        """Where a share of the budget is."""
+    def x_of(self, used: float) -> float:
+        """The x coordinate of a share of the budget."""
         return self.left if used <= 0 else self.at(max(math.log10(used), self.lowest))
 
     def name(self, decade: int) -> str:
@@ -58,13 +58,13 @@ def axis_of(findings: Sequence[Finding]) -> Axis:
 
 def draw_rows(rows: Sequence[tuple[str, Sequence[Finding]]], kinds: Sequence[str], title: str) -> str:
     """One line for each row, one mark for each of its findings; `kinds` are the outputs in the order of their marks."""
-    findings = [found for _, group in rows for found in group]
+    findings = [found for _, in_row in rows for found in in_row]
     axis = axis_of(findings)
     height = TOP + ROW * len(rows) + BOTTOM
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">',
         *_background(axis, len(rows)),
-        *(part for place, (name, group) in enumerate(rows) for part in _row(axis, place, name, group, kinds)),
+        *(part for number, (name, in_row) in enumerate(rows) for part in _row(axis, number, name, in_row, kinds)),
         "</svg>",
     ]
     return "\n".join(parts)
@@ -73,8 +73,8 @@ def draw_rows(rows: Sequence[tuple[str, Sequence[Finding]]], kinds: Sequence[str
 def _background(axis: Axis, rows: int) -> Iterator[str]:
     """Stripes, the decades, and the budget with what is beyond it."""
     end, bottom = WIDTH - MARGIN, TOP + ROW * rows
-    for place in range(0, rows, 2):
-        yield f'<rect class="stripe" x="0" y="{TOP + ROW * place}" width="{WIDTH}" height="{ROW}"/>'
+    for number in range(0, rows, 2):
+        yield f'<rect class="stripe" x="0" y="{TOP + ROW * number}" width="{WIDTH}" height="{ROW}"/>'
     yield f'<rect class="beyond" x="{axis.at(0):.1f}" y="{TOP}" width="{end - axis.at(0):.1f}" height="{ROW * rows}"/>'
     yield f'<line class="grid" x1="{axis.left}" y1="{TOP}" x2="{axis.left}" y2="{bottom}"/>'
     yield f'<text class="tick" x="{axis.left}" y="{bottom + 16}">0</text>'
@@ -89,12 +89,12 @@ def _background(axis: Axis, rows: int) -> Iterator[str]:
     yield f'<text class="tick end" x="{WIDTH - 6}" y="{TOP - 12}">worst</text>'
 
 
-def _row(axis: Axis, place: int, name: str, group: Sequence[Finding], kinds: Sequence[str]) -> Iterator[str]:
-    y = TOP + ROW * place + ROW / 2
+def _row(axis: Axis, number: int, name: str, findings: Sequence[Finding], kinds: Sequence[str]) -> Iterator[str]:
+    y = TOP + ROW * number + ROW / 2
     yield f'<text class="name" x="{GUTTER}" y="{y + 4}">{escape(name)}</text>'
-    for found in group:
-        yield _mark(axis.place(found.error / found.budget), y, kinds.index(found.output), words(found))
-    worst = max(found.error / found.budget for found in group)
+    for found in findings:
+        yield _mark(axis.x_of(found.error / found.budget), y, kinds.index(found.output), words(found))
+    worst = max(found.error / found.budget for found in findings)
     yield f'<text class="worth" x="{WIDTH - 6}" y="{y + 4}">{percent(worst)}</text>'
 
 
@@ -103,7 +103,7 @@ def _mark(x: float, y: float, kind: int, title: str) -> str:
 
 
 def shape(kind: int, x: float, y: float) -> str:
-    """A mark that can be told from the others without its colour."""
+    """A mark that differs from the others without its colour, too."""
     r = RADIUS
     match kind % KINDS:
         case 0:

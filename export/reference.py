@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from heed.bundle.contract import START_TOKENS, Case
 from heed.bundle.packing import Arrays, Ints
 from heed.export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
-from heed.export.signature import gives_attentions
+from heed.export.manifest import gives_attentions
 from heed.model import Checkpoint, CheckpointError, Encoder
 from heed.model.config import LabelsConfig
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The last bits, and with them a bundle's digests, would depend on how many there are."""
+    """Computes with one thread: the last bits, and with them a bundle's digests, depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -38,7 +38,7 @@ class _Linear(nn.Linear):
 
 
 class _Embedding(nn.Embedding):
-    """Keeps its rows in float32 and gives them in float64."""
+    """Keeps its rows in float32 and returns them in float64."""
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids).double()
@@ -48,7 +48,7 @@ def _in_float64(encoder: Encoder) -> Encoder:
     """A copy that computes in float64.
 
     The matrices of layers and tables, which are nearly all of a model, stay the encoder's own in float32: each is
-    converted when its layer is computed, and let go. A whole copy in float64 would take twice the model's memory.
+    converted when its layer is computed, and freed. A whole copy in float64 would take twice the model's memory.
     """
     casting = {nn.Linear: _Linear, nn.Embedding: _Embedding}
     large = [part for part in encoder.modules() if type(part) in casting]
@@ -71,7 +71,7 @@ class Reference:
         self._encoder = _in_float64(encoder)
 
     def answer(self, inputs: Arrays, attentions: bool = False) -> Arrays:
-        """What the reference says to padded rows: every output as float64, and labels as their names."""
+        """The reference's answer to padded rows: every output as float64, and labels as their names."""
         with torch.no_grad(), one_thread():
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             outputs = self._encoder(**tensors, attentions=attentions)
@@ -100,16 +100,16 @@ def _tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def _asked(checkpoint: Checkpoint) -> list[tuple[str, Arrays, Arrays]]:
+def _requests(checkpoint: Checkpoint) -> list[tuple[str, Arrays, Arrays]]:
     """Name, a caller's inputs and the same as tensors, of every case."""
     config = checkpoint.encoder.config
-    asked = [(name, inputs, inputs) for name, inputs in tensor_cases(config)]
+    requests = [(name, inputs, inputs) for name, inputs in tensor_cases(config)]
     if checkpoint.tokenizer:
         tokenizer = _tokenizer(checkpoint.tokenizer, config.vocabulary)
         for name, texts, tensors in text_cases(tokenizer, checkpoint.max_text_length or config.max_length):
             _check_types(checkpoint, tensors["token_type_ids"])
-            asked.append((name, texts, tensors))
-    return asked
+            requests.append((name, texts, tensors))
+    return requests
 
 
 def _check_types(checkpoint: Checkpoint, types: Ints) -> None:
@@ -122,7 +122,7 @@ def _check_types(checkpoint: Checkpoint, types: Ints) -> None:
 
 
 def make_contract(checkpoint: Checkpoint) -> list[Case]:
-    """Every case with the reference's answers, in the order of what tells most.
+    """Every case with the reference's answers, those first that reveal most.
 
     The first ones that fit into `START_TOKENS` are checked at every start of a server.
 
@@ -133,7 +133,7 @@ def make_contract(checkpoint: Checkpoint) -> list[Case]:
     has_weights = gives_attentions(checkpoint.encoder.config)
     left = START_TOKENS
     cases: list[Case] = []
-    for name, inputs, tensors in _asked(checkpoint):
+    for name, inputs, tensors in _requests(checkpoint):
         outputs = reference.answer(tensors, attentions=has_weights and name in WITH_ATTENTIONS)
         batch, length = outputs["last_hidden_state"].shape[:2]
         tokens = int(tensors["attention_mask"].sum()) if "attention_mask" in tensors else batch * length

@@ -1,6 +1,6 @@
-"""`report.html`: what an export measured, as one page to look at. It loads nothing and runs nothing.
+"""`report.html`: what an export measured, as one page. It loads nothing and runs nothing.
 
-It stands outside of what is digested, so it may hold measurements. Whoever needs to be sure asks `heed verify`.
+The bundle's digests do not cover it, so it may hold measurements. `heed verify` measures again.
 """
 
 import math
@@ -16,7 +16,7 @@ from heed.export.cases import TRIES
 from heed.export.charts import KINDS, draw_rows, percent, shape, words
 
 LONGEST_TEXT = 90  # characters
-WITH_ATTENTIONS = " with attentions"  # ends the names of cases that are asked for their attention weights
+WITH_ATTENTIONS = " with attentions"  # ends the names of cases that request attention weights
 
 
 def write_report(folder: Path, manifest: Manifest, cases: Sequence[Case], proofs: Mapping[str, Report]) -> None:
@@ -48,7 +48,7 @@ def report_page(manifest: Manifest, digest: str, cases: Sequence[Case], proofs: 
 
 
 def _measured(outputs: Iterable[str]) -> list[str]:
-    """Labels are right or wrong; the others have an error to draw."""
+    """The outputs that have an error to draw: labels are right or wrong."""
     return [output for output in outputs if output != "labels"]
 
 
@@ -98,24 +98,24 @@ def _overview(proofs: Mapping[str, Report], outputs: Sequence[str]) -> str:
     rows = []
     for precision, report in proofs.items():
         for output in _measured(outputs):
-            group = [found for found in report.findings if found.output == output]
-            if group:
-                rows.append((f"{precision} {output}", group))
+            findings = [found for found in report.findings if found.output == output]
+            if findings:
+                rows.append((f"{precision} {output}", findings))
     return draw_rows(rows, _measured(outputs), "Errors by precision and output")
 
 
 def _picture(precision: str, report: Report, outputs: Sequence[str]) -> str:
     """A line for each case, a mark for each output."""
-    groups: dict[str, list[Finding]] = {}
+    by_case: dict[str, list[Finding]] = {}
     for found in report.findings:
         if found.output in _measured(outputs):
-            groups.setdefault(found.case, []).append(found)
-    picture = draw_rows(list(groups.items()), _measured(outputs), f"Errors by case in {precision}")
+            by_case.setdefault(found.case, []).append(found)
+    picture = draw_rows(list(by_case.items()), _measured(outputs), f"Errors by case in {precision}")
     return f"<h3>{escape(precision)}</h3>\n<figure>{picture}</figure>"
 
 
 def _case_table(cases: Sequence[Case], proofs: Mapping[str, Report]) -> str:
-    """What each case asks, and the worst error in each precision."""
+    """What each case tries, and the worst error in each precision."""
     head = "".join(f'<th class="number">{escape(precision)}</th>' for precision in proofs)
     rows = "".join(_case_row(case, proofs) for case in cases)
     return (
@@ -151,7 +151,7 @@ def _tries(case: Case) -> str:
 
 
 def _sizes(case: Case) -> str:
-    """Rows and columns of what is asked; for texts the tokens that came of them."""
+    """Rows and columns of a request; for texts in tokens."""
     batch, length = case.outputs["last_hidden_state"].shape[:2]
     rows = "1 row" if batch == 1 else f"{batch} rows"
     return f"{rows} × {length}"

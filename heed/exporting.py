@@ -1,89 +1,28 @@
 """Exporting from Python: what `heed export` does, for checkpoint folders and for models of one's own."""
 
 import importlib
+import shutil
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from heed.bundle import read_manifest
-from heed.bundle.contract import (
-    BUDGETS,
-    CPU,
-    CUDA,
-    Finding,
-    Report,
-    attention_cases,
-    check,
-    plain_cases,
-    read_contract,
-)
-from heed.bundle.manifest import Device, Precision
-from heed.bundle.packing import pack
-from heed.export.bundle import ExportError, write_bundle
-from heed.export.drift import drift
-from heed.model import Checkpoint, Encoder
-from heed.server.engine.model import Model
-from heed.server.engine.session import Session, without_driver
-from heed.server.errors import DeviceError
+from heed.bundle.contract import Case, Report, write_contract
+from heed.bundle.digests import write_digests
+from heed.bundle.manifest import TOKENIZER, Manifest, Precision, is_model_name, write_manifest
+from heed.bundle.signature import read_private_key, sign
+from heed.export.atomic_folder import atomic_folder
+from heed.export.errors import ExportError
+from heed.export.graphs import plan_graphs, release_weights, write_graphs
+from heed.export.int8_sensitivity import layers_to_keep
+from heed.export.manifest import make_manifest, source_digests
+from heed.export.reference import make_contract
+from heed.export.report import write_report
+from heed.model import Checkpoint, Encoder, load_checkpoint
+from heed.proving import explain, prove, unprovable
 
+__all__ = ["ExportError", "export_bundle", "own_model"]
 
-def unprovable() -> dict[Precision, str]:
-    """The precisions for which this machine has no device, and why."""
-    reason = without_driver()
-    return {"fp16": f"fp16 is for CUDA: {reason}"} if reason else {}
-
-
-def prove(folder: Path) -> Report:
-    """Compares every graph of a bundle with its contract, as a server would run it.
-
-    Raises:
-        ExportError: the device that a precision is for cannot be used.
-    """
-    findings: list[Finding] = []
-    unproven: dict[str, str] = {}
-    manifest = read_manifest(folder)
-    try:
-        for precision in manifest.precisions:
-            if manifest.is_proven(precision):
-                device: Device = "auto" if precision == "fp16" else "cpu"
-                # As any machine computes it: where kernels serve, the server proves them itself, or does without.
-                findings += Model(folder, device, precision, kernels=False).check_contract(everything=True)
-            else:
-                trial = try_on_cpu(folder, precision)
-                findings += [finding for finding in trial.findings if not finding.holds and not finding.reason]
-                unproven[precision] = f"{unprovable()[precision]}. {_outcome(trial)}"
-    except DeviceError as error:
-        raise ExportError(str(error)) from error
-    return Report(findings, unproven)
-
-
-def try_on_cpu(folder: Path, precision: Precision) -> Report:
-    """What a precision that is for CUDA answers on the CPU, by its own budgets. It proves nothing for CUDA, but what is
-    wrong here is likely wrong there."""
-    model = Model(folder, "cpu", precision, anywhere=True)
-    cases = read_contract(folder)
-    return Report(list(check([*plain_cases(cases), *attention_cases(cases)], model.answer, precision, CUDA)))
-
-
-def _outcome(trial: Report) -> str:
-    if trial.worst.reason:
-        return f"It could not be tried on the CPU either ({trial.worst.reason})"
-    where = f"{trial.worst.output} in {trial.worst.case}"
-    return f"Tried on the CPU, which proves nothing for CUDA: {trial.worst.error:.1e} at worst, {where}"
-
-
-def explain(folder: Path, checkpoint: Checkpoint, finding: Finding) -> str:
-    """Where a finding's error begins, from layer to layer."""
-    precision = finding.precision
-    model = Model(folder, "cpu", precision, anywhere=True)
-    case = next(case for case in read_contract(folder) if finding.case in (case.name, f"{case.name} with attentions"))
-    sequences = model.preprocessor.preprocess(case.inputs).rows
-    span = max(member.span(model.manifest.aligned) for member in sequences)
-    graphs = model.manifest.graphs_of(precision)
-    graph = next(graph for graph in graphs if not graph.fused and span <= (graph.longest or span))
-    budget = BUDGETS[precision, CUDA if precision == "fp16" else CPU].vectors
-    feeds = pack(sequences, model.manifest.aligned)
-    return f"; {drift(checkpoint.encoder, graph, feeds, budget, lambda path, feeds: Session(path, 'cpu').run(feeds))}"
+Step = Callable[[str], None]
 
 
 def export_bundle(
@@ -91,7 +30,7 @@ def export_bundle(
     out: Path | str,
     name: str | None = None,
     force: bool = False,
-    step: Callable[[str], None] = lambda _: None,
+    step: Step = lambda _: None,
     key: Path | None = None,
     precisions: Collection[Precision] = (),
 ) -> Report:
@@ -102,19 +41,91 @@ def export_bundle(
             takes texts.
         name: the model's name for callers; that of the folder `out` by default.
         force: replace `out` if it exists.
-        step: is told what happens next.
+        step: is called with the name of each step before it begins.
         key: an Ed25519 private key in PEM to sign the bundle with.
         precisions: what to write beside float32. Those that this machine has no device for are written unproven, and
             the report says why.
 
+    Returns:
+        The proof, which holds.
+
     Raises:
-        CheckpointError, ExportError, BundleError: see `write_bundle`; nothing is written then.
+        CheckpointError: the source cannot be loaded, or its tokenizer is not the model's.
+        ExportError: `out` exists, the name cannot be one, or the graph's answers are not the reference's.
+        BundleError: the key cannot sign.
+        WriteError: `out` cannot be written: the disk is full, there is no permission, or somebody else wrote it.
     """
+    out = Path(out).resolve()
+    name = name or out.name
+    _check_target(out, name, force)
+    signer = read_private_key(key) if key else None
+    model = _model(source)
+    with atomic_folder(out, force) as folder:  # renamed to `out` at the end, or removed
+        manifest, cases = _write_bundle(folder, model, name, precisions, step)
+        report = _prove_bundle(folder, model, step)
+        write_report(folder, manifest, cases, report.by_precision())
+        if signer:
+            sign(folder, signer)
+    return report
+
+
+def _check_target(out: Path, name: str, force: bool) -> None:
+    """Raises ExportError if `out` must not be written, or the name cannot be a model's."""
+    if out.exists() and not force:
+        raise ExportError(f"{out} exists; --force replaces it")
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is there and is no folder; --force replaces folders only")
+    if not is_model_name(name):
+        raise ExportError(
+            f"{name!r} cannot be a model's name: letters, digits, '.', '_' and '-' can; choose one with --name"
+        )
+
+
+def _model(source: Path | str | Encoder | Checkpoint) -> Path | Checkpoint:
     if isinstance(source, Encoder):
-        source = Checkpoint(source.eval())
-    elif isinstance(source, str):
-        source = Path(source)
-    return write_bundle(source, Path(out), prove, name, force, step, key, precisions, unprovable(), explain)
+        return Checkpoint(source.eval())
+    return Path(source) if isinstance(source, str) else source
+
+
+def _load(model: Path | Checkpoint) -> Checkpoint:
+    return model if isinstance(model, Checkpoint) else load_checkpoint(model)
+
+
+def _write_bundle(
+    folder: Path, model: Path | Checkpoint, name: str, precisions: Collection[Precision], step: Step
+) -> tuple[Manifest, list[Case]]:
+    """Writes every file of a bundle except for its report and its signature."""
+    step("loading the weights")
+    checkpoint = _load(model)
+    step("computing the reference's answers in float64")
+    cases = make_contract(checkpoint)
+    write_contract(folder, cases)
+    float32_layers: list[str] = []
+    if "int8" in precisions:
+        step("trying which layers int8 can hold")
+        float32_layers = layers_to_keep(checkpoint.encoder, cases)
+    step("writing the graphs")
+    graphs = plan_graphs(checkpoint.encoder, precisions, unprovable(), float32_layers)
+    write_graphs(checkpoint.encoder, graphs, folder)
+    if checkpoint.tokenizer:
+        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+    manifest = make_manifest(checkpoint, name, graphs, source_digests(model, checkpoint))
+    write_manifest(folder, manifest)
+    write_digests(folder)
+    if isinstance(model, Path):
+        release_weights(checkpoint.encoder)
+    return manifest, cases
+
+
+def _prove_bundle(folder: Path, model: Path | Checkpoint, step: Step) -> Report:
+    """Raises ExportError if an answer is not the reference's; the message says in which layer the error begins."""
+    step("comparing the graphs with the reference")
+    report = prove(folder)
+    if not report.holds:
+        step("looking where it begins")
+        where = explain(folder, _load(model), report.worst)
+        raise ExportError(f"the graph does not answer as the reference: {report.worst}; {where}; nothing was written")
+    return report
 
 
 def own_model(reference: str) -> Checkpoint:
@@ -134,11 +145,11 @@ def own_model(reference: str) -> Checkpoint:
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise ExportError(f"{module_name} has no function {factory_name!r}")
-    made = factory()
-    if isinstance(made, Encoder):
-        return Checkpoint(made.eval())
-    if isinstance(made, Checkpoint):
-        return made
+    model = factory()
+    if isinstance(model, Encoder):
+        return Checkpoint(model.eval())
+    if isinstance(model, Checkpoint):
+        return model
     raise ExportError(
-        f"{reference} made {type(made).__name__}, expected a heed.model.Encoder or a heed.model.Checkpoint"
+        f"{reference} made {type(model).__name__}, expected a heed.model.Encoder or a heed.model.Checkpoint"
     )

@@ -1,4 +1,4 @@
-"""Which extra of the distribution brings a package that is missing. Without extras heed is the client."""
+"""Which extra of the distribution contains a package that is missing. Without extras heed is the client."""
 
 EXTRAS = {
     "cli": ("rich", "typer"),
@@ -12,8 +12,8 @@ EXTRAS = {
     "otel": ("opentelemetry",),
 }
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
-# What is said beside the name of the extra.
-MORE = {"server": " (or cpu, which serves, too)", "cpu": " (or gpu, for CUDA)", "export": " and cpu (or gpu)"}
+# What the message adds to the name of the extra.
+NOTES = {"server": " (or cpu, which serves, too)", "cpu": " (or gpu, for CUDA)", "export": " and cpu (or gpu)"}
 
 
 def advice(error: ModuleNotFoundError, wanted: str | None = None) -> str | None:
@@ -30,6 +30,6 @@ def advice(error: ModuleNotFoundError, wanted: str | None = None) -> str | None:
     extra = wanted or EXTRA_OF[package]
     names = "cpu,export" if extra == "export" else extra
     return (
-        f"{package} is not installed; it comes with the extra {extra}{MORE.get(extra, '')}: "
+        f"{package} is not installed; it comes with the extra {extra}{NOTES.get(extra, '')}: "
         f"pip install 'heed-serve[{names}]'"
     )

@@ -61,7 +61,8 @@ class LongformerAttention(Attention):
 
     def weights(self, x: Tensor, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
         """`[B, N, L, L]`; the rows of global tokens come from their own projections."""
-        weights = self.local.weights(*self._projected(x, plan.layout, self.query, self.key), plan, bias)
+        query, key = self._projected(x, plan.layout, self.query, self.key)
+        weights = self.local.weights(query, key, plan, bias)
         pairs = plan.pairs
         if pairs.global_i is None:
             return weights

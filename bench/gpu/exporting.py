@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnx
 import torch
 
 from bench.bare import export_padded
 from bench.gpu.subjects import checkpoint
 from heed.bundle.manifest import Precision
-from heed.export.half import write_half
+from heed.export.passes.convert_to_float16 import convert_to_float16
+from heed.export.weights import save_graphs
 from heed.exporting import export_bundle
 
 KINDS = ("bundle", "padded")
@@ -29,7 +31,8 @@ def write(kind: str, model: str, folder: Path) -> None:
     with TemporaryDirectory() as beside:
         single = Path(beside) / "padded.onnx"
         export_padded(made.encoder, single)
-        write_half(single, folder / "padded.fp16.onnx")
+        converted = convert_to_float16(onnx.load(single))
+        save_graphs([(folder / "padded.fp16.onnx", converted)], folder / "padded.fp16.data")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The contract: inputs chosen to hurt, the reference's answers to them, and how far an answer may be off.
+"""The contract: inputs that reveal mistakes, the reference's answers to them, and how far an answer may be off.
 
 The answers are computed by the PyTorch reference in float64 from the float32 weights. One function, `check`,
-compares: `heed export` calls it on every graph it writes, the server before it says READY, `heed verify` on
+compares: `heed export` calls it for every graph that it writes, the server before it is READY, `heed verify` on
 demand, and the tests.
 """
 
@@ -56,15 +56,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Budgets:
-    """What one precision may do on one provider, by what an output holds."""
+    """The budgets of one precision on one provider, by the kind of output."""
 
     vectors: Budget  # hidden states, logits of two labels and more, embeddings of any length, attention weights
     unit_length: Budget  # embeddings of length 1
     scores: Budget  # logits of one label: of a single number a cosine knows the sign only
 
     @classmethod
-    def alike(cls, limit: float) -> Self:
-        """The same share for all."""
+    def uniform(cls, limit: float) -> Self:
+        """The same limit for all outputs, as a share."""
         return cls(Budget(limit), Budget(limit), Budget(limit))
 
     def of(self, output: str, reference: np.ndarray) -> Budget:
@@ -79,8 +79,8 @@ class Budgets:
 # The numbers follow from what the arithmetic can hold (float32 torch itself is 6e-6 away from float64 on MiniLM), not
 # from what was measured here. What is not in the table is neither proven nor served.
 BUDGETS = {
-    ("fp32", CPU): Budgets.alike(1e-5),
-    ("fp32", CUDA): Budgets.alike(1e-5),  # with TF32 off, as the server sets it
+    ("fp32", CPU): Budgets.uniform(1e-5),
+    ("fp32", CUDA): Budgets.uniform(1e-5),  # with TF32 off, as the server sets it
     ("fp16", CUDA): Budgets(Budget(1e-2), unit_length=Budget(1e-4, "cosine"), scores=Budget(1e-2)),
     ("int8", CPU): Budgets(Budget(1e-2, "cosine"), unit_length=Budget(5e-3, "cosine"), scores=Budget(0.1)),
 }
@@ -126,7 +126,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found."""
+    """The findings of one check."""
 
     findings: list[Finding] = field(default_factory=list)
     unproven: dict[str, str] = field(default_factory=dict)  # precisions that could not be compared, and why
@@ -212,7 +212,7 @@ def _wrong_label(answer: np.ndarray, reference: np.ndarray, logits: np.ndarray, 
 
 
 def plain_cases(cases: Iterable[Case]) -> list[Case]:
-    """The cases without the attention weights, which are asked for by themselves."""
+    """The cases without attention weights, which are requested separately."""
     return [_without_attentions(case) for case in cases]
 
 
@@ -225,8 +225,8 @@ def attention_cases(cases: Iterable[Case]) -> list[Case]:
     return [replace(case, name=f"{case.name} with attentions") for case in cases if "attentions" in case.outputs]
 
 
-UNPROVEN = ("tokens", "offsets")  # the tokenizer's own words, which no graph computes
-# What numpy calls them: references are float64 where callers get FP32, and texts are objects once they are read.
+NOT_COMPARED = ("tokens", "offsets")  # from the tokenizer; no graph computes them
+# numpy's kinds: references are float64 where callers get FP32, and texts are objects after they are read.
 KINDS: dict[Datatype, str] = {"BOOL": "b", "INT64": "i", "FP32": "f", "BYTES": "UO"}
 
 
@@ -234,10 +234,10 @@ def check_complete(manifest: Manifest, cases: list[Case]) -> None:
     """Raises BundleError if the manifest declares what the cases do not try: an output, a length, an id; or if a case
     has what the manifest does not declare.
     """
-    plain = {spec.name for spec in manifest.outputs} - {"attentions", *UNPROVEN}
+    plain = {spec.name for spec in manifest.outputs} - {"attentions", *NOT_COMPARED}
     for case in cases:
-        if unproven := sorted(plain - case.outputs.keys()):
-            raise BundleError(f"{CONTRACT}: case {case.name} has no {unproven[0]}")
+        if missing := sorted(plain - case.outputs.keys()):
+            raise BundleError(f"{CONTRACT}: case {case.name} has no {missing[0]}")
         _check_arrays(manifest.inputs, case.inputs, case)
         compared = case if manifest.gives_attentions else _without_attentions(case)
         _check_arrays(manifest.outputs, compared.outputs, case)
@@ -254,7 +254,7 @@ def check_complete(manifest: Manifest, cases: list[Case]) -> None:
 
 
 def _check_arrays(specs: Iterable[TensorSpec], arrays: Arrays, case: Case) -> None:
-    """Raises BundleError if an array is not as the manifest says: comparing it would fail in any way."""
+    """Raises BundleError if an array is not as the manifest declares it: comparing it could fail in any way."""
     declared = {spec.name: spec for spec in specs}
     for name, array in arrays.items():
         if name not in declared:
@@ -337,7 +337,7 @@ def _check_sizes(file: BinaryIO) -> None:
 
 
 class StoredCases(Sequence[Case]):
-    """The cases of a contract, read each time somebody looks at one: at hand, but not in memory.
+    """The cases of a contract, each read from the file when it is accessed, so that they are not in memory.
 
     The file stays open: whoever replaces it changes nothing here.
     """

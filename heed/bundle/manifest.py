@@ -1,4 +1,4 @@
-"""`bundle.json`: what a bundle says about itself.
+"""`bundle.json`, the manifest of a bundle: its model, its inputs and outputs, its limits, its graphs, its provenance.
 
 Letters in shapes: -1 stands for any size (batch, length).
 """
@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from heed.bundle.errors import BundleError
 
@@ -25,6 +25,15 @@ GraphKind = Literal["answers", "attentions"]
 # of a file that `SHA256SUMS` does not list.
 GraphName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.onnx$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
+
+
+def is_model_name(name: str) -> bool:
+    """Whether callers can address a model by this name."""
+    try:
+        TypeAdapter(ModelName).validate_python(name)
+    except ValidationError:
+        return False
+    return True
 
 
 class _Part(BaseModel):
@@ -56,11 +65,11 @@ class PositionRule(_Part):
     """
 
     kind: Literal["column", "counted", "stripped"]
-    padding_id: int = 0  # only "counted" looks at it
+    padding_id: int = 0  # read by "counted" only
 
 
 class Limits(_Part):
-    """What a request may hold. 0: the model has no such table, or takes no text."""
+    """The limits of a request. 0: the model has no such table, or takes no text."""
 
     vocabulary: int = Field(0, ge=0)
     token_types: int = Field(0, ge=0)
@@ -90,16 +99,16 @@ class Graph(_Part):
     outputs: list[str]
     kind: GraphKind = "answers"  # "attentions": those and the attention weights
     longest: int | None = Field(None, ge=1)  # for sequences that span at most so many columns; None: for all
-    # In operators that onnxruntime has for CUDA alone, and that know a row by its length: for sequences of real tokens.
+    # In operators that onnxruntime has for CUDA only and that take the lengths of rows: for sequences of real tokens.
     fused: bool = False
-    # Whether it was compared with the reference when it was exported, on the provider that it is for. If not, the first
-    # server on such a provider is the first to know.
+    # Whether it was compared with the reference at the export, on the provider that it is for. If not, the first server
+    # on such a provider compares it.
     proven: bool = True
-    float32_layers: list[str] = []  # linear layers that an int8 graph computes in float32, for int8 cannot hold them
+    float32_layers: list[str] = []  # linear layers that an int8 graph computes in float32, as int8 is not exact enough
 
 
 class Provenance(_Part):
-    """Enough to do the export again. No paths, times or measurements: the same export gives the same digest."""
+    """How to export the bundle again. No paths, times or measurements: the same export gives the same digest."""
 
     family: str
     source: dict[str, str]  # SHA-256 of every source file, by its name in the source folder
@@ -118,15 +127,15 @@ class Manifest(_Part):
     outputs: list[TensorSpec]
     limits: Limits
     position_rule: PositionRule
-    # Whether attention looks at columns (windows, chunks, relative positions, ...). If so the slot of a token inside
-    # attention is its column; if not, slots are as many as there are tokens.
+    # Whether attention depends on columns (windows, chunks, relative positions, ...). If so the slot of a token inside
+    # attention is its column; if not, there are as many slots as tokens.
     aligned: bool = False
     first_tokens_global: int = Field(0, ge=0)  # the global tokens where a request has no global_attention_mask
     labels: list[str] = []  # their names, in the order of the logits
     # Whether sentence_embedding is scaled to length 1. None: there is none, or the bundle is older than this field.
     unit_length: bool | None = None
-    prompts: dict[str, str] = {}  # by name: what the text door can put before a text
-    default_prompt_name: str | None = None  # what it puts there if a caller names none
+    prompts: dict[str, str] = {}  # by name: what the tei.v1 API can put before a text
+    default_prompt_name: str | None = None  # the one it uses if a caller names none
     image: Image | None = None
     graphs: list[Graph] = Field(min_length=1)
     provenance: Provenance

@@ -1,4 +1,4 @@
-"""Leaves the padding out: a caller's padded rows become sequences, a group of sequences becomes a graph's inputs.
+"""Padding-free batches: a caller's padded rows become sequences, a batch of sequences becomes a graph's inputs.
 
 Letters: B sequences, L slots of the longest one, T tokens of all sequences together, K of them kept, D width,
 F features, N heads, G global tokens; t tokens of one sequence.
@@ -19,27 +19,27 @@ Arrays = dict[str, np.ndarray]
 # One row's answers by output: [t, D] for what every token has, [D] for what the row has, attentions [layers, N, t, t].
 Answer = dict[str, np.ndarray]
 
-# Inputs of a graph with a value or a vector for each token, and those that say where tokens lie. No graph has all.
+# Inputs of a graph with a value or a vector for each token, and the layout of the tokens. No graph has all of them.
 TOKEN_INPUTS = ("input_ids", "token_type_ids", "position_ids", "features")
 LAYOUT_INPUTS = (
     *("slots", "rows", "columns", "real", "kept", "first"),
     *("adjacency", "globals", "globals_real", "places", "ends"),
 )
 GRAPH_INPUTS = TOKEN_INPUTS + LAYOUT_INPUTS
-# Of most rows, which share them: numpy lets other threads go first whenever it makes such an array.
+# Most rows share these two: numpy releases the interpreter's lock whenever it creates such an array.
 NUMBERS, TRUES = np.arange(2**13), np.ones(2**13, np.bool_)
 for shared in (NUMBERS, TRUES):
     shared.flags.writeable = False
-# Places for global tokens, and kept ones: the bits of a matrix product of one row need not be those of one of several.
+# Slots for global tokens, and for kept ones: a matrix product with one row may have other bits than one with several.
 LEAST_GLOBALS = LEAST_KEPT = 2
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One row without its padding: the `t` tokens that take part in the work.
+    """One row without its padding: the `t` tokens that are computed.
 
-    Column 0 always takes part, even under a mask of 0: what reads the first column (`cls` pooling) gets what the
-    published model computes there. `real` tells it from a token that others may attend to.
+    Column 0 is always computed, even under a mask of 0: what reads the first column (`cls` pooling) gets what the
+    published model computes there. `real` says whether others may attend to it.
     """
 
     tokens: Arrays  # the graph's inputs by name, `[t]` or `[t, F]`; position_ids are from the full row
@@ -58,17 +58,17 @@ class TokenSequence:
         return self.columns if aligned else numbers(len(self))
 
     def span(self, aligned: bool) -> int:
-        """How many slots it needs inside attention."""
+        """The number of slots that it takes inside attention."""
         return int(self.columns[-1]) + 1 if aligned else len(self)
 
 
 def numbers(count: int) -> Ints:
-    """0, 1, ... `[count]`, not to be written to."""
+    """0, 1, ... `[count]`, read-only."""
     return NUMBERS[:count] if count <= len(NUMBERS) else np.arange(count)
 
 
 def trues(count: int) -> Bools:
-    """True so many times, not to be written to."""
+    """`[count]` times True, read-only."""
     return TRUES[:count] if count <= len(TRUES) else np.ones(count, np.bool_)
 
 
@@ -133,43 +133,44 @@ def cut_into_patches(pixels_BCHW: Floats, patch: int) -> Floats:
     return np.concatenate([np.zeros_like(features[:, :1]), features], axis=1)
 
 
-def pack(group: Sequence[TokenSequence], aligned: bool = False, every_token: bool = True) -> Arrays:
-    """The graph's inputs for a group: `[T]` and `[T, F]` arrays, and where tokens lie (see `model/layout.py`).
+def pack(batch: Sequence[TokenSequence], aligned: bool = False, every_token: bool = True) -> Arrays:
+    """The graph's inputs for a padding-free batch: `[T]` and `[T, F]` arrays, and the layout of the tokens (see
+    `model/layout.py`).
 
-    `slots` and `real` are `[B, L]`, `rows` and `columns` `[T]`, `kept` `[K]` and `first` `[B]`; and where members have
-    them `adjacency` `[B, L, L]`, `globals` and `globals_real` `[B, G]`.
+    `slots` and `real` are `[B, L]`, `rows` and `columns` `[T]`, `kept` `[K]` and `first` `[B]`; and where sequences
+    have them `adjacency` `[B, L, L]`, `globals` and `globals_real` `[B, G]`.
 
     Args:
-        every_token: whether each token's answers are asked for, or only those of whole sequences.
+        every_token: whether the answers of each token are requested, or only those of whole sequences.
     """
-    lengths = np.array([len(member) for member in group])
+    lengths = np.array([len(sequence) for sequence in batch])
     starts = lengths.cumsum() - lengths
-    rows_T = np.repeat(np.arange(len(group)), lengths)
+    rows_T = np.repeat(np.arange(len(batch)), lengths)
     numbers_T = np.arange(len(rows_T))
-    columns_T = np.concatenate([member.columns for member in group]) if aligned else numbers_T - starts[rows_T]
-    shape = len(group), int(columns_T.max()) + 1
+    columns_T = np.concatenate([sequence.columns for sequence in batch]) if aligned else numbers_T - starts[rows_T]
+    shape = len(batch), int(columns_T.max()) + 1
     # An empty slot repeats its own row's first token, never a neighbour's.
     slots_BL = np.broadcast_to(starts[:, None], shape).copy()
     slots_BL[rows_T, columns_T] = numbers_T
     real_BL = np.zeros(shape, np.bool_)
-    real_BL[rows_T, columns_T] = np.concatenate([member.real for member in group])
-    tokens = {name: np.concatenate([member.tokens[name] for member in group]) for name in group[0].tokens}
+    real_BL[rows_T, columns_T] = np.concatenate([sequence.real for sequence in batch])
+    tokens = {name: np.concatenate([sequence.tokens[name] for sequence in batch]) for name in batch[0].tokens}
     layout = {"slots": slots_BL, "rows": rows_T, "columns": columns_T, "real": real_BL}
     if every_token:
         layout |= {"kept": numbers_T, "first": starts}
     else:
         layout |= {"kept": np.resize(starts, max(LEAST_KEPT, len(starts))), "first": np.arange(len(starts))}
-    if group[0].adjacency is None and group[0].is_global is None:
+    if batch[0].adjacency is None and batch[0].is_global is None:
         return tokens | layout
-    slots_of = [member.slots(aligned) for member in group]
-    return tokens | layout | _adjacency(group, slots_of, shape) | _globals(group, slots_of)
+    slots_of = [sequence.slots(aligned) for sequence in batch]
+    return tokens | layout | _adjacency(batch, slots_of, shape) | _globals(batch, slots_of)
 
 
 def by_length(packed: Arrays) -> Arrays:
-    """Where rows lie, for operators that know them by their lengths: all their tokens are real.
+    """The layout of rows for operators that take their lengths, and for which every token is real.
 
-    `ends` `[B + 1]`: where each row's tokens end, 0 first; `places` `[B, L]`: the slots that hold tokens in order, then
-    the others. Both int32.
+    `ends` `[B + 1]`: the end of each row's tokens, after a 0; `places` `[B, L]`: the slots that hold tokens in order,
+    then the others. Both int32.
     """
     real_BL, rows_T = packed["real"], packed["rows"]
     places = np.empty(real_BL.size, np.int32)
@@ -179,26 +180,25 @@ def by_length(packed: Arrays) -> Arrays:
     return {"places": places.reshape(real_BL.shape), "ends": ends.astype(np.int32)}
 
 
-def _adjacency(group: Sequence[TokenSequence], slots_of: list[Ints], shape: tuple[int, int]) -> Arrays:
-    if group[0].adjacency is None:
+def _adjacency(batch: Sequence[TokenSequence], slots_of: list[Ints], shape: tuple[int, int]) -> Arrays:
+    if batch[0].adjacency is None:
         return {}
-    batch, length = shape
-    adjacency_BLL = np.zeros((batch, length, length), np.bool_)
-    for matrix_LL, slots_t, member in zip(adjacency_BLL, slots_of, group, strict=True):
-        matrix_LL[np.ix_(slots_t, slots_t)] = member.adjacency
+    adjacency_BLL = np.zeros((*shape, shape[1]), np.bool_)
+    for matrix_LL, slots_t, sequence in zip(adjacency_BLL, slots_of, batch, strict=True):
+        matrix_LL[np.ix_(slots_t, slots_t)] = sequence.adjacency
     return {"adjacency": adjacency_BLL}
 
 
-def _globals(group: Sequence[TokenSequence], slots_of: list[Ints]) -> Arrays:
-    """The slots of each row's global tokens; a place without one holds slot 0, and False."""
+def _globals(batch: Sequence[TokenSequence], slots_of: list[Ints]) -> Arrays:
+    """The slots of each row's global tokens, padded with slot 0 and False."""
     found = [
-        slots_t[member.is_global & member.real]
-        for slots_t, member in zip(slots_of, group, strict=True)
-        if member.is_global is not None
+        slots_t[sequence.is_global & sequence.real]
+        for slots_t, sequence in zip(slots_of, batch, strict=True)
+        if sequence.is_global is not None
     ]
     if not found:
         return {}
-    shape = len(group), max(LEAST_GLOBALS, *map(len, found))
+    shape = len(batch), max(LEAST_GLOBALS, *map(len, found))
     globals_BG, holds_BG = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     for slots_G, holds_G, slots in zip(globals_BG, holds_BG, found, strict=True):
         slots_G[: len(slots)] = slots
@@ -206,31 +206,31 @@ def _globals(group: Sequence[TokenSequence], slots_of: list[Ints]) -> Arrays:
     return {"globals": globals_BG, "globals_real": holds_BG}
 
 
-def split(group: Sequence[TokenSequence], tokens_TD: np.ndarray) -> list[np.ndarray]:
-    """The rows of a per-token output, one array `[t, D]` for each member of the group."""
-    ends = np.cumsum([len(member) for member in group])
+def split(batch: Sequence[TokenSequence], tokens_TD: np.ndarray) -> list[np.ndarray]:
+    """The rows of a per-token output, one array `[t, D]` for each sequence."""
+    ends = np.cumsum([len(sequence) for sequence in batch])
     return np.split(tokens_TD, ends[:-1])
 
 
-def split_attentions(group: Sequence[TokenSequence], attentions: Floats, aligned: bool) -> list[Floats]:
-    """The attention weights `[B, layers, N, L, L]` of a group, one array `[layers, N, t, t]` for each member."""
-    slots_of = [member.slots(aligned) for member in group]
+def split_attentions(batch: Sequence[TokenSequence], attentions: Floats, aligned: bool) -> list[Floats]:
+    """The attention weights `[B, layers, N, L, L]` of a batch, one array `[layers, N, t, t]` for each sequence."""
+    slots_of = [sequence.slots(aligned) for sequence in batch]
     return [weights[:, :, slots[:, None], slots] for weights, slots in zip(attentions, slots_of, strict=True)]
 
 
-def unpack(members: Sequence[TokenSequence], tokens: Sequence[np.ndarray], length: int) -> np.ndarray:
+def unpack(sequences: Sequence[TokenSequence], tokens: Sequence[np.ndarray], length: int) -> np.ndarray:
     """Per-token answers `[t, ...]` back in the caller's columns: `[B, length, ...]`, zeros (or "") at padding."""
-    rows = np.zeros((len(members), length, *tokens[0].shape[1:]), np.result_type(*tokens))
-    for row, member, answers in zip(rows, members, tokens, strict=True):
-        row[(member.start + member.columns)[member.real]] = answers[member.real]
+    rows = np.zeros((len(sequences), length, *tokens[0].shape[1:]), np.result_type(*tokens))
+    for row, sequence, answers in zip(rows, sequences, tokens, strict=True):
+        row[(sequence.start + sequence.columns)[sequence.real]] = answers[sequence.real]
     return rows
 
 
-def unpack_attentions(members: Sequence[TokenSequence], weights: Sequence[Floats], length: int) -> Floats:
+def unpack_attentions(sequences: Sequence[TokenSequence], weights: Sequence[Floats], length: int) -> Floats:
     """Attention weights `[layers, N, t, t]` in the caller's columns: `[B, layers, N, length, length]`, zeros at
     padding."""
-    rows = np.zeros((len(members), *weights[0].shape[:2], length, length), weights[0].dtype)
-    for row, member, answers in zip(rows, members, weights, strict=True):
-        columns = (member.start + member.columns)[member.real]
-        row[:, :, columns[:, None], columns] = answers[:, :, member.real][:, :, :, member.real]
+    rows = np.zeros((len(sequences), *weights[0].shape[:2], length, length), weights[0].dtype)
+    for row, sequence, answers in zip(rows, sequences, weights, strict=True):
+        columns = (sequence.start + sequence.columns)[sequence.real]
+        row[:, :, columns[:, None], columns] = answers[:, :, sequence.real][:, :, :, sequence.real]
     return rows

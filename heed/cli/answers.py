@@ -1,4 +1,4 @@
-"""How a model's answers about texts look in a terminal.
+"""A model's answers about texts as tables, for the terminal.
 
 Letters: B texts, L tokens, D width, C labels.
 """
@@ -21,12 +21,12 @@ COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model, and the texts or pairs it was asked about."""
+class TextQuery:
+    """A model, and the texts or pairs that it is asked about."""
 
     info: ModelInfo
     texts: list[str]
-    pairs: list[str]  # none, or as many
+    pairs: list[str]  # none, or one for each text
 
     @property
     def rows(self) -> list[list[str]]:
@@ -34,16 +34,16 @@ class Asked:
         return [[text, *self.pairs[row : row + 1]] for row, text in enumerate(self.texts)]
 
 
-def shown(asked: Asked, answer: Answer) -> RenderableType:
-    """By the model's task."""
+def render_answer(query: TextQuery, answer: Answer) -> RenderableType:
+    """An answer as the model's task suggests: vectors, labelled tokens, labels or ranks."""
     if "sentence_embedding" in answer.outputs:
-        return vector_table(asked, answer["sentence_embedding"])
+        return vector_table(query, answer["sentence_embedding"])
     if "tokens" in answer.outputs:
-        return Group(*(_labelled_words(asked, answer, row) for row in range(len(asked.texts))))
+        return Group(*(_labelled_tokens(query, answer, row) for row in range(len(query.texts))))
     if "labels" in answer.outputs:
-        return label_table(asked, answer)
-    if asked.info.task == "reranking":
-        return rank_table(asked, answer)
+        return label_table(query, answer)
+    if query.info.task == "reranking":
+        return rank_table(query, answer)
     return str(answer["last_hidden_state"])
 
 
@@ -54,60 +54,60 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _text_columns(asked: Asked) -> list[str]:
-    return ["text", "pair"] if asked.pairs else ["text"]
+def _text_columns(query: TextQuery) -> list[str]:
+    return ["text", "pair"] if query.pairs else ["text"]
 
 
-def vector_table(asked: Asked, vectors_BD: np.ndarray) -> Table:
+def vector_table(query: TextQuery, vectors_BD: np.ndarray) -> Table:
     """Each text with the beginning of its vector and, for several texts, its cosine to each of them."""
     unit = vectors_BD / np.linalg.norm(vectors_BD, axis=1, keepdims=True)
     cosines = unit @ unit.T
-    several = len(asked.texts) > 1
-    table = _table("", *_text_columns(asked), "vector")
-    for number in range(len(asked.texts) if several else 0):
+    several = len(query.texts) > 1
+    table = _table("", *_text_columns(query), "vector")
+    for number in range(len(query.texts) if several else 0):
         table.add_column(f"cos {number + 1}", justify="right", no_wrap=True)
-    for number, (texts, vector) in enumerate(zip(asked.rows, vectors_BD, strict=True)):
+    for number, (texts, vector) in enumerate(zip(query.rows, vectors_BD, strict=True)):
         start = " ".join(f"{value:+.2f}" for value in vector[:SHOWN_VALUES]) + " …"
         row = [f"{cosine:.2f}" for cosine in cosines[number]] if several else []
         table.add_row(str(number + 1), *map(Text, texts), start, *row)
     return table
 
 
-def label_table(asked: Asked, answer: Answer) -> Table:
+def label_table(query: TextQuery, answer: Answer) -> Table:
     """Each text with its most likely label."""
-    table = _table("", *_text_columns(asked), "label", "probability", "")
-    for number, (texts, label) in enumerate(zip(asked.rows, read_labels(answer), strict=True)):
-        name = Text(label.name, _colour(asked, label.name))
+    table = _table("", *_text_columns(query), "label", "probability", "")
+    for number, (texts, label) in enumerate(zip(query.rows, read_labels(answer), strict=True)):
+        name = Text(label.name, _colour(query, label.name))
         share = label.probability
         table.add_row(str(number + 1), *map(Text, texts), name, f"{share:.1%}", "█" * round(BAR * share))
     return table
 
 
-def rank_table(asked: Asked, answer: Answer) -> Table:
-    """The best pair first; what all have in common is left out."""
-    alike = len(set(asked.texts)) == 1 and asked.pairs
-    table = _table("rank", "score", *(["pair"] if alike else _text_columns(asked)))
-    for place, rank in enumerate(read_ranks(answer, asked.texts)):
-        texts = asked.rows[rank.index][1:] if alike else asked.rows[rank.index]
-        table.add_row(str(place + 1), f"{rank.score:+.3f}", *map(Text, texts))
+def rank_table(query: TextQuery, answer: Answer) -> Table:
+    """The best pair first; a text that all pairs share is left out."""
+    same_text = len(set(query.texts)) == 1 and query.pairs
+    table = _table("rank", "score", *(["pair"] if same_text else _text_columns(query)))
+    for position, rank in enumerate(read_ranks(answer, query.texts)):
+        texts = query.rows[rank.index][1:] if same_text else query.rows[rank.index]
+        table.add_row(str(position + 1), f"{rank.score:+.3f}", *map(Text, texts))
     return table
 
 
-def _colour(asked: Asked, label: str) -> str:
-    names = [name for name in asked.info.labels if name != NOTHING]
+def _colour(query: TextQuery, label: str) -> str:
+    names = [name for name in query.info.labels if name != NOTHING]
     return f"bold {COLOURS[names.index(label) % len(COLOURS)]}" if label in names else ""
 
 
-def _labelled_words(asked: Asked, answer: Answer, row: int) -> Text:
+def _labelled_tokens(query: TextQuery, answer: Answer, row: int) -> Text:
     """The tokens of one text, each with its label behind it where it has one; special tokens are left out."""
     labels, offsets = answer["labels"][row], answer["offsets"][row].tolist()
     count = int((labels != "").sum())
-    words = readable_tokens(answer["tokens"][row][:count].tolist(), offsets[:count], asked.rows[row])
+    tokens = readable_tokens(answer["tokens"][row][:count].tolist(), offsets[:count], query.rows[row])
     line = Text(f"{row + 1}  ")
-    for word, label, (_, end) in zip(words, labels, offsets[:count], strict=False):
+    for token, label, (_, end) in zip(tokens, labels, offsets[:count], strict=False):
         if end:
-            colour = _colour(asked, label)
-            line.append(word, colour)
+            colour = _colour(query, label)
+            line.append(token, colour)
             line.append(f" {label}" if colour else "", "dim")
             line.append("  ")
     return line

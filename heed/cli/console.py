@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, everything else on stderr."""
+"""The output of commands: results on stdout, everything else on stderr."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,13 +16,13 @@ err = Console(stderr=True, highlight=False)
 
 
 def fail(message: object) -> NoReturn:
-    """Says what went wrong and leaves with exit code 2."""
+    """Prints an error and ends the command with exit code 2."""
     err.print(f"[bold red]error:[/] {escape(str(message))}", soft_wrap=True)
     raise typer.Exit(2)
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is one, a pipe included. Unlike pathlib this takes names of any length: some are no names."""
+    """Whether a file or a pipe exists. Unlike pathlib this takes strings of any length, which may be no path at all."""
     return os.path.exists(path) and not os.path.isdir(path)
 
 
@@ -34,9 +34,9 @@ def check_file(option: str, path: Path | None) -> None:
 
 @contextmanager
 def stages(first: str) -> Iterator[Callable[[str], None]]:
-    """Shows the step at work with a spinner, and each finished one with the time it took.
+    """Shows the current step with a spinner, and each finished one with the time it took.
 
-    What is yielded is called with the next step's name. The last step counts as finished unless an error leaves.
+    Yields a function that begins the next step, by its name. The last step is finished unless an error is raised.
     """
     current, started = first, perf_counter()
     with err.status(current) as status:

@@ -27,15 +27,15 @@ class Incompatible(ValueError):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request, and how to call each of its rows."""
+class ComparedRequest:
+    """One request for both bundles, and the names of its rows for people."""
 
     inputs: Arrays
     names: list[str]
 
 
 @dataclass(frozen=True)
-class Row:
+class RowDifference:
     """One output of one row in both bundles."""
 
     name: str
@@ -48,8 +48,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Changed:
-    """A label that is another one now."""
+class ChangedLabel:
+    """A label that is not the same in both bundles."""
 
     name: str
     old: str
@@ -57,14 +57,14 @@ class Changed:
 
 
 @dataclass
-class Apart:
-    """What was found."""
+class Comparison:
+    """What `compare` measured."""
 
-    rows: dict[str, list[Row]] = field(default_factory=dict)  # by output
+    rows: dict[str, list[RowDifference]] = field(default_factory=dict)  # by output
     labels: int = 0  # compared
-    changed: list[Changed] = field(default_factory=list)
+    changed: list[ChangedLabel] = field(default_factory=list)
     requests: int = 0
-    refused: list[str] = field(default_factory=list)  # requests that one of the two does not take, and why
+    refused: list[str] = field(default_factory=list)  # requests that one of the two refuses, and why
     left_out: dict[str, str] = field(default_factory=dict)  # outputs that both give and that mean different things
 
     def errors(self, output: str) -> np.ndarray:
@@ -73,7 +73,7 @@ class Apart:
     def cosines(self, output: str) -> np.ndarray:
         return np.concatenate([row.cosines_N for row in self.rows[output]])
 
-    def worst(self, output: str, count: int) -> list[Row]:
+    def worst(self, output: str, count: int) -> list[RowDifference]:
         """The rows with the largest errors, those first."""
         return sorted(self.rows[output], key=lambda row: -row.worst)[:count]
 
@@ -84,15 +84,15 @@ class Apart:
 
 
 def quantiles(values_N: np.ndarray) -> dict[str, float]:
-    """Each is a value that was measured, not one between two of them."""
+    """Quantiles that are measured values, without interpolation."""
     return {name: float(np.quantile(values_N, share, method="higher")) for name, share in QUANTILES.items()}
 
 
-# What differs before anything is computed
+# --- What the manifests say ------------------------------------------------------------------------------------------
 
 
 def manifest_differences(old: Model, new: Model) -> list[tuple[str, str, str]]:
-    """What the two say about themselves, where it is not the same: what, old, new."""
+    """What the two manifests say differently: what, old, new."""
     olds, news = _facts(old), _facts(new)
     whats = [*olds, *(what for what in news if what not in olds)]
     return [(what, olds.get(what, "-"), news.get(what, "-")) for what in whats if olds.get(what) != news.get(what)]
@@ -120,11 +120,11 @@ def _facts(model: Model) -> dict[str, str]:
 
 
 def _tokenizer(model: Model) -> str:
-    """Its digest."""
+    """The tokenizer's digest."""
     return file_digest(model.folder / TOKENIZER) if model.manifest.takes_text else "none"
 
 
-# What to ask
+# --- The requests -----------------------------------------------------------------------------------------------------
 
 
 def comparable(old: Model, new: Model) -> tuple[list[str], dict[str, str]]:
@@ -141,11 +141,11 @@ def comparable(old: Model, new: Model) -> tuple[list[str], dict[str, str]]:
         elif name == "logits" and old.manifest.labels != new.manifest.labels:
             left_out[name] = "the labels differ, so that each column means something else"
         elif name == "last_hidden_state" and _tokenizer(old) != _tokenizer(new):
-            left_out[name] = "the tokenizers differ, so that each place may be another token"
+            left_out[name] = "the tokenizers differ, so that each position may be another token"
     names = [name for name in olds if name in news and name not in left_out]
     if not names:
         why = "; ".join(f"{name} is {reason}" for name, reason in left_out.items())
-        raise Incompatible(f"no output is the same in both: {why or f'{_list(olds)} against {_list(news)}'}")
+        raise Incompatible(f"no output is the same in both: {why or f'{_joined(olds)} against {_joined(news)}'}")
     return names, left_out
 
 
@@ -153,23 +153,23 @@ def _outputs(manifest: Manifest) -> dict[str, str]:
     return {spec.name: spec.letters for spec in manifest.outputs if spec.name not in NOT_COMPARED}
 
 
-def _list(names: dict[str, str]) -> str:
+def _joined(names: dict[str, str]) -> str:
     return ", ".join(names)
 
 
-def of_texts(texts: Sequence[str]) -> list[Asked]:
+def requests_of_texts(texts: Sequence[str]) -> list[ComparedRequest]:
     """A request for each text."""
-    return [Asked({"text": np.array([text], object)}, [text]) for text in texts]
+    return [ComparedRequest({"text": np.array([text], object)}, [text]) for text in texts]
 
 
-def of_contracts(old: Model, new: Model, cases: Sequence[Case]) -> list[Asked]:
-    """The requests of contracts, each once; texts alone where the tokenizers differ, and with them what an id means."""
+def requests_of_contracts(old: Model, new: Model, cases: Sequence[Case]) -> list[ComparedRequest]:
+    """The requests of contracts, each once. If the tokenizers differ only texts: ids mean other tokens then."""
     texts_only = _tokenizer(old) != _tokenizer(new)
-    asked: dict[object, Asked] = {}
+    requests: dict[object, ComparedRequest] = {}
     for case in cases:
         if "text" in case.inputs or not texts_only:
-            asked.setdefault(_key(case.inputs), Asked(case.inputs, _names(case)))
-    return list(asked.values())
+            requests.setdefault(_key(case.inputs), ComparedRequest(case.inputs, _names(case)))
+    return list(requests.values())
 
 
 def _key(inputs: Arrays) -> object:
@@ -177,7 +177,7 @@ def _key(inputs: Arrays) -> object:
 
 
 def _names(case: Case) -> list[str]:
-    """Texts are their own names."""
+    """Each row's name: its text, or the case and the row's number."""
     if "text" not in case.inputs:
         rows = len(next(iter(case.inputs.values())))
         return [f"case {case.name}, row {row}" if rows > 1 else f"case {case.name}" for row in range(rows)]
@@ -185,80 +185,82 @@ def _names(case: Case) -> list[str]:
     return [" | ".join(map(str, texts)) for texts in zip(*columns, strict=True)]
 
 
-# The comparison
+# --- The comparison ---------------------------------------------------------------------------------------------------
 
 
-def compare(old: Model, new: Model, asked: Sequence[Asked], threads: int) -> Apart:
-    """Asks both for the same, some requests at once.
+def compare(old: Model, new: Model, requests: Sequence[ComparedRequest], threads: int) -> Comparison:
+    """Sends each request to both bundles, several at a time.
 
     Raises:
         Incompatible: no output is the same in both, or no request is taken by both.
     """
     names, left_out = comparable(old, new)
-    apart = Apart(left_out=left_out)
+    comparison = Comparison(left_out=left_out)
 
-    def both(one: Asked) -> tuple[Arrays, Arrays] | str:
+    def answer_both(request: ComparedRequest) -> tuple[Arrays, Arrays] | str:
         try:
-            return old.answer(one.inputs, names), new.answer(one.inputs, names)
+            return old.answer(request.inputs, names), new.answer(request.inputs, names)
         except InvalidArgument as error:
             return str(error)
 
     with ThreadPoolExecutor(threads) as pool:
-        for one, answers in zip(asked, pool.map(both, asked), strict=True):
+        for request, answers in zip(requests, pool.map(answer_both, requests), strict=True):
             if isinstance(answers, str):
-                apart.refused.append(f"{one.names[0]}: {answers}")
+                comparison.refused.append(f"{request.names[0]}: {answers}")
             else:
-                _add(apart, one, _real(old, one.inputs), *answers)
-    if not apart.requests:
-        raise Incompatible(_nothing_taken(old.manifest, new.manifest, apart))
-    return apart
+                _add_request(comparison, request, _real(old, request.inputs), *answers)
+    if not comparison.requests:
+        raise Incompatible(_nothing_taken(old.manifest, new.manifest, comparison))
+    return comparison
 
 
-def _nothing_taken(old: Manifest, new: Manifest, apart: Apart) -> str:
+def _nothing_taken(old: Manifest, new: Manifest, comparison: Comparison) -> str:
     olds, news = (", ".join(spec.name for spec in manifest.inputs) for manifest in (old, new))
-    first = f"; {apart.refused[0]}" if apart.refused else ""
+    first = f"; {comparison.refused[0]}" if comparison.refused else ""
     return f"no request is taken by both: the old one takes {olds}, the new one {news}{first}"
 
 
 def _real(model: Model, inputs: Arrays) -> Bools | None:
-    """Which tokens are none of padding, `[B, L]`; None if all are."""
+    """Which tokens are not padding, `[B, L]`; None if none is."""
     if "text" in inputs:
         lengths = np.array([len(sequence) for sequence in model.preprocessor.preprocess(inputs).rows])
         return np.asarray(np.arange(lengths.max()) < lengths[:, None])
     return inputs["attention_mask"] == 1 if "attention_mask" in inputs else None
 
 
-def _add(apart: Apart, one: Asked, real_BL: Bools | None, olds: Arrays, news: Arrays) -> None:
-    apart.requests += 1
+def _add_request(
+    comparison: Comparison, request: ComparedRequest, real_BL: Bools | None, olds: Arrays, news: Arrays
+) -> None:
+    comparison.requests += 1
     for output, old in olds.items():
-        for row, (name, before, after) in enumerate(zip(one.names, old, news[output], strict=True)):
+        for row, (name, before, after) in enumerate(zip(request.names, old, news[output], strict=True)):
             if output == "labels":
-                _add_labels(apart, name, np.atleast_1d(before), np.atleast_1d(after))
+                _add_labels(comparison, name, np.atleast_1d(before), np.atleast_1d(after))
                 continue
             per_token = before.ndim == 2
             real = real_BL[row] if per_token and real_BL is not None else slice(None)
             vectors = (before[real], after[real]) if per_token else (before[None], after[None])
-            apart.rows.setdefault(output, []).append(_row(output, name, *vectors))
+            comparison.rows.setdefault(output, []).append(_row(output, name, *vectors))
 
 
-def _add_labels(apart: Apart, name: str, old_L: np.ndarray, new_L: np.ndarray) -> None:
-    """ "" is no label: it stands at padding."""
+def _add_labels(comparison: Comparison, name: str, old_L: np.ndarray, new_L: np.ndarray) -> None:
+    """Compares the labels of one row; at padding both are ""."""
     pairs = [(str(old), str(new)) for old, new in zip(old_L, new_L, strict=True) if old or new]
-    apart.labels += len(pairs)
-    apart.changed += [Changed(name, old, new) for old, new in pairs if old != new]
+    comparison.labels += len(pairs)
+    comparison.changed += [ChangedLabel(name, old, new) for old, new in pairs if old != new]
 
 
-def _row(output: str, name: str, old_ND: np.ndarray, new_ND: np.ndarray) -> Row:
+def _row(output: str, name: str, old_ND: np.ndarray, new_ND: np.ndarray) -> RowDifference:
     old_ND, new_ND = old_ND.astype(np.float64), new_ND.astype(np.float64)
     scale = max(1.0, float(np.abs(old_ND).max(initial=0.0)))
     with np.errstate(invalid="ignore"):
         errors_N = np.abs(new_ND - old_ND).max(-1, initial=0.0) / scale
         cosines_N = cosine_distances(old_ND, new_ND) if output in VECTORS else np.empty(0)
-    return Row(name, _no_nan(errors_N), _no_nan(cosines_N))
+    return RowDifference(name, _no_nan(errors_N), _no_nan(cosines_N))
 
 
 def _no_nan(values_N: np.ndarray) -> np.ndarray:
-    """What is no number is as far away as can be."""
+    """The values with infinity in place of NaN."""
     return np.where(np.isnan(values_N), np.inf, values_N)
 
 
@@ -269,13 +271,13 @@ def cosine_distances(old_ND: np.ndarray, new_ND: np.ndarray) -> np.ndarray:
     return np.asarray(((new_ND / new_length - old_ND / old_length) ** 2).sum(-1) / 2)
 
 
-def decades(values_N: np.ndarray, lowest: int, highest: int) -> list[int]:
-    """How many values there are in each power of ten, from `lowest` to `highest`; smaller ones count to the lowest."""
+def count_by_decade(values_N: np.ndarray, lowest: int, highest: int) -> list[int]:
+    """How many values each power of ten holds, from `lowest` to `highest`; values beyond an end count to that end."""
     with np.errstate(divide="ignore"):
         powers_N = np.floor(np.log10(values_N) + 1e-9)
     return [int((np.clip(powers_N, lowest, highest) == power).sum()) for power in range(lowest, highest + 1)]
 
 
 def iter_texts(content: str) -> Iterator[str]:
-    """One for each line; empty lines are none."""
+    """The lines that are not empty."""
     return (line.strip() for line in content.splitlines() if line.strip())

@@ -33,7 +33,7 @@ SMALLEST, COMFORTABLE, WIDEST = 1.1, 2.4, 26.0  # inches: a head, a head of many
 GAP = 0.14  # inches between columns
 LONGEST_LABEL = 18  # characters
 
-# In the order of preference. Kurinto's own kana are a brush's, so what is made for CJK comes before it.
+# In order of preference. Kurinto's own kana imitate a brush, so its variants for CJK come before it.
 FONTS = (
     ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSans.ttf"),
     ("manimgx_fonts", "", "Noto*[[]wght[]].ttf"),
@@ -45,12 +45,12 @@ FONTS = (
 
 
 class CannotDraw(RuntimeError):
-    """What is needed for a picture is not there."""
+    """A package that draws is missing, or the picture cannot be written."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One head's place in the grid."""
+    """One head in the grid."""
 
     title: str
     row: int
@@ -75,7 +75,7 @@ class Layout:
 
     @property
     def step(self) -> int:
-        """Every which token there is room to label."""
+        """One token in so many has room for its label."""
         return math.ceil(LABELLED / self.cell - 1e-9)
 
     @property
@@ -106,14 +106,14 @@ class Layout:
 
 
 def check_can_draw(path: Path) -> None:
-    """Says so before the work is done rather than after.
+    """Checks that a picture can be written, before the work for it is done.
 
     Raises:
         CannotDraw: matplotlib is missing, there is no such folder, or no such kind of picture.
     """
     if find_spec("matplotlib") is None:
         raise CannotDraw(advice(ModuleNotFoundError(name="matplotlib")))
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches are nobody's concern
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports its caches
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = sorted(FigureCanvasBase.get_supported_filetypes())
@@ -151,7 +151,7 @@ def draw_attention(
 def attention_figure(
     weights_KNLL: np.ndarray, labels: Sequence[str], layers: Sequence[int], heads: Sequence[int], title: str
 ) -> "Figure":
-    """What `draw_attention` draws. Words stand outside of the figure's bounds: save it with a tight box."""
+    """The figure that `draw_attention` saves. Its texts are outside of its bounds: save it with a tight box."""
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
@@ -162,7 +162,7 @@ def attention_figure(
     for panel in panels:
         _draw_panel(figure, panel, layout, labels, scale)
     _draw_scale(figure, layout, scale)
-    _draw_words(figure, layout, title)
+    _draw_title(figure, layout, title)
     return figure
 
 
@@ -170,11 +170,11 @@ def _panels(weights_KNLL: np.ndarray, layers: Sequence[int], heads: Sequence[int
     both = len(layers) > 1 and len(heads) > 1
     count = len(layers) * len(heads)
     columns = len(heads) if both else math.ceil(math.sqrt(count))
-    for place, (layer, head) in enumerate((k, n) for k in range(len(layers)) for n in range(len(heads))):
-        row, column = divmod(place, columns)
+    for number, (layer, head) in enumerate((k, n) for k in range(len(layers)) for n in range(len(heads))):
+        row, column = divmod(number, columns)
         name = f"head {heads[head]}" if len(layers) == 1 else f"layer {layers[layer]}, head {heads[head]}"
         weights_LL = weights_KNLL[layer, head]
-        yield Panel(name, row, column, weights_LL, left=column == 0, bottom=place + columns >= count)
+        yield Panel(name, row, column, weights_LL, left=column == 0, bottom=number + columns >= count)
 
 
 def _layout(panels: Sequence[Panel], tokens: int) -> Layout:
@@ -188,7 +188,7 @@ def _layout(panels: Sequence[Panel], tokens: int) -> Layout:
 
 
 def _dpi(figure: "Figure") -> float:
-    """As fine as a picture of at most 6000 pixels can be."""
+    """The resolution, so that no side has more than 6000 pixels."""
     return min(250.0, 6000 / float(max(figure.get_size_inches())))
 
 
@@ -217,8 +217,8 @@ def _draw_lines(axes: "Axes", layout: Layout) -> None:
 
 
 def _label_axes(axes: "Axes", panel: Panel, layout: Layout, labels: Sequence[str]) -> None:
-    places = range(0, layout.tokens, layout.step)
-    shown = [_label(labels[place]) for place in places]
+    labelled = range(0, layout.tokens, layout.step)
+    shown = [_label(labels[token]) for token in labelled]
     size = layout.font_size
     upright = max(map(_ems, shown)) * size / 72 < layout.cell * layout.step
     style: dict[str, Any] = {"fontsize": size, "color": INK, "parse_math": False}
@@ -228,10 +228,10 @@ def _label_axes(axes: "Axes", panel: Panel, layout: Layout, labels: Sequence[str
         turned: dict[str, Any] = (
             {} if upright else {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
         )
-        axes.set_xticks(places, shown, **style, **turned)
+        axes.set_xticks(labelled, shown, **style, **turned)
         axes.set_xlabel("key", fontsize=layout.name_size, color=FAINT)
     if panel.left:
-        axes.set_yticks(places, shown, va="center", **style)
+        axes.set_yticks(labelled, shown, va="center", **style)
         axes.set_ylabel("query", fontsize=layout.name_size, color=FAINT)
     for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         tick.set_fontfamily(_families(tick.get_text()))
@@ -254,8 +254,8 @@ def _draw_scale(figure: "Figure", layout: Layout, scale: "Normalize") -> None:
     axes.tick_params(labelsize=0.88 * layout.name_size, labelcolor=INK, color="#bbbbbb", length=2)
 
 
-def _draw_words(figure: "Figure", layout: Layout, title: str) -> None:
-    """Title and explanation, above what the heads' names need."""
+def _draw_title(figure: "Figure", layout: Layout, title: str) -> None:
+    """Title and explanation, above the names of the heads."""
     title = _label(title, longest=200)
     notes = "each row: how much one token (query) attends to every token (key)"
     if layout.step > 1:
@@ -269,7 +269,7 @@ def _draw_words(figure: "Figure", layout: Layout, title: str) -> None:
 
 
 def _label(text: str, longest: int = LONGEST_LABEL) -> str:
-    """What can be drawn of a text: a code point in place of a letter that no font has, and shortened."""
+    """A text as it can be drawn: with code points for letters that no font has, and shortened."""
     lacking = set(_missing(text))
     drawn = "".join(f"⟨U+{ord(letter):04X}⟩" if letter in lacking else letter for letter in text)
     return drawn if len(drawn) <= longest else drawn[: longest - 1] + "…"
@@ -292,8 +292,8 @@ def _fonts() -> dict[str, frozenset[int]]:
     found = {}
     for package, folder, pattern in FONTS:
         spec = find_spec(package)
-        for place in spec.submodule_search_locations or [] if spec else []:
-            for file in sorted((Path(place) / folder).glob(pattern)):
+        for location in spec.submodule_search_locations or [] if spec else []:
+            for file in sorted((Path(location) / folder).glob(pattern)):
                 name = f"heed {file.stem}"
                 fontManager.ttflist.append(FontEntry(fname=str(file), name=name, weight=400))
                 found[name] = frozenset(FT2Font(file).get_charmap())
@@ -308,12 +308,12 @@ def _families(text: str) -> list[str]:
 
 
 def _missing(text: str) -> list[str]:
-    """The letters that no font has. Those that are never seen, such as joiners, are not missed."""
+    """The letters that no font has, without those that are invisible, such as joiners."""
     known = frozenset[int]().union(*_fonts().values())
     return [letter for letter in text if ord(letter) not in known and unicodedata.category(letter) != "Cf"]
 
 
 def _script(letter: str) -> str:
-    """What a script is called, by Unicode's names, which begin with it."""
+    """The name of a letter's script, with which the letter's Unicode name begins."""
     first = unicodedata.name(letter, "unknown characters").split(" ")[0]
     return "symbols" if unicodedata.category(letter).startswith("S") else first.capitalize()

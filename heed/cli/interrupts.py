@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a command that writes."""
+"""Ctrl-C and SIGTERM in a command that writes files."""
 
 import os
 import signal
@@ -12,13 +12,13 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 @contextmanager
 def stopping_at_once(clean_up: Callable[[], bool]) -> Iterator[None]:
-    """While inside, a signal cleans up and ends the process there and then: exit code 130 for Ctrl-C, 143 for SIGTERM.
+    """While inside, a signal cleans up and ends the process at once: exit code 130 for Ctrl-C, 143 for SIGTERM.
 
-    Nothing is raised: libraries catch everything in places, and from a callback Python itself drops what is raised, so
-    the work would go on.
+    Nothing is raised: some libraries catch every exception, and Python itself drops those that are raised in a
+    callback, so the work would go on.
 
     Args:
-        clean_up: is called where the signal came, perhaps twice. False: it is too late, the signal is let go.
+        clean_up: is called in the signal handler, perhaps twice. False: it is too late, and the signal is ignored.
     """
 
     def stop(number: int, _: object) -> None:

@@ -27,18 +27,17 @@ answers, see with [bold]diff[/] how far another bundle's are from them, [bold]se
 
 
 def flowing(text: str) -> str:
-    """A help text with each paragraph in one line, for the terminal to break."""
+    """A help text with each paragraph in one line, which the terminal wraps."""
     paragraphs = text.strip().split("\n\n")
     return "\n\n".join(each if each.startswith(EXAMPLE) else each.replace("\n", " ") for each in paragraphs)
 
 
 class Commands(TyperGroup):
-    """Each in a module of its own, which is imported when the command is asked for: a server's start does not wait for
-    what draws pictures."""
+    """Imports the module of a command when it is used: a server's start does not wait for plotting libraries."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = cast(Any, dict.fromkeys(COMMANDS))  # their names, for help and for who misspells one
+        self.commands = cast(Any, dict.fromkeys(COMMANDS))  # the names, for help and for suggestions
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
@@ -52,9 +51,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            if not (said := advice(error)):
+            if not (message := advice(error)):
                 raise
-            fail(said)
+            fail(message)
 
 
 app = typer.Typer(
@@ -67,8 +66,8 @@ app = typer.Typer(
 )
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         out.print(f"heed {version('heed-serve')}")
         raise typer.Exit
 
@@ -76,7 +75,7 @@ def _say_version(asked: bool) -> None:
 @app.callback()
 def heed(
     _: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """What all commands have in common: nothing."""
+    """Options of `heed` itself."""

@@ -1,4 +1,4 @@
-"""How a proof looks in a terminal."""
+"""A proof as a table and as one line, for the terminal."""
 
 from collections.abc import Iterable
 

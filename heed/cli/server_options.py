@@ -1,4 +1,4 @@
-"""The options of every command that calls a server: how to know it, and how to be known by it."""
+"""The options of every command that calls a server: encryption and authentication, and its errors in plain words."""
 
 import functools
 import inspect
@@ -15,12 +15,12 @@ from heed.cli.console import check_file, fail, is_file
 PANEL = "Security"
 TLS_HELP = "The server speaks TLS; its certificate is of an authority that gRPC brings."
 SCHEMES = ("dns://", "ipv4:", "ipv6:", "unix:")  # what gRPC takes beside HOST:PORT
-# What is said to programs, and how the command line calls it.
+# What the client's errors advise, and the same in options of the command line.
 OPTIONS = {
     "set the parameter truncate to true": "give --truncate",
     "give tls=True, or token_in_clear=True if something else protects the way there": "give --tls or --tls-ca",
 }
-# What gRPC says of a connection that did not come about, and what to do next.
+# What gRPC says of a connection that failed, and what to do next.
 HINTS = {
     "Connection refused": "is a server running there? heed serve BUNDLE starts one",
     "ipv6:%5B::1%5D.*Connection refused": (
@@ -35,16 +35,16 @@ HINTS = {
 }
 
 
-def explained(error: object) -> str:
-    """What a client says, in the words of the command line and with the next step where there is one."""
-    said = str(error)
+def explain_error(error: object) -> str:
+    """A client's error with the command line's options, and with the next step where one is known."""
+    message = str(error)
     for words, option in OPTIONS.items():
-        said = said.replace(words, option)
-    return "; ".join([said, *(hint for sign, hint in HINTS.items() if re.search(sign, said))])
+        message = message.replace(words, option)
+    return "; ".join([message, *(hint for pattern, hint in HINTS.items() if re.search(pattern, message))])
 
 
 def _check_address(address: str) -> None:
-    """gRPC would take another port where there is none, and a URL for a name."""
+    """Ends the command at an address that gRPC would misread: without a port it takes another one, a URL is a name."""
     if address.startswith(SCHEMES):
         return
     found = re.fullmatch(r"(?:\[[^\[\]\s]+\]|[^\[\]\s:/]+):(\d{1,5})", address)
@@ -53,8 +53,8 @@ def _check_address(address: str) -> None:
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What a client needs to know of a server beside its address."""
+class ServerOptions:
+    """What a client needs to call a server, beside the address."""
 
     tls: Annotated[bool, typer.Option("--tls", help=TLS_HELP, rich_help_panel=PANEL)] = False
     tls_ca: Annotated[
@@ -71,7 +71,7 @@ class Reach:
     ] = None
 
     def options(self) -> dict[str, Any]:
-        """Of a Client. What is wrong with them ends the command."""
+        """Keyword arguments of a Client. The command ends if a file is missing or the options do not fit together."""
         from heed.client import Tls
 
         check_file("--tls-ca", self.tls_ca)
@@ -87,28 +87,28 @@ class Reach:
         return {"tls": tls, "token": self.token}
 
     def client(self, kind: Callable[..., Any], address: str, model: str, timeout: float) -> Any:
-        """A Client, or an AsyncClient. What keeps it from being made ends the command."""
+        """A Client, or an AsyncClient. The command ends if it cannot be created."""
         _check_address(address)
         try:
             return kind(address, model, timeout=timeout, **self.options())
         except (ValueError, OSError) as error:
-            fail(explained(error))
+            fail(explain_error(error))
 
 
-def reaching(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command these options; it takes them together, as `reach`."""
-    own = [one for one in inspect.signature(command).parameters.values() if one.name != "reach"]
+def with_server_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds these options to a command, which takes them together as `server`."""
+    own = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "server"]
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.annotation)
-        for name, one in inspect.signature(Reach).parameters.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.annotation)
+        for name, option in inspect.signature(ServerOptions).parameters.items()
     ]
 
     @functools.wraps(command)
-    def reached(**values: Any) -> None:
-        reach = Reach(**{option.name: values.pop(option.name) for option in options})
-        command(**values, reach=reach)
+    def with_options(**values: Any) -> None:
+        server = ServerOptions(**{option.name: values.pop(option.name) for option in options})
+        command(**values, server=server)
 
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + options
-    reached.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    reached.__annotations__ = {one.name: one.annotation for one in parameters}
-    return reached
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + options
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options

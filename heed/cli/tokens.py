@@ -1,4 +1,4 @@
-"""Tokens as people read them: without the marks of the tokenizer, and bytes as the letters that they are part of."""
+"""Tokens as people read them: without the tokenizer's marks, and with byte sequences decoded to letters."""
 
 from collections.abc import Iterator, Sequence
 from unicodedata import east_asian_width
@@ -12,7 +12,7 @@ def _byte_alphabet() -> dict[str, int]:
     """The character that byte-level BPE writes for each byte (GPT-2, `bytes_to_unicode`), inverted."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + number): byte for number, byte in enumerate(others)}
 
 
 BYTES = _byte_alphabet()
@@ -71,7 +71,7 @@ def _part(token: str, piece: str) -> str:
     return token
 
 
-def _inside_a_word(text: str, place: int) -> bool:
-    """Whether letters stand on both sides; scripts without spaces, such as Chinese, have no such words."""
-    beside = text[max(place - 1, 0) : place + 1]
-    return len(beside) == 2 and all(letter.isalnum() and east_asian_width(letter) != "W" for letter in beside)
+def _inside_a_word(text: str, index: int) -> bool:
+    """Whether there are letters on both sides; scripts without spaces, such as Chinese, have no such words."""
+    neighbours = text[max(index - 1, 0) : index + 1]
+    return len(neighbours) == 2 and all(letter.isalnum() and east_asian_width(letter) != "W" for letter in neighbours)

@@ -11,7 +11,7 @@ from grpc import StatusCode
 
 from heed.bundle.contract import CPU, Case, Finding, check, has_budget
 from heed.bundle.packing import Arrays
-from heed.cli.server_options import Reach, explained
+from heed.cli.server_options import ServerOptions, explain_error
 from heed.client import Answer, CallError, Client
 from heed.client.batches import stacked
 
@@ -52,7 +52,7 @@ class Endpoint:
     model: str
     digest: str  # that answers must come from
     seconds: float  # how long to wait for each answer, attempts included
-    reach: Reach = Reach()
+    server: ServerOptions = ServerOptions()
     precision: str = "fp32"  # of the last answer, as the provider
     provider: str = CPU
     left_out: list[str] = field(default_factory=list)  # cases that do not fit into a message
@@ -118,11 +118,11 @@ class Endpoint:
                 if reason is None or error.code is not StatusCode.DEADLINE_EXCEEDED:  # which says nothing of why
                     reason = error
                 if error.code not in LATER or time.monotonic() + PAUSE > until:
-                    raise CannotAsk(f"{self.address} gave no answer: {explained(reason)}") from None
+                    raise CannotAsk(f"{self.address} gave no answer: {explain_error(reason)}") from None
             time.sleep(PAUSE)
 
     def _call(self, inputs: Arrays, outputs: list[str], seconds: float) -> Answer:
-        with self.reach.client(Client, self.address, self.model, seconds) as client:
+        with self.server.client(Client, self.address, self.model, seconds) as client:
             try:
                 answer: Answer = client.infer(inputs, outputs)
                 return answer

@@ -30,7 +30,7 @@ LENGTHS = (1, DENSE_COLUMNS, DENSE_COLUMNS + 1, 120)
 
 @pytest.fixture(autouse=True)
 def early_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heed.export.signature.DENSE_COLUMNS", DENSE_COLUMNS)
+    monkeypatch.setattr("heed.export.graphs.DENSE_COLUMNS", DENSE_COLUMNS)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from heed.bundle.packing import Arrays, Bools, pack, split, token_sequence, unpack
-from heed.export.graph import export_graph
-from heed.export.signature import position_rule
+from heed.export.manifest import position_rule
+from heed.export.torch_to_onnx import export_graph
 from heed.model import Encoder, load_checkpoint
 from tests.oracle import LABELS, padded, random_ids, save
 

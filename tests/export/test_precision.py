@@ -11,20 +11,21 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import heed.export.bundle
-import heed.export.int8
+import heed.export.passes.pipeline
+import heed.export.passes.quantize_to_int8
 from heed.bundle import Manifest, read_manifest
 from heed.bundle.contract import CUDA, Report
 from heed.bundle.digests import check_digests
 from heed.bundle.manifest import Device
-from heed.export.bundle import ExportError
-from heed.export.half import write_half
-from heed.export.int8 import linear_layers, quantized
+from heed.export.int8_sensitivity import layers_to_keep
+from heed.export.passes.convert_to_float16 import convert_to_float16
+from heed.export.passes.quantize_to_int8 import linear_layers, quantized
 from heed.export.reference import make_contract
-from heed.export.sensitivity import layers_to_keep
-from heed.exporting import export_bundle, try_on_cpu
+from heed.export.weights import tensor_array
+from heed.exporting import ExportError, export_bundle
 from heed.model import Checkpoint, Encoder, EncoderConfig
 from heed.model.config import AttentionConfig, FeedForwardConfig, ImagesConfig, LayerConfig, NormConfig, TokensConfig
+from heed.proving import try_on_cpu
 from heed.server.engine.model import Model
 from heed.server.errors import DeviceError
 from heed.server.repository.warmup import warm_up
@@ -186,7 +187,7 @@ def save_graph(path: Path, nodes: list[onnx.NodeProto], **constants: np.ndarray)
 
 def run_in_half(path: Path, x: np.ndarray) -> np.ndarray:
     target = path.with_name("half.onnx")
-    write_half(path, target)
+    onnx.save(convert_to_float16(onnx.load(path)), target)
     session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x})
     assert y.dtype == np.float32
@@ -312,7 +313,7 @@ def test_a_graph_that_saturates_is_refused_and_the_layer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = encoder_of(layers=2)
-    monkeypatch.setattr(heed.export.int8, "quantized", saturated(1, encoder))
+    monkeypatch.setattr(heed.export.passes.quantize_to_int8, "quantized", saturated(1, encoder))
     with pytest.raises(ExportError) as refused:
         export_bundle(encoder, tmp_path / "wrong", precisions=["int8"])
     message = str(refused.value)
@@ -323,18 +324,14 @@ def test_a_graph_that_saturates_is_refused_and_the_layer_is_named(
 
 
 def test_what_is_wrong_in_float16_on_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def halved(source: Path | onnx.ModelProto, target: Path) -> None:
-        if not isinstance(source, Path):  # the fused one, which no CPU runs
-            return write_half(source, target)
-        model = onnx.load(source)
+    def halved(model: onnx.ModelProto) -> onnx.ModelProto:
+        """Halves a weight. The fused graph, which no CPU runs, has no weight of that name."""
         for tensor in model.graph.initializer:
             if tensor.name == "encoder.blocks.0.attention.value.weight":
-                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / 2, tensor.name))
-        onnx.save(model, source.with_name("halved.onnx"))
-        write_half(source.with_name("halved.onnx"), target)
-        source.with_name("halved.onnx").unlink()
+                tensor.CopyFrom(numpy_helper.from_array(tensor_array(tensor) / 2, tensor.name))
+        return convert_to_float16(model)
 
-    monkeypatch.setattr(heed.export.bundle, "write_half", halved)
+    monkeypatch.setattr(heed.export.passes.pipeline, "convert_to_float16", halved)
     with pytest.raises(ExportError, match=r"in fp16 in case .* it begins in layer 1 \(the error of the hidden states"):
         export_bundle(encoder_of(layers=1), tmp_path / "wrong", precisions=["fp16"])
     assert list(tmp_path.iterdir()) == []

@@ -17,8 +17,8 @@ from heed.export.cases import TEXTS, TRIES, _image_cases
 from heed.export.charts import axis_of, draw_rows, percent
 from heed.export.report import report_page
 from heed.model.config import ImagesConfig
+from heed.proving import prove
 from heed.server.engine.model import Model
-from tests.support import prove
 
 EMPTY = {"meta", "br", "circle", "rect", "line", "path"}  # elements that end at once
 MAY_LOAD = {"src", "href", "xlink:href", "action", "data", "poster", "srcset", "background", "formaction"}
@@ -179,11 +179,11 @@ def finding(error: float, budget: float = 1e-5) -> Finding:
 def test_each_step_on_the_axis_is_ten_times_the_error() -> None:
     axis = axis_of([finding(1e-9), finding(3e-6)])
     assert axis.lowest == -4
-    places = [axis.place(used) for used in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
+    places = [axis.x_of(used) for used in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
     steps = {round(right - left, 6) for left, right in pairwise(places)}
     assert len(steps) == 1
-    assert axis.place(0) < places[0]
-    assert axis.place(2.0) > axis.place(1.0)
+    assert axis.x_of(0) < places[0]
+    assert axis.x_of(2.0) > axis.x_of(1.0)
 
 
 def test_the_axis_reaches_to_the_smallest_error_but_not_beyond_reason() -> None:

@@ -5,41 +5,41 @@ import pytest
 import typer
 from rich.console import Console
 
-from heed.cli.answers import Asked, shown
+from heed.cli.answers import TextQuery, render_answer
 from heed.cli.commands.call import _paired
 from heed.client import Answer, ModelInfo
 
 
-def lines_of(asked: Asked, outputs: dict[str, np.ndarray], *, colours: bool = False) -> list[str]:
+def lines_of(query: TextQuery, outputs: dict[str, np.ndarray], *, colours: bool = False) -> list[str]:
     answer = Answer(outputs, "sha256:0", "CPUExecutionProvider", "fp32", 0.0, 0.0)
     console = Console(width=100, force_terminal=colours, color_system="standard" if colours else None)
     with console.capture() as capture:
-        console.print(shown(asked, answer))
+        console.print(render_answer(query, answer))
     return capture.get().splitlines()
 
 
-def asked(task: str, texts: list[str], pairs: list[str] | None = None, labels: list[str] | None = None) -> Asked:
-    return Asked(ModelInfo("m", ["1"], {}, {}, task, labels or []), texts, pairs or [])
+def query(task: str, texts: list[str], pairs: list[str] | None = None, labels: list[str] | None = None) -> TextQuery:
+    return TextQuery(ModelInfo("m", ["1"], {}, {}, task, labels or []), texts, pairs or [])
 
 
 def test_each_text_has_its_label_and_how_likely_it_is() -> None:
     logits = np.log(np.array([[0.25, 0.75], [0.9, 0.1]]))
     outputs = {"logits": logits, "labels": np.array(["bad [b]", "good"], object)}
-    _, first, second = lines_of(asked("sequence_classification", ["a [x]", "b"], labels=["good", "bad [b]"]), outputs)
+    _, first, second = lines_of(query("sequence_classification", ["a [x]", "b"], labels=["good", "bad [b]"]), outputs)
     assert first.split("█")[0].split() == ["1", "a", "[x]", "bad", "[b]", "75.0%"]
     assert second.split("█")[0].split() == ["2", "b", "good", "90.0%"]
     assert second.count("█") > first.count("█") > 0
 
 
 def test_the_best_pair_comes_first_and_what_all_share_is_left_out() -> None:
-    asked_ = asked("reranking", ["why"] * 3, ["no", "yes", "well"])
-    header, *lines = lines_of(asked_, {"logits": np.array([[-1.5], [2.25], [0.0]])})
+    query_ = query("reranking", ["why"] * 3, ["no", "yes", "well"])
+    header, *lines = lines_of(query_, {"logits": np.array([[-1.5], [2.25], [0.0]])})
     assert header.split() == ["rank", "score", "pair"]
     assert [line.split() for line in lines] == [["1", "+2.250", "yes"], ["2", "+0.000", "well"], ["3", "-1.500", "no"]]
 
 
 def test_pairs_of_different_texts_are_shown_whole() -> None:
-    header, first, _ = lines_of(asked("reranking", ["a", "b"], ["c", "d"]), {"logits": np.array([[0.0], [1.0]])})
+    header, first, _ = lines_of(query("reranking", ["a", "b"], ["c", "d"]), {"logits": np.array([[0.0], [1.0]])})
     assert header.split() == ["rank", "score", "text", "pair"]
     assert first.split() == ["1", "+1.000", "b", "d"]
 
@@ -53,13 +53,13 @@ WORDS = {
 
 
 def test_words_stand_before_their_labels_and_special_tokens_and_padding_are_left_out() -> None:
-    lines = lines_of(asked("token_classification", ["in berlin", "Ada"], labels=["O", "NAME", "PLACE"]), WORDS)
+    lines = lines_of(query("token_classification", ["in berlin", "Ada"], labels=["O", "NAME", "PLACE"]), WORDS)
     assert [line.split() for line in lines] == [["1", "in", "ber", "PLACE", "·lin", "PLACE"], ["2", "Ada", "NAME"]]
 
 
 def test_words_with_labels_are_coloured_by_label_and_others_are_not() -> None:
     lines = lines_of(
-        asked("token_classification", ["in berlin", "Ada"], labels=["O", "NAME", "PLACE"]), WORDS, colours=True
+        query("token_classification", ["in berlin", "Ada"], labels=["O", "NAME", "PLACE"]), WORDS, colours=True
     )
     assert "\x1b[1;35mber\x1b[0m" in lines[0]
     assert "\x1b[1;35m·lin\x1b[0m" in lines[0]

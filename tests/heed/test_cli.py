@@ -18,13 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import heed.export.bundle as writing
+from heed import exporting
 from heed.bundle import read_manifest
 from heed.bundle.contract import BUDGETS, Budgets, read_contract, write_contract
 from heed.bundle.digests import REPORT, bundle_digest, check_digests, write_digests
 from heed.bundle.manifest import Graph
 from heed.bundle.signature import check_signature, read_private_key, sign
 from heed.client import Client
+from heed.export.graphs import WEIGHTS
 from tests.client.echo import Echo, running
 from tests.client.test_security import Authority, secured
 from tests.heed.support import heed
@@ -266,17 +267,17 @@ def graph_at_hand(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting the same graphs again takes seconds; here they are copied."""
 
     def copy(_: object, graphs: list[Graph], folder: Path) -> None:
-        for name in (*(graph.file for graph in graphs), writing.WEIGHTS):
+        for name in (*(graph.file for graph in graphs), WEIGHTS):
             copyfile(tiny_bundle / name, folder / name)
 
-    monkeypatch.setattr(writing, "_write_graphs", copy)
+    monkeypatch.setattr(exporting, "write_graphs", copy)
 
 
 @pytest.mark.usefixtures("graph_at_hand")
 def test_a_bundle_that_does_not_hold_is_not_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.alike(1e-12))
+    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.uniform(1e-12))
     done = heed("export", tiny, tmp_path / "out")
     assert done.code == 2
     assert "error: " in done.said
@@ -292,7 +293,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(
         assert inside(tmp_path) != []
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "write_digests", interrupt)
+    monkeypatch.setattr(exporting, "write_digests", interrupt)
     assert heed("export", tiny, tmp_path / "out").code == 130
     assert inside(tmp_path) == []
 
@@ -373,7 +374,7 @@ def test_what_exists_is_replaced_on_request(tiny: Path, there: Path) -> None:
 
 @pytest.mark.usefixtures("graph_at_hand")
 def test_what_exists_stays_when_its_replacement_fails(tiny: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.alike(1e-12))
+    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.uniform(1e-12))
     assert heed("export", tiny, there, "--force").code == 2
     assert inside(there.parent) == ["out", "out/precious"]
 

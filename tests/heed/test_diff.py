@@ -1,4 +1,4 @@
-"""`heed diff`: how far two bundles' answers are apart."""
+"""`heed diff`: how far two bundles' answers are comparison."""
 
 import json
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from heed.bundle.manifest import write_manifest
 from heed.bundle.packing import Arrays
 from heed.cli.commands.diff import histogram
 from heed.cli.differences import (
-    Asked,
+    ComparedRequest,
     Incompatible,
     comparable,
     compare,
     cosine_distances,
-    decades,
+    count_by_decade,
     iter_texts,
-    of_texts,
     quantiles,
+    requests_of_texts,
 )
 from heed.server.engine.model import Model
 from heed.server.errors import InvalidArgument
@@ -229,27 +229,27 @@ def labeller(shift: float, labels: list[str] | None = None) -> Any:
     return StandIn(answers, manifest)
 
 
-def ids(*rows: list[int]) -> Asked:
+def ids(*rows: list[int]) -> ComparedRequest:
     array = np.array(rows)
     inputs = {"input_ids": array, "attention_mask": (array > 0).astype(np.int64)}
-    return Asked(inputs, [f"row {row}" for row in range(len(rows))])
+    return ComparedRequest(inputs, [f"row {row}" for row in range(len(rows))])
 
 
 def test_labels_that_changed_are_counted_and_named() -> None:
-    apart = compare(labeller(5), labeller(7), [ids([1, 6, 9], [6, 0, 0]), ids([8])], threads=2)
-    assert apart.labels == 5  # padding has none
-    assert [(each.name, each.old, each.new) for each in apart.changed] == [
+    comparison = compare(labeller(5), labeller(7), [ids([1, 6, 9], [6, 0, 0]), ids([8])], threads=2)
+    assert comparison.labels == 5  # padding has none
+    assert [(each.name, each.old, each.new) for each in comparison.changed] == [
         ("row 0", "high", "low"),
         ("row 1", "high", "low"),
     ]
-    assert apart.errors("logits").tolist() == [0, 1, 0, 1, 0]
-    assert [row.name for row in apart.worst("logits", 2)] == ["row 0", "row 1"]
-    assert apart.largest == 1
+    assert comparison.errors("logits").tolist() == [0, 1, 0, 1, 0]
+    assert [row.name for row in comparison.worst("logits", 2)] == ["row 0", "row 1"]
+    assert comparison.largest == 1
 
 
 def test_requests_that_one_refuses_are_left_out() -> None:
-    apart = compare(labeller(5), labeller(7), [ids([1]), ids([95])], threads=1)
-    assert (apart.requests, apart.refused) == (1, ["row 0: too large"])
+    comparison = compare(labeller(5), labeller(7), [ids([1]), ids([95])], threads=1)
+    assert (comparison.requests, comparison.refused) == (1, ["row 0: too large"])
 
 
 def test_two_that_take_nothing_in_common_are_incompatible() -> None:
@@ -267,9 +267,9 @@ def test_what_is_no_number_is_as_far_apart_as_can_be() -> None:
     broken = labeller(5)
     whole = broken.answers
     broken.answers = lambda inputs: whole(inputs) | {"last_hidden_state": np.full((1, 1, 2), np.nan)}
-    apart = compare(labeller(5), broken, [ids([1])], threads=1)
-    assert apart.largest == np.inf
-    assert apart.errors("logits").tolist() == [0]
+    comparison = compare(labeller(5), broken, [ids([1])], threads=1)
+    assert comparison.largest == np.inf
+    assert comparison.errors("logits").tolist() == [0]
 
 
 def test_cosines_are_those_of_each_vector() -> None:
@@ -284,7 +284,7 @@ def test_quantiles_are_values_that_were_measured() -> None:
 
 
 def test_powers_of_ten_are_counted() -> None:
-    assert decades(np.array([0.0, 1e-12, 1e-3, 5e-3, 0.01, 1.0, 70.0, np.inf]), -4, 0) == [2, 2, 1, 0, 3]
+    assert count_by_decade(np.array([0.0, 1e-12, 1e-3, 5e-3, 0.01, 1.0, 70.0, np.inf]), -4, 0) == [2, 2, 1, 0, 3]
 
 
 def test_a_histogram_shows_whatever_is_there() -> None:
@@ -294,7 +294,7 @@ def test_a_histogram_shows_whatever_is_there() -> None:
 
 def test_each_line_is_a_text_and_empty_ones_are_none() -> None:
     assert list(iter_texts("one\n\n two  \r\n\t\nthree")) == ["one", "two", "three"]
-    (asked,) = of_texts(["one"])
+    (asked,) = requests_of_texts(["one"])
     assert (asked.names, asked.inputs["text"].tolist()) == (["one"], ["one"])
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from heed.export.bundle import ExportError
-from heed.exporting import own_model
+from heed.exporting import ExportError, own_model
 from heed.model import Checkpoint, Encoder
 
 MODULE = """

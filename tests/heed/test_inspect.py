@@ -77,7 +77,7 @@ def test_an_altered_bundle_is_shown_and_not_run(
 
 
 def test_answers_that_do_not_hold_are_told(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.alike(1e-12))
+    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.uniform(1e-12))
     done = heed("inspect", tiny_bundle)
     assert done.code == 1
     assert "exact, fp32 ✗" in done.shown

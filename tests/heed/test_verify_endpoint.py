@@ -83,7 +83,7 @@ def test_another_bundle_is_told_with_both_digests(
 def test_answers_that_are_off_do_not_hold(
     tiny_bundle: Path, tiny_server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.alike(1e-12))
+    monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.uniform(1e-12))
     done = heed("verify", tiny_bundle, "--endpoint", tiny_server.address)
     assert done.code == 1
     assert "✗" in done.out

@@ -21,7 +21,7 @@ from heed.bundle.contract import CONTRACT
 from heed.bundle.digests import DIGESTS, file_digest, write_digests
 from heed.bundle.manifest import MANIFEST, TOKENIZER
 from heed.bundle.packing import Arrays
-from heed.export.bundle import WEIGHTS
+from heed.export.graphs import WEIGHTS
 
 Json = dict[str, Any]
 Change = Callable[[Path], None]

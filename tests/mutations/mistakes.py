@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from bench.subjects import Right
 from heed.bundle.digests import write_digests
 from heed.bundle.manifest import TOKENIZER, Graph, Manifest, PositionRule, read_manifest, write_manifest
-from heed.export.bundle import WEIGHTS, convert
-from heed.export.graph import export_graph
-from heed.export.weights import share_weights
+from heed.export.graphs import WEIGHTS
+from heed.export.passes.pipeline import passes_for, run_passes
+from heed.export.torch_to_onnx import export_graph
+from heed.export.weights import save_graphs
 from heed.model import Encoder
 from heed.model.attention import Bias, MultiHeadAttention
 from heed.model.attention_plan import AttentionPlan
@@ -495,7 +496,8 @@ def _convert_again(wrong: Encoder, folder: Path, graphs: list[Graph]) -> None:
     for graph in read_manifest(folder).graphs:
         if graph.precision == "int8" and (graph.kind, graph.longest) in sources:
             with np.errstate(invalid="ignore"):  # NaN among them
-                convert(wrong, graph, folder / sources[graph.kind, graph.longest], folder / graph.file)
+                source = onnx.load(folder / sources[graph.kind, graph.longest])
+                onnx.save(run_passes(source, passes_for(graph, wrong)), folder / graph.file)
 
 
 def _constants(encoder: Encoder) -> dict[str, np.ndarray]:
@@ -525,8 +527,8 @@ def _replace_weights(right: Encoder, wrong: Encoder, folder: Path, graphs: list[
     """The exporter names and turns weights as it likes, so they are found by what they hold."""
     replacements = _replacements(right, wrong)
     assert replacements
-    for graph in graphs:
-        model = onnx.load(folder / graph.file)
+    models = [(folder / graph.file, onnx.load(folder / graph.file)) for graph in graphs]
+    for path, model in models:
         replaced = set()
         for tensor in model.graph.initializer:
             content = _content(numpy_helper.to_array(tensor))
@@ -535,10 +537,10 @@ def _replace_weights(right: Encoder, wrong: Encoder, folder: Path, graphs: list[
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
                 replaced.add(name)
         missing = {name for name, _ in replacements.values()} - replaced
-        assert not missing, f"{graph.file} does not hold {missing}"
-        onnx.save(model, folder / graph.file)
+        assert not missing, f"{path.name} does not hold {missing}"
+        onnx.save(model, path)
     if len(graphs) == len(_float32(folder)):
-        share_weights([folder / graph.file for graph in graphs], folder / WEIGHTS)
+        save_graphs(models, folder / WEIGHTS)
 
 
 def _of(subject: str, part: Part, *changes: Callable[[Any], Any]) -> list[Mistake]:

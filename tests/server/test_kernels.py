@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.layers import write_layers
 from heed.bundle.contract import CPU, Report
-from heed.export.int8 import int8_function, quantized
-from heed.export.layers import add_functions, name_layers
+from heed.export.passes.onnx_functions import add_functions
+from heed.export.passes.outline_linear import outline_linear, outline_linear_16_bit
+from heed.export.passes.quantize_to_int8 import int8_function, quantized
 from heed.exporting import export_bundle
 from heed.model import Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
@@ -22,7 +23,7 @@ from heed.server.engine.kernels import DIGITS, LIBRARY, library, way
 from heed.server.engine.model import Model
 from heed.server.engine.session import Session, session_options
 from heed.server.repository.loading import proven
-from tests.support import make_noisy
+from tests.support import make_noisy, rewrite_graph
 
 reason = "is of no use on this CPU" if LIBRARY.exists() else "was not compiled"
 only_with_library = pytest.mark.skipif(library() is None, reason=f"the library of server/engine/kernels {reason}")
@@ -41,7 +42,7 @@ class Layer:
     ) -> None:
         self.plain = write_layers(folder / "plain.onnx", [(weight_MK, bias_M)])
         self.named = write_layers(folder / "named.onnx", [(weight_MK, bias_M)])
-        name_layers(self.named, rough)
+        rewrite_graph(self.named, outline_linear_16_bit if rough else outline_linear)
 
     @staticmethod
     def run(graph: Path, x: np.ndarray, with_library: bool = False, threads: int = 1) -> np.ndarray:
@@ -80,7 +81,7 @@ def test_layers_beside_int8_are_named_so_that_16_bits_are_enough(tmp_path: Path)
     weight, bias, x = numbers(random, 40, 300), numbers(random, 40), numbers(random, 33, 300)
     path = write_layers(tmp_path / "rough.onnx", [(weight, bias)])
     plain = Layer.run(path, x)
-    name_layers(path, rough=True)
+    rewrite_graph(path, outline_linear_16_bit)
     assert operators(path) == ["heed.Linear16"]
     assert np.array_equal(Layer.run(path, x), plain)
     if way() == DIGITS:
@@ -94,7 +95,7 @@ def test_products_of_two_activations_are_not_named(tmp_path: Path) -> None:
     node = helper.make_node("MatMul", ["q", "k"], ["y"])
     graph = helper.make_graph([node], "scores", [values["q"], values["k"]], [values["y"]])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
-    name_layers(path)
+    rewrite_graph(path, outline_linear)
     assert operators(path) == [".MatMul"]
     assert not onnx.load(path).functions
 

@@ -14,16 +14,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from heed.bundle.packing import Arrays, Bools, pack, split, token_sequence
-from heed.export.graph import export_graph
-from heed.export.layers import name_layers
-from heed.export.onnx_functions import name_parts
-from heed.export.signature import position_rule
+from heed.export.manifest import position_rule
+from heed.export.passes.outline_attention import outline_attention
+from heed.export.passes.outline_linear import outline_linear
+from heed.export.torch_to_onnx import capture_with_attentions, export_graph
 from heed.model import Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.model.patterns import Causal, Full, Pattern, Window
 from heed.server.engine.kernels import library
 from heed.server.engine.session import CPU, denormals_as_zero, session_options
-from tests.support import make_noisy
+from tests.support import make_noisy, rewrite_graph
 
 only_with_library = pytest.mark.skipif(library() is None, reason="server/engine/kernels is of no use here")
 BUDGET = 1e-5  # of the largest number
@@ -36,8 +36,7 @@ class Graph:
         self.encoder, self.plain, self.named = encoder, folder / "plain.onnx", folder / "named.onnx"
         export_graph(encoder, self.plain)
         self.named.write_bytes(self.plain.read_bytes())
-        name_layers(self.named)
-        name_parts(self.named)
+        rewrite_graph(self.named, outline_linear, outline_attention)
         self.operators = [node.op_type for node in onnx.load(self.named, load_external_data=False).graph.node]
 
     def run(
@@ -103,13 +102,10 @@ def test_a_sum_that_others_look_at_is_no_residual_of_a_norm(tmp_path: Path) -> N
 
 
 def test_a_graph_that_shows_its_weights_keeps_the_softmax_and_leaves_nothing_of_it_in_the_other(tmp_path: Path) -> None:
-    plain, showing = tmp_path / "answers.onnx", tmp_path / "attentions.onnx"
-    export_graph(encoder_of(), plain, attentions=showing)
     operators = []
-    for path in (plain, showing):
-        name_layers(path)
-        name_parts(path)
-        operators.append([node.op_type for node in onnx.load(path, load_external_data=False).graph.node])
+    for captured in capture_with_attentions(encoder_of(), tmp_path / "weights"):
+        outlined = outline_attention(outline_linear(captured))
+        operators.append([node.op_type for node in outlined.graph.node])
     assert [names.count("Softmax") for names in operators] == [0, 1]
     assert [names.count("Attention") for names in operators] == [1, 0]
 

@@ -1,1 +1,1 @@
-"""One file for each command."""
+"""One module for each command of `heed`, with the function that defines its arguments, help and exit codes."""

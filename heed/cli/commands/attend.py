@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heed.cli.console import err, fail, out
-from heed.cli.server_options import Reach, explained, reaching
+from heed.cli.server_options import ServerOptions, explain_error, with_server_options
 from heed.cli.tokens import readable_tokens
 from heed.client.wire import Answer, texts_and_pairs
 
@@ -38,10 +38,10 @@ class Weights:
         return f"{_names('layer', self.layers)}, {_names('head', self.heads)}"
 
 
-@reaching
+@with_server_options
 def attend(
     *,
-    reach: Reach,
+    server: ServerOptions,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the server listens.")],
     model: Annotated[str, typer.Argument(help="The model's name.")],
     text: Annotated[str, typer.Argument(help="The text whose tokens attend to each other.")],
@@ -68,11 +68,11 @@ def attend(
     try:
         if picture:
             check_can_draw(picture)
-        with reach.client(Client, address, model, timeout) as client:
+        with server.client(Client, address, model, timeout) as client:
             inputs = texts_and_pairs([text], None if pair is None else [pair])
             answer = client.infer(inputs, ["attentions", "tokens", "offsets"], truncate)
     except (CallError, CannotDraw, ValueError) as error:
-        fail(explained(error))
+        fail(explain_error(error))
     weights = _chosen(answer, texts, layer, head)
     if as_json:
         print(json.dumps(_as_json(model, answer, weights)))

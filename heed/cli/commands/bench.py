@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from heed.cli.console import err, fail, out
-from heed.cli.server_options import Reach, explained, reaching
+from heed.cli.server_options import ServerOptions, explain_error, with_server_options
 
 if TYPE_CHECKING:
     from heed.load.driver import Load
@@ -20,10 +20,10 @@ REQUESTS = 2000  # different ones, sent over again
 CAPACITY = 32  # callers whose closed loop is called the capacity
 
 
-@reaching
+@with_server_options
 def bench(
     *,
-    reach: Reach,
+    server: ServerOptions,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the server listens.")],
     model: Annotated[str, typer.Argument(help="The model's name.")],
     workload: Annotated[
@@ -64,16 +64,16 @@ def bench(
 
         plan = _Plan(workload, seconds, callers, load, output or [])
         try:
-            loads = asyncio.run(_drive(reach, address, model, plan, timeout, done))
+            loads = asyncio.run(_drive(server, address, model, plan, timeout, done))
         except (CallError, ValueError, _Unanswered) as error:
-            fail(explained(error))
+            fail(explain_error(error))
     if as_json:
         print(json.dumps([figures(each) for each in loads]))
     else:
         out.print(f"[bold]{model}[/], {workload}: {WORKLOADS[workload].help}")
         out.print(_table(loads))
     for code, reason in ChainMap(*(each.reasons for each in loads)).items():
-        err.print(f"[yellow]the first {code}[/]: {escape(explained(reason))}", soft_wrap=True)
+        err.print(f"[yellow]the first {code}[/]: {escape(explain_error(reason))}", soft_wrap=True)
     if silent := [each.name for each in loads if each.errors and not each.latencies]:
         fail(f"nothing was answered under {', '.join(silent)}")
 
@@ -92,7 +92,7 @@ class _Plan:
 
 
 async def _drive(
-    reach: Reach, address: str, model: str, plan: _Plan, timeout: float, done: Callable[["Load"], None]
+    server: ServerOptions, address: str, model: str, plan: _Plan, timeout: float, done: Callable[["Load"], None]
 ) -> list["Load"]:
     """One load after the other, a short one first to warm up."""
     from heed.client import AsyncClient
@@ -100,7 +100,7 @@ async def _drive(
     from heed.load.workloads import WORKLOADS, requests
 
     loads = []
-    async with reach.client(AsyncClient, address, model, timeout) as client:
+    async with server.client(AsyncClient, address, model, timeout) as client:
         info = await client.info()
         outputs = plan.outputs or _smallest(list(info.outputs))
         driver = Driver(ask_by_client(client, requests(WORKLOADS[plan.workload], info, REQUESTS), outputs))

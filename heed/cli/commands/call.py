@@ -3,9 +3,9 @@ from typing import Annotated
 
 import typer
 
-from heed.cli.answers import Asked, shown
+from heed.cli.answers import TextQuery, render_answer
 from heed.cli.console import err, fail, out
-from heed.cli.server_options import Reach, explained, reaching
+from heed.cli.server_options import ServerOptions, explain_error, with_server_options
 from heed.client import Answer
 from heed.client.answers import CLASSIFY, EMBED, RANK, TAG
 from heed.client.wire import texts_and_pairs
@@ -19,10 +19,10 @@ OUTPUTS = {
 }
 
 
-@reaching
+@with_server_options
 def call(
     *,
-    reach: Reach,
+    server: ServerOptions,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the server listens.")],
     model: Annotated[str, typer.Argument(help="The model's name.")],
     text: Annotated[list[str], typer.Option("--text", "-t", help="A text; repeat it to compare several.")],
@@ -43,17 +43,17 @@ def call(
 
     texts, pairs = _paired(text, pair or [])
     try:
-        with reach.client(Client, address, model, timeout) as client:
+        with server.client(Client, address, model, timeout) as client:
             info = client.info()
             inputs = texts_and_pairs(texts, pairs or None)
             answer = client.infer(inputs, OUTPUTS.get(info.task, ["last_hidden_state"]), truncate)
     except (CallError, ValueError) as error:
-        fail(explained(error))
+        fail(explain_error(error))
     if as_json:
         outputs = {name: array.tolist() for name, array in answer.outputs.items()}
         print(json.dumps({"model": model, "digest": answer.digest, "provider": answer.provider} | outputs))
     else:
-        _show(Asked(info, texts, pairs), answer)
+        _show(TextQuery(info, texts, pairs), answer)
 
 
 def _paired(texts: list[str], pairs: list[str]) -> tuple[list[str], list[str]]:
@@ -66,9 +66,9 @@ def _paired(texts: list[str], pairs: list[str]) -> tuple[list[str], list[str]]:
     return texts, pairs
 
 
-def _show(asked: Asked, answer: Answer) -> None:
+def _show(query: TextQuery, answer: Answer) -> None:
     name, values = next(iter(answer.outputs.items()))
     out.print(f"[bold]{name}[/] {list(values.shape)}")
-    out.print(shown(asked, answer))
+    out.print(render_answer(query, answer))
     milliseconds = f"queue {answer.queue_seconds * 1e3:.1f} ms, compute {answer.compute_seconds * 1e3:.1f} ms"
     err.print(f"[dim]{answer.provider}, {answer.precision}, bundle {answer.digest[:19]}; {milliseconds}[/]")

@@ -13,7 +13,7 @@ from heed.cli.console import check_file, err, fail, out
 if TYPE_CHECKING:
     import numpy as np
 
-    from heed.cli.differences import Apart, Asked
+    from heed.cli.differences import ComparedRequest, Comparison
     from heed.server.engine.model import Model
 
 SHOWN = 5  # worst rows of each output
@@ -54,19 +54,21 @@ def diff(
     check_file("--texts", texts)
     try:
         models = _model(old, old_precision), _model(new, new_precision)
-        asked = _asked(*models, texts)
+        requests = _requests(*models, texts)
         with err.status("comparing"):
-            apart = compare(*models, asked, usable_cpus())
+            comparison = compare(*models, requests, usable_cpus())
     except (BundleError, HeedError, Incompatible, OSError, UnicodeDecodeError) as error:
         fail(error)
     differences = manifest_differences(*models)
-    exceeded = fail_above is not None and apart.largest > fail_above
+    exceeded = fail_above is not None and comparison.largest > fail_above
     if as_json:
-        print(json.dumps(_content(models, differences, apart) | {"exceeded": exceeded}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps(_content(models, differences, comparison) | {"exceeded": exceeded}, indent=2, ensure_ascii=False)
+        )
     else:
-        _show(models, differences, apart)
+        _show(models, differences, comparison)
         if exceeded:
-            out.print(f"[bold red]{apart.largest:.1e} is more than {fail_above:g}[/], what --fail-above allows")
+            out.print(f"[bold red]{comparison.largest:.1e} is more than {fail_above:g}[/], what --fail-above allows")
     raise typer.Exit(1 if exceeded else 0)
 
 
@@ -78,12 +80,12 @@ def _model(folder: Path, precision: str) -> "Model":
     return Model(folder, "auto", precision)
 
 
-def _asked(old: "Model", new: "Model", texts: Path | None) -> "list[Asked]":
+def _requests(old: "Model", new: "Model", texts: Path | None) -> "list[ComparedRequest]":
     from heed.bundle.contract import read_contract
-    from heed.cli.differences import Incompatible, iter_texts, of_contracts, of_texts
+    from heed.cli.differences import Incompatible, iter_texts, requests_of_contracts, requests_of_texts
 
     if texts is None:
-        return of_contracts(old, new, [*read_contract(old.folder), *read_contract(new.folder)])
+        return requests_of_contracts(old, new, [*read_contract(old.folder), *read_contract(new.folder)])
     for model in (old, new):
         if not model.manifest.takes_text:
             raise Incompatible(
@@ -95,22 +97,22 @@ def _asked(old: "Model", new: "Model", texts: Path | None) -> "list[Asked]":
         raise Incompatible(f"{texts} is not UTF-8: {error.reason} at byte {error.start}") from None
     if not found:
         raise Incompatible(f"{texts} holds no text")
-    return of_texts(found)
+    return requests_of_texts(found)
 
 
 # For programs
 
 
-def _content(models: "tuple[Model, Model]", differences: Differences, apart: "Apart") -> dict[str, object]:
+def _content(models: "tuple[Model, Model]", differences: Differences, comparison: "Comparison") -> dict[str, object]:
     sides = zip(("old", "new"), models, strict=True)
     return {
         **{side: _side(model) for side, model in sides},
         "differences": [{"what": what, "old": old, "new": new} for what, old, new in differences],
-        "requests": apart.requests,
-        "refused": apart.refused,
-        "left_out": apart.left_out,
-        "outputs": {output: _output_content(apart, output) for output in apart.rows},
-        "labels": _labels_content(apart) if apart.labels else None,
+        "requests": comparison.requests,
+        "refused": comparison.refused,
+        "left_out": comparison.left_out,
+        "outputs": {output: _output_content(comparison, output) for output in comparison.rows},
+        "labels": _labels_content(comparison) if comparison.labels else None,
     }
 
 
@@ -123,13 +125,13 @@ def _side(model: "Model") -> dict[str, str]:
     }
 
 
-def _output_content(apart: "Apart", output: str) -> dict[str, object]:
-    errors, cosines = apart.errors(output), apart.cosines(output)
+def _output_content(comparison: "Comparison", output: str) -> dict[str, object]:
+    errors, cosines = comparison.errors(output), comparison.cosines(output)
     return {
         "vectors": len(errors),
         "error": _quantiles_content(errors),
         "cosine_distance": _quantiles_content(cosines) if cosines.size else None,
-        "worst": [{"row": row.name, "error": _number(row.worst)} for row in apart.worst(output, SHOWN)],
+        "worst": [{"row": row.name, "error": _number(row.worst)} for row in comparison.worst(output, SHOWN)],
     }
 
 
@@ -145,16 +147,16 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _labels_content(apart: "Apart") -> dict[str, object]:
-    worst = [{"row": each.name, "old": each.old, "new": each.new} for each in apart.changed[:SHOWN]]
-    share = len(apart.changed) / apart.labels
-    return {"compared": apart.labels, "changed": len(apart.changed), "share": share, "first": worst}
+def _labels_content(comparison: "Comparison") -> dict[str, object]:
+    worst = [{"row": each.name, "old": each.old, "new": each.new} for each in comparison.changed[:SHOWN]]
+    share = len(comparison.changed) / comparison.labels
+    return {"compared": comparison.labels, "changed": len(comparison.changed), "share": share, "first": worst}
 
 
 # For people
 
 
-def _show(models: "tuple[Model, Model]", differences: Differences, apart: "Apart") -> None:
+def _show(models: "tuple[Model, Model]", differences: Differences, comparison: "Comparison") -> None:
     for side, model in zip(("old", "new"), models, strict=True):
         out.print(f"{side}  [bold]{escape(model.manifest.name)}[/], {model.precision} [dim]{model.digest[:19]}…[/]")
     out.print()
@@ -162,15 +164,15 @@ def _show(models: "tuple[Model, Model]", differences: Differences, apart: "Apart
         out.print(_difference_table(differences))
     else:
         out.print("they say the same of themselves")
-    out.print(f"\n[bold]apart[/] on {_count(apart.requests, 'request')} that both take")
-    out.print(_distribution_table(apart))
-    for output, why in apart.left_out.items():
+    out.print(f"\n[bold]apart[/] on {_count(comparison.requests, 'request')} that both take")
+    out.print(_distribution_table(comparison))
+    for output, why in comparison.left_out.items():
         out.print(f"[yellow]not compared:[/] {output}, {escape(why)}", soft_wrap=True)
-    if apart.labels:
-        _show_labels(apart)
-    for output in apart.rows:
-        _show_worst(apart, output)
-    _show_refused(apart)
+    if comparison.labels:
+        _show_labels(comparison)
+    for output in comparison.rows:
+        _show_worst(comparison, output)
+    _show_refused(comparison)
 
 
 def _count(number: int, what: str) -> str:
@@ -191,7 +193,7 @@ def _difference_table(differences: Differences) -> Table:
     return table
 
 
-def _distribution_table(apart: "Apart") -> Table:
+def _distribution_table(comparison: "Comparison") -> Table:
     """A line for each output and measure, with how many vectors there are in each power of ten."""
     from heed.cli.differences import QUANTILES, quantiles
 
@@ -201,8 +203,8 @@ def _distribution_table(apart: "Apart") -> Table:
     for name in QUANTILES:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"1e{LOWEST} … 1e{HIGHEST}", no_wrap=True)
-    for output in apart.rows:
-        for name, values in ((output, apart.errors(output)), ("  1 - cosine", apart.cosines(output))):
+    for output in comparison.rows:
+        for name, values in ((output, comparison.errors(output)), ("  1 - cosine", comparison.cosines(output))):
             if values.size:
                 numbers = [f"{value:.1e}" for value in quantiles(values).values()]
                 table.add_row(name, str(len(values)), *numbers, histogram(values))
@@ -211,23 +213,23 @@ def _distribution_table(apart: "Apart") -> Table:
 
 def histogram(values: "np.ndarray") -> str:
     """A bar for each power of ten; whatever is not empty can be seen."""
-    from heed.cli.differences import decades
+    from heed.cli.differences import count_by_decade
 
-    counts = decades(values, LOWEST, HIGHEST)
+    counts = count_by_decade(values, LOWEST, HIGHEST)
     most = max(counts)
     return "".join(BARS[(count * (len(BARS) - 1)) // most] if count else "·" for count in counts)
 
 
-def _show_labels(apart: "Apart") -> None:
-    share = len(apart.changed) / apart.labels
-    colour = "yellow" if apart.changed else "green"
-    out.print(f"[bold]labels[/]  [{colour}]{len(apart.changed)} of {apart.labels} changed ({share:.1%})[/]")
-    for each in apart.changed[:SHOWN]:
+def _show_labels(comparison: "Comparison") -> None:
+    share = len(comparison.changed) / comparison.labels
+    colour = "yellow" if comparison.changed else "green"
+    out.print(f"[bold]labels[/]  [{colour}]{len(comparison.changed)} of {comparison.labels} changed ({share:.1%})[/]")
+    for each in comparison.changed[:SHOWN]:
         out.print(Text(f"  {each.old} → {each.new}   {each.name}"), no_wrap=True, overflow="ellipsis")
 
 
-def _show_worst(apart: "Apart", output: str) -> None:
-    rows = [row for row in apart.worst(output, SHOWN) if row.worst > 0]
+def _show_worst(comparison: "Comparison", output: str) -> None:
+    rows = [row for row in comparison.worst(output, SHOWN) if row.worst > 0]
     if not rows:
         out.print(f"\n[green]{output} is the same, bit for bit[/]")
         return
@@ -236,9 +238,9 @@ def _show_worst(apart: "Apart", output: str) -> None:
         out.print(Text(f"  {row.worst:.1e}  {row.name}"), no_wrap=True, overflow="ellipsis")
 
 
-def _show_refused(apart: "Apart") -> None:
-    if not apart.refused:
+def _show_refused(comparison: "Comparison") -> None:
+    if not comparison.refused:
         return
-    err.print(f"\n[yellow]{_count(len(apart.refused), 'request')} left out[/], which one of the two does not take")
-    for reason in apart.refused[:SHOWN_REFUSED]:
+    err.print(f"\n[yellow]{_count(len(comparison.refused), 'request')} left out[/], which one of the two does not take")
+    for reason in comparison.refused[:SHOWN_REFUSED]:
         err.print(Text(f"  {reason}"), no_wrap=True, overflow="ellipsis")

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from heed.bundle.manifest import Precision
 
 
-def _abandon() -> bool:
-    """Before the module is there, nothing was written."""
-    aside = sys.modules.get("heed.export.atomic_folder")
-    return aside is None or not hasattr(aside, "abandon") or bool(aside.abandon())
+def _discard() -> bool:
+    """Removes what is half-written; nothing is before the module that writes is imported."""
+    module = sys.modules.get("heed.export.atomic_folder")
+    return module is None or not hasattr(module, "discard_partial_folder") or bool(module.discard_partial_folder())
 
 
 def _precisions(asked: str) -> "list[Precision]":
@@ -39,7 +39,7 @@ def _say(report: "Report") -> None:
         err.print(f"{precision}: [yellow]not proven here[/]. {escape(reason)}", soft_wrap=True)
 
 
-@stopping_at_once(_abandon)
+@stopping_at_once(_discard)
 def export(
     source: Annotated[
         str,
@@ -68,8 +68,8 @@ def export(
     Or SOURCE is a model of your own: package.module:factory names a function that returns a heed.model.Encoder (with
     its tokenizer: a heed.model.Checkpoint).
 
-    The bundle is written aside, compared with the reference on every case of its contract, and only then put in
-    place: what exists under OUT is proven. Exit code 2 and nothing written if it cannot be; 130 at Ctrl-C.
+    The bundle is written beside OUT, compared with the reference on every case of its contract, and only then
+    renamed to OUT: what exists there is proven. Exit code 2 and nothing written if it cannot be; 130 at Ctrl-C.
     """
     from heed.bundle import BundleError
 
@@ -81,8 +81,7 @@ def export(
             "--local-dir FOLDER), then export FOLDER"
         )
     with stages("starting PyTorch") as step:
-        from heed.export.bundle import ExportError
-        from heed.exporting import export_bundle, own_model
+        from heed.exporting import ExportError, export_bundle, own_model
         from heed.model import CheckpointError
 
         try:

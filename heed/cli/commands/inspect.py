@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from heed.bundle.contract import Finding
     from heed.bundle.manifest import TensorSpec
 
-LARGEST = 600e6  # bytes of a bundle whose errors are measured without being asked for
+LARGEST = 600e6  # bytes of a bundle up to which errors are measured
 SHOWN_LABELS = 12
 
 
 @dataclass(frozen=True)
 class Exactness:
-    """How far one precision's answers are from the reference's here; `why_not` if that was not measured."""
+    """How far one precision's answers are from the reference's on this machine; `why_not` if it was not measured."""
 
     proven: bool  # at the export
     provider: str = ""
@@ -33,11 +33,11 @@ class Exactness:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A bundle, as a person wants to know it."""
+    """What the command found out about a bundle."""
 
     manifest: "Manifest"
     digest: str
-    damage: str  # what the digests say is wrong; empty if nothing is
+    damage: str  # which file is not as its digest says; empty if none
     signed: bool
     exactness: dict[str, Exactness]  # by precision
     files: dict[str, int]  # bytes
@@ -121,7 +121,7 @@ def _exactness(folder: Path, manifest: "Manifest", precision: str, why_not: str)
 
 
 def _shared(folder: Path, manifest: "Manifest", files: dict[str, int]) -> dict[str, list[str]]:
-    """Which graphs name a file of weights. A graph without its weights is small, so that it may be read for that."""
+    """Which graphs refer to a file of weights. A graph without its weights is small enough to be read for that."""
     graphs = {graph.file: (folder / graph.file).read_bytes() for graph in manifest.graphs if graph.file in files}
     weights = [name for name in files if name.endswith(".data")]
     return {name: [graph for graph, content in graphs.items() if name.encode() in content] for name in weights}
@@ -159,7 +159,7 @@ def _show(found: Inspected, folder: Path) -> None:
     _show_tensors("takes [dim](B rows, L tokens in each)[/]", manifest.inputs)
     _show_tensors("gives", manifest.outputs)
     out.print()
-    out.print(_rows(_limits(manifest) | _labels(manifest) | _prompts(manifest) | _exact_rows(found)))
+    out.print(_rows(_limits(manifest) | _labels(manifest) | _prompts(manifest) | _exactness_rows(found)))
     out.print(f"[dim]every case: heed verify {escape(str(folder))}[/]", soft_wrap=True)
     _show_files(found)
     _show_provenance(manifest)
@@ -214,11 +214,11 @@ def _prompts(manifest: "Manifest") -> dict[str, str]:
     return {"prompts": "\n".join(lines)} if lines else {}
 
 
-def _exact_rows(found: Inspected) -> dict[str, str]:
-    return {f"exact, {precision}": _exact_text(each) for precision, each in found.exactness.items()}
+def _exactness_rows(found: Inspected) -> dict[str, str]:
+    return {f"exact, {precision}": _exactness_text(each) for precision, each in found.exactness.items()}
 
 
-def _exact_text(each: Exactness) -> str:
+def _exactness_text(each: Exactness) -> str:
     if each.worst is None:
         proven = "proven at the export" if each.proven else "[yellow]not proven yet[/]"
         return f"{proven}; not measured here: {escape(each.why_not)}"
@@ -232,7 +232,7 @@ def _exact_text(each: Exactness) -> str:
 
 
 def size_text(count: int) -> str:
-    """Bytes as people read them."""
+    """A number of bytes in a unit that people read."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -245,13 +245,13 @@ def _show_files(found: Inspected) -> None:
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
     for name, size in found.files.items():
-        table.add_row(f"  {escape(name)}", size_text(size), _what(found, name))
+        table.add_row(f"  {escape(name)}", size_text(size), _purpose(found, name))
     out.print(f"\n[bold]files[/] {size_text(found.size)}")
     out.print(table)
 
 
-def _what(found: Inspected, name: str) -> str:
-    """What a file is for, where its name does not say it."""
+def _purpose(found: Inspected, name: str) -> str:
+    """What a file is for, where its name does not tell."""
     from heed.bundle.digests import REPORT
 
     if name == REPORT:

@@ -28,7 +28,7 @@ def _flag(name: str) -> str:
 
 
 def _parameter(name: str, spec: FieldInfo) -> inspect.Parameter:
-    """A setting as the command line knows it. What is not given is None: a file may say it."""
+    """A setting as an option. Without a value it is None, so that the file's value counts."""
     option: Any
     text = escape(spec.description or "")
     if spec.is_required():
@@ -49,7 +49,7 @@ def _parameter(name: str, spec: FieldInfo) -> inspect.Parameter:
 
 
 def _from_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command one option for each field of Settings, beside those of its own."""
+    """Adds an option for each field of Settings to a command's own options."""
     own = [one for one in inspect.signature(command).parameters.values() if one.kind is not one.VAR_KEYWORD]
     parameters = [_parameter(name, spec) for name, spec in Settings.model_fields.items()]
     command.__signature__ = inspect.Signature(parameters + own)  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def _from_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a YAML file says of the settings, by their names."""
+    """The settings of a YAML file, by name."""
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
     except OSError as error:
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
-    """What flags and variables say goes before the file, and the file before the defaults."""
+    """Flags and variables take precedence over the file, and the file over the defaults."""
     given = {name: value for name, value in given.items() if value is not None}
     from_file = _read(config) if config else {}
     try:
@@ -118,7 +118,7 @@ def _why_not(entry: "IndexEntry") -> str:
 
 
 def _show(ready: "Ready", title: str = "READY") -> None:
-    """The block that a start prints: what is served, where, and what is not, and why."""
+    """The block that a start prints: what is served and where, and what is not served and why."""
     table = Table.grid(padding=(0, 2))
     for served in ready.served:
         for name, value in _model_rows(served).items():
@@ -175,17 +175,17 @@ def _check(settings: Settings) -> None:
 
     failed: list[IndexEntry] = []
 
-    def tell(found: "Ready") -> None:
+    def report(found: "Ready") -> None:
         _show(found, "would serve")
         failed.extend(entry for entry in found.others if entry.failed)
 
-    _run(Server(settings, on_ready=tell).check)
+    _run(Server(settings, on_ready=report).check)
     if failed:
         raise typer.Exit(2)
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """On uvloop where there is one: it takes less time per message."""
+    """Runs on uvloop if it is installed: it takes less time per message."""
     try:
         import uvloop
     except ModuleNotFoundError:

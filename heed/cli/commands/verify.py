@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from heed.cli.console import err, fail, out
 from heed.cli.reports import report_table, summary
-from heed.cli.server_options import Reach, reaching
+from heed.cli.server_options import ServerOptions, with_server_options
 
 if TYPE_CHECKING:
     from heed.bundle import Manifest
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from heed.cli.verify_endpoint import Endpoint, OtherBundle
 
 
-@reaching
+@with_server_options
 def verify(
     *,
-    reach: Reach,
+    server: ServerOptions,
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto, which is the default.")] = None,
     precision: Annotated[
@@ -56,7 +56,7 @@ def verify(
     if endpoint is None:
         proof = _offline(bundle, device or "auto", precision or "all", kernels)
     elif device is None and precision is None and kernels:
-        proof = _online(bundle, endpoint, model, timeout, as_json, reach)
+        proof = _online(bundle, endpoint, model, timeout, as_json, server)
     else:
         fail("--device, --precision and --no-kernels are for what is computed here; the endpoint has its own")
     if as_json:
@@ -78,7 +78,7 @@ def _check_signature(bundle: Path, key: Path) -> None:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared, and what came of it."""
+    """What was compared, and the findings."""
 
     bundle: str
     digest: str
@@ -88,7 +88,7 @@ class Proof:
     left_out: tuple[str, ...] = ()  # cases too large for the endpoint's messages
 
 
-def _follow(findings: "Iterable[Finding]") -> "Iterable[Finding]":
+def _show_progress(findings: "Iterable[Finding]") -> "Iterable[Finding]":
     from rich.progress import track
 
     return track(findings, "comparing", console=err, transient=True)
@@ -110,7 +110,7 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
         manifest = read_manifest(bundle)
         for each in manifest.precisions if precision == "all" else [precision]:
             try:
-                found = proven(bundle, device, each, kernels, everything=True, follow=_follow)  # type: ignore[arg-type]  # checked
+                found = proven(bundle, device, each, kernels, everything=True, follow=_show_progress)  # type: ignore[arg-type]  # checked
             except DeviceError as error:
                 report.unproven[each] = str(error)
             else:
@@ -124,7 +124,9 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
     return Proof(manifest.name, bundle_digest(bundle), providers, report)
 
 
-def _online(bundle: Path, address: str, name: str | None, seconds: float, as_json: bool, reach: Reach) -> Proof:
+def _online(
+    bundle: Path, address: str, name: str | None, seconds: float, as_json: bool, server: ServerOptions
+) -> Proof:
     from heed.bundle import BundleError, read_manifest
     from heed.bundle.contract import Report, attention_cases, check_complete, plain_cases, read_contract
     from heed.bundle.digests import bundle_digest, check_digests
@@ -134,23 +136,23 @@ def _online(bundle: Path, address: str, name: str | None, seconds: float, as_jso
         check_digests(bundle)
         manifest, cases = read_manifest(bundle), read_contract(bundle)
         check_complete(manifest, cases)
-        asked = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, reach)
+        served = Endpoint(address, name or manifest.name, bundle_digest(bundle), seconds, server)
         weights = attention_cases(cases) if manifest.gives_attentions else []
-        report = Report(list(_follow(asked.check([*plain_cases(cases), *weights]))))
+        report = Report(list(_show_progress(served.check([*plain_cases(cases), *weights]))))
     except OtherBundle as error:
-        _refuse(error, manifest, asked, as_json)
+        _refuse(error, manifest, served, as_json)
     except (BundleError, CannotAsk, OSError) as error:
         fail(error)
-    left_out = tuple(asked.left_out)
+    left_out = tuple(served.left_out)
     if not report.findings:
         fail(f"no case fits into a message of {address}")
-    return Proof(manifest.name, asked.digest, {asked.precision: asked.provider}, report, address, left_out)
+    return Proof(manifest.name, served.digest, {served.precision: served.provider}, report, address, left_out)
 
 
-def _refuse(error: "OtherBundle", manifest: "Manifest", asked: "Endpoint", as_json: bool) -> NoReturn:
-    """Says that the endpoint serves something else, and leaves with exit code 1."""
+def _refuse(error: "OtherBundle", manifest: "Manifest", endpoint: "Endpoint", as_json: bool) -> NoReturn:
+    """Reports that the endpoint serves another bundle, and ends with exit code 1."""
     if as_json:
-        digests = {"digest": asked.digest, "endpoint": asked.address, "endpoint_digest": error.found}
+        digests = {"digest": endpoint.digest, "endpoint": endpoint.address, "endpoint_digest": error.found}
         print(json.dumps({"bundle": manifest.name, **digests, "holds": False, "findings": []}, indent=2))
     err.print(f"[bold red]not this bundle:[/] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(1)
@@ -171,7 +173,7 @@ def _content(proof: Proof) -> dict[str, object]:
 
 
 def _row(finding: "Finding") -> dict[str, object]:
-    """JSON has no infinity: no error stands where there was no usable answer."""
+    """A finding for JSON, which has no infinity: the error is null where there was no usable answer."""
     error = finding.error if math.isfinite(finding.error) else None
     return asdict(finding) | {"error": error, "holds": finding.holds}
 

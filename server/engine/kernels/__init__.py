@@ -1,8 +1,8 @@
 """Linear layers and more as this CPU computes them fastest: a library in C that onnxruntime's sessions are given.
 
 `digits.h` and `panels.h` say how they are multiplied and why answers keep their bits, `tokens.c` and `attention.c` what
-else is computed; `operators.c` is what onnxruntime calls. The exported graphs name all that (see `export/layers.py` and
-`export/onnx_functions.py`), so that the same file runs with the library or without it.
+else is computed; `operators.c` is what onnxruntime calls. The exported graphs name all that (see
+`export/passes/outline_linear.py` and `outline_attention.py`), so that the same file runs with and without the library.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""The reference as an ONNX graph, in the form without padding.
+"""Captures the PyTorch reference as an ONNX graph in float32, in the form without padding (`torch.onnx.export`).
 
 Letters: B batch, L length, T tokens, K kept tokens, G global tokens, F features. See `model/layout.py` for the two
 forms.
@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import onnx
+import onnx_ir
 import torch
+from onnx import ModelProto
+from onnx_ir import external_data
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 from torch.export import Dim
 
+from heed.export.passes.drop_metadata import drop_metadata
+from heed.export.weights import SMALLEST, save_graphs
 from heed.model import Encoder
 from heed.model.attention_plan import AttentionPlan
 from heed.model.config import TokensConfig
@@ -27,7 +31,7 @@ OPSET = 20
 
 @contextmanager
 def _states_of(encoder: Encoder) -> Iterator[list[Tensor]]:
-    """Collects what the embeddings and every layer give while the encoder runs."""
+    """Collects the outputs of the embeddings and of every layer while the encoder runs."""
     states: list[Tensor] = []
     hooks = [
         part.register_forward_hook(lambda _module, _inputs, output: states.append(output))
@@ -41,7 +45,7 @@ def _states_of(encoder: Encoder) -> Iterator[list[Tensor]]:
 
 
 class PackedEncoder(nn.Module):
-    """The encoder over tokens that lie end to end: `[T]` in, `[T, D]` out."""
+    """The encoder over a padding-free batch: `[T]` in, `[T, D]` out."""
 
     def __init__(self, encoder: Encoder, dense: bool, attentions: bool = False, states: bool = False) -> None:
         """
@@ -117,7 +121,7 @@ def _example(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def _dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Dim]]:
-    tokens, batch, length, places = Dim("tokens"), Dim("batch"), Dim("length"), Dim("globals")
+    tokens, batch, length, global_tokens = Dim("tokens"), Dim("batch"), Dim("length"), Dim("globals")
     shapes: dict[str, dict[int, Dim]] = {name: {0: tokens} for name in inputs}
     for name in ("slots", "real"):
         shapes[name] = {0: batch, 1: length}
@@ -126,31 +130,51 @@ def _dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Dim]]:
     if "adjacency" in inputs:
         shapes["adjacency"] = {0: batch, 1: length, 2: length}
     if "globals" in inputs:
-        shapes["globals"] = shapes["globals_real"] = {0: batch, 1: places}
+        shapes["globals"] = shapes["globals_real"] = {0: batch, 1: global_tokens}
     return shapes
 
 
-def export_graph(
-    encoder: Encoder, path: Path, dense: bool = True, attentions: Path | None = None, states: bool = False
-) -> None:
-    """Writes `path` and its weights beside it as `<path>.data`.
+def capture_graph(encoder: Encoder, data: Path, dense: bool = True, states: bool = False) -> ModelProto:
+    """The encoder as a float32 graph.
 
     Args:
+        data: where to write the weights; the graph refers to this file.
         dense: attend to all pairs and mask them; otherwise in blocks, where a pattern has a cheaper form.
-        attentions: where to write the same graph, in which the attention weights are one more output. They are the last
-            thing that it computes, so the other graph is what is left without them, and one capture does for both.
         states: see `PackedEncoder`.
     """
-    program = _captured(encoder, PackedEncoder(encoder, dense, attentions is not None, states).eval())
-    if attentions:
-        _save(program, attentions)
-        program.model.graph.outputs.pop()
-        RemoveUnusedNodesPass()(program.model)
-    _save(program, path)
+    program = _capture(PackedEncoder(encoder, dense, states=states).eval())
+    return _serialized(_with_external_weights(program.model, data))
 
 
-def _captured(encoder: Encoder, packed: PackedEncoder) -> torch.onnx.ONNXProgram:
-    inputs = _example(encoder)
+def capture_with_attentions(encoder: Encoder, data: Path) -> tuple[ModelProto, ModelProto]:
+    """The dense graph, and the same graph with the attention weights as one more output.
+
+    The attention weights are the last thing that it computes, so the first graph is what is left without them, and one
+    capture is enough for both.
+
+    Args:
+        data: where to write the weights; both graphs refer to this file.
+    """
+    program = _capture(PackedEncoder(encoder, dense=True, attentions=True).eval())
+    model = _with_external_weights(program.model, data)
+    with_attentions = _serialized(model)
+    model.graph.outputs.pop()
+    RemoveUnusedNodesPass()(model)
+    return _serialized(model), with_attentions
+
+
+def export_graph(encoder: Encoder, path: Path, dense: bool = True) -> None:
+    """Writes the captured graph as it is, and its weights beside it as `<path>.data`."""
+    captured = path.with_name(f"{path.name}.captured")
+    try:
+        model = drop_metadata(capture_graph(encoder, captured, dense))
+        save_graphs([(path, model)], path.with_name(f"{path.name}.data"))
+    finally:
+        captured.unlink(missing_ok=True)
+
+
+def _capture(packed: PackedEncoder) -> torch.onnx.ONNXProgram:
+    inputs = _example(packed.encoder)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that nothing here needs
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -167,16 +191,17 @@ def _captured(encoder: Encoder, packed: PackedEncoder) -> torch.onnx.ONNXProgram
     return program
 
 
-def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
-    program.save(path, external_data=True)
-    _forget_origins(path)
+def _with_external_weights(model: onnx_ir.Model, data: Path) -> onnx_ir.Model:
+    """The model whose large tensors are in the file `data`."""
+    return external_data.unload_from_model(model, data.parent, data.name, size_threshold_bytes=SMALLEST)
 
 
-def _forget_origins(path: Path) -> None:
-    """Drops the exporter's notes on where each node came from: they hold this machine's paths, and half the size."""
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    onnx.save(model, path)
+def _serialized(model: onnx_ir.Model) -> ModelProto:
+    """The graph with its file of weights by an absolute path, as `export/weights.py` reads it."""
+    proto = onnx_ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        content = model.graph.initializers[tensor.name].const_value
+        if isinstance(content, onnx_ir.ExternalTensor):
+            (location,) = (entry for entry in tensor.external_data if entry.key == "location")
+            location.value = str(Path(content.path).absolute())
+    return proto

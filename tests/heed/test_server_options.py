@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from heed.cli.server_options import explained
+from heed.cli.server_options import explain_error
 from tests.client.test_security import Authority, secured
 from tests.heed.support import heed
 from tests.support import Running, free_port
@@ -98,4 +98,4 @@ def test_a_server_that_speaks_otherwise_is_told_with_the_options(tmp_path: Path)
 
 
 def test_what_needs_no_explanation_stays() -> None:
-    assert explained("NOT_FOUND: model 'm' is not served here") == "NOT_FOUND: model 'm' is not served here"
+    assert explain_error("NOT_FOUND: model 'm' is not served here") == "NOT_FOUND: model 'm' is not served here"

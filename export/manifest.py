@@ -1,14 +1,66 @@
-"""What a bundle's manifest says of a model: its task, what goes in, what comes out.
+"""A bundle's manifest (`bundle.json`): the model's task, its inputs and outputs, its limits, and where it comes from.
 
 Letters in shapes: B batch, L length; -1 stands for any size.
 """
 
-from heed.bundle.manifest import Graph, Image, Limits, PositionRule, Task, TensorSpec
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from heed.bundle.digests import file_digest
+from heed.bundle.manifest import Graph, Image, Limits, Manifest, PositionRule, Provenance, Task, TensorSpec
 from heed.model import Checkpoint
-from heed.model.attention_plan import DENSE_COLUMNS
 from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig, VectorsConfig
 
 B, L = -1, -1
+TOOLS = ("torch", "onnx", "onnxscript", "tokenizers", "numpy")
+
+
+def make_manifest(checkpoint: Checkpoint, name: str, graphs: list[Graph], source: dict[str, str]) -> Manifest:
+    """
+    Args:
+        name: the model's name for callers.
+        source: see `source_digests`.
+    """
+    config = checkpoint.encoder.config
+    return Manifest(
+        name=name,
+        task=task(config),
+        inputs=inputs(checkpoint),
+        outputs=outputs(checkpoint, gives_attentions(config)),
+        limits=limits(checkpoint),
+        position_rule=position_rule(config),
+        aligned=config.aligned,
+        first_tokens_global=config.first_tokens_global,
+        labels=labels(config),
+        unit_length=unit_length(config),
+        prompts=dict(checkpoint.prompts.texts) if checkpoint.tokenizer else {},
+        default_prompt_name=checkpoint.prompts.default if checkpoint.tokenizer else None,
+        image=image(config),
+        graphs=graphs,
+        provenance=_provenance(checkpoint.family, name, graphs, source),
+    )
+
+
+def _provenance(family: str, name: str, graphs: list[Graph], source: dict[str, str]) -> Provenance:
+    precisions = list(dict.fromkeys(graph.precision for graph in graphs))
+    option = f" --precision {','.join(precisions)}" if precisions != ["fp32"] else ""
+    return Provenance(
+        family=family,
+        source=source,
+        tools={tool: version(tool) for tool in TOOLS},
+        command=f"heed export SOURCE OUT --name {name}{option}",
+    )
+
+
+def source_digests(source: Path | Checkpoint, checkpoint: Checkpoint) -> dict[str, str]:
+    """What identifies the source: the digest of every file that was read from a folder, or of a model's weights."""
+    if isinstance(source, Path):
+        return {path.relative_to(source).as_posix(): file_digest(path) for path in checkpoint.files}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.encoder.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+    return {"weights": digest.hexdigest()}
 
 
 def task(config: EncoderConfig) -> Task:
@@ -26,10 +78,14 @@ def task(config: EncoderConfig) -> Task:
 def inputs(checkpoint: Checkpoint) -> list[TensorSpec]:
     """Every tensor that a request may hold."""
     config = checkpoint.encoder.config
-    return [*_rows(config, has_text=checkpoint.tokenizer is not None), *_texts(checkpoint), *_beside(config)]
+    return [
+        *_token_inputs(config, has_text=checkpoint.tokenizer is not None),
+        *_text_inputs(checkpoint),
+        *_layout_inputs(config),
+    ]
 
 
-def _rows(config: EncoderConfig, has_text: bool) -> list[TensorSpec]:
+def _token_inputs(config: EncoderConfig, has_text: bool) -> list[TensorSpec]:
     """The tensors that hold the tokens themselves."""
     if isinstance(config.inputs, ImagesConfig):
         shape = [B, config.inputs.channels, config.inputs.height, config.inputs.image_width]
@@ -39,7 +95,7 @@ def _rows(config: EncoderConfig, has_text: bool) -> list[TensorSpec]:
         shape = [B, L, config.inputs.features]
         specs.append(TensorSpec(name="features", datatype="FP32", shape=shape, help="a vector for each token"))
     else:
-        # Optional only because text can stand in its place.
+        # Optional only because a request may have text instead.
         specs.append(TensorSpec(name="input_ids", datatype="INT64", shape=[B, L], optional=has_text, help="token ids"))
     specs.append(
         TensorSpec(
@@ -54,7 +110,7 @@ def _rows(config: EncoderConfig, has_text: bool) -> list[TensorSpec]:
     return specs
 
 
-def _texts(checkpoint: Checkpoint) -> list[TensorSpec]:
+def _text_inputs(checkpoint: Checkpoint) -> list[TensorSpec]:
     if checkpoint.tokenizer is None:
         return []
     return [
@@ -65,8 +121,8 @@ def _texts(checkpoint: Checkpoint) -> list[TensorSpec]:
     ]
 
 
-def _beside(config: EncoderConfig) -> list[TensorSpec]:
-    """What comes beside the tokens."""
+def _layout_inputs(config: EncoderConfig) -> list[TensorSpec]:
+    """The inputs about tokens: which pairs attend, and which tokens are global."""
     specs = []
     if "adjacency" in config.needs:
         specs.append(
@@ -89,7 +145,7 @@ def outputs(checkpoint: Checkpoint, attentions: bool) -> list[TensorSpec]:
     config = checkpoint.encoder.config
     specs = [
         TensorSpec(name="last_hidden_state", datatype="FP32", shape=[B, L, config.width], help="zeros at padding"),
-        *_of_head(config),
+        *_head_outputs(config),
     ]
     if checkpoint.tokenizer is not None:
         specs += [
@@ -105,7 +161,7 @@ def outputs(checkpoint: Checkpoint, attentions: bool) -> list[TensorSpec]:
     return specs
 
 
-def _of_head(config: EncoderConfig) -> list[TensorSpec]:
+def _head_outputs(config: EncoderConfig) -> list[TensorSpec]:
     head = config.head
     if isinstance(head, PoolingConfig):
         unit = ", scaled to length 1" if head.unit_length else ""
@@ -159,29 +215,3 @@ def gives_attentions(config: EncoderConfig) -> bool:
     """Whether there are weights between tokens, in as many heads in every layer."""
     attentions = [layer.attention for layer in config.layers]
     return all(attention.has_weights for attention in attentions) and len({each.heads for each in attentions}) == 1
-
-
-def graphs(checkpoint: Checkpoint) -> list[Graph]:
-    """The graphs of a bundle.
-
-    Where a layer has a form cheaper than all pairs there are two: all pairs for short rows, where that is faster, and
-    the cheap form for longer ones. A row's own length decides, never its neighbours'.
-    """
-    config, encoder = checkpoint.encoder.config, checkpoint.encoder
-    dense_columns = max([DENSE_COLUMNS, *(layer.attention.dense_up_to for layer in config.layers)])
-    plain = Graph(precision="fp32", file="model.fp32.onnx", outputs=encoder.outputs)
-    found = [plain]
-    if config.block_sparse and config.max_length > dense_columns:
-        found.insert(0, plain.model_copy(update={"file": "short.fp32.onnx", "longest": dense_columns}))
-    elif config.block_sparse:  # no row is long
-        found = [plain.model_copy(update={"longest": config.max_length})]
-    if gives_attentions(config):
-        found.append(
-            Graph(
-                precision="fp32",
-                file="attentions.fp32.onnx",
-                outputs=[*encoder.outputs, "attentions"],
-                kind="attentions",
-            )
-        )
-    return found

@@ -1,32 +1,34 @@
-"""Names the linear layers of a graph, so that a runtime can bring its own way to compute them.
+"""Replaces linear layers by calls of functions, so that a runtime can bring kernels of its own for them.
 
-A product with a constant matrix becomes a call of `heed.Linear`, `heed.Linear16` or `heed.Product`, and the graph says
-what they mean in functions (ONNX IR, "Functions"). A runtime that knows nothing of them puts the bodies in their place,
-as any onnxruntime does when it loads the file, and gets the bits that it would have got from the plain operators.
+A product with a constant matrix becomes a call of `heed.Linear`, `heed.Linear16` or `heed.Product`. See
+`onnx_functions.py`.
 """
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
-DOMAIN, VERSION = "heed", 1
-MOST_VALUES = 40_000  # of a token: what `server/engine/kernels/digits.h` can add up
+from heed.export.passes.onnx_functions import DOMAIN, add_functions, standard_opset
+
+MOST_VALUES = 40_000  # of a token: the largest sum that `server/engine/kernels/digits.h` can hold
 
 
-def name_layers(path: Path, rough: bool = False) -> None:
-    """Rewrites the graph `path` in place; its weights stay where they are.
+def outline_linear(model: ModelProto) -> ModelProto:
+    """Calls `heed.Linear` where a layer has a bias, `heed.Product` where it has none."""
+    return _outline(model, "Linear")
 
-    Args:
-        rough: integers of 16 bits are enough, as beside layers in int8. It means the same to other runtimes.
-    """
-    linear = "Linear16" if rough else "Linear"
-    model = onnx.load(path, load_external_data=False)
+
+def outline_linear_16_bit(model: ModelProto) -> ModelProto:
+    """The same with `heed.Linear16`: a kernel may compute it with integers of 16 bits, which is exact enough for the
+    float32 layers of an int8 graph. Other runtimes compute the same as for `heed.Linear`."""
+    return _outline(model, "Linear16")
+
+
+def _outline(model: ModelProto, linear: str) -> ModelProto:
     matrices = {tensor.name: tensor for tensor in model.graph.initializer if _is_matrix(tensor)}
     constants = {tensor.name for tensor in model.graph.initializer}
-    opset = next(opset for opset in model.opset_import if not opset.domain)
+    opset = standard_opset(model)
     functions: dict[str, FunctionProto] = {}
     for node in model.graph.node:
         weight = matrices.get(node.input[1]) if len(node.input) > 1 else None
@@ -39,14 +41,7 @@ def name_layers(path: Path, rough: bool = False) -> None:
             _call(node, "Product")
             functions["Product"] = _function("Product", ["x", "weight"], "MatMul", opset)
     add_functions(model, functions.values())
-    onnx.save(model, path)
-
-
-def add_functions(model: ModelProto, functions: Iterable[FunctionProto]) -> None:
-    """Lets a graph call these."""
-    model.functions.extend(functions)
-    if model.functions and not any(opset.domain == DOMAIN for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    return model
 
 
 def _is_matrix(tensor: TensorProto) -> bool:
@@ -56,8 +51,8 @@ def _is_matrix(tensor: TensorProto) -> bool:
 def _is_linear(node: NodeProto) -> bool:
     """`x weight^T + bias`, nothing scaled."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    asked = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | attributes
-    return len(node.input) == 3 and asked == {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    actual = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | attributes
+    return len(node.input) == 3 and actual == {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 
 
 def _call(node: NodeProto, function: str) -> None:

@@ -1,7 +1,7 @@
-"""Names what stands between a graph's linear layers, as `export/layers.py` names those: attention, norms, GELUs.
+"""Replaces what stands between linear layers by calls of functions: attention, residual norms, GELUs.
 
-Each becomes a call of a function that the graph brings along, made of the very nodes that stood there. A runtime that
-knows nothing of it puts them back; heed's own computes a call at once (`server/engine/kernels`).
+Each function is made of the very nodes that it replaces, so that other runtimes compute the same. See
+`onnx_functions.py`.
 
     heed.Attention   a softmax over all allowed keys, from projected tokens [T, D] to attended ones
     heed.AddNorm     a LayerNorm of a residual sum
@@ -9,14 +9,13 @@ knows nothing of it puts them back; heed's own computes a call at once (`server/
 """
 
 from collections import defaultdict
-from pathlib import Path
 
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, helper
 
-from heed.export.layers import DOMAIN, add_functions
+from heed.export.passes.onnx_functions import DOMAIN, add_functions, standard_opset
 
-# Nodes of attention by what they make of each other: [T, D] to heads, scores, weights, and back to [T, D].
+# The nodes of attention: output, operator, inputs. From [T, D] to heads, scores, weights, and back to [T, D].
 ATTENTION = (
     ("query_heads", "Reshape", ("query", "head_shape")),
     ("query_slots", "Gather", ("query_heads", "places")),
@@ -41,43 +40,43 @@ ATTENTION_INPUTS = (
 )
 
 
-def name_parts(path: Path) -> None:
-    """Rewrites the float32 graph `path` in place; its weights stay where they are."""
-    model = onnx.load(path, load_external_data=False)
-    graph = _Graph(model)
+def outline_attention(model: ModelProto) -> ModelProto:
+    """Calls `heed.Attention`, `heed.AddNorm` and `heed.Gelu` in a float32 graph after `outline_linear`."""
+    outlining = _Outlining(model)
     for operator, replace in (
-        ("Softmax", graph.replace_attention),
-        ("LayerNormalization", graph.replace_norm),
-        ("Gelu", graph.replace_gelu),
+        ("Softmax", outlining.replace_attention),
+        ("LayerNormalization", outlining.replace_norm),
+        ("Gelu", outlining.replace_gelu),
     ):
         for node in [node for node in model.graph.node if node.op_type == operator and not node.domain]:
             replace(node)
-    graph.finish()
-    onnx.save(model, path)
+    outlining.finish()
+    return model
 
 
 def _copies(nodes: list[tuple[NodeProto, list[str], str]]) -> list[NodeProto]:
-    """The same nodes between other names: their inputs, and their output."""
-    made = []
+    """The same nodes with other names of their inputs and their output."""
+    copies = []
     for node, inputs, output in nodes:
         copy = NodeProto()
         copy.CopyFrom(node)
-        copy.ClearField("name")
+        for field in ("name", "doc_string", "metadata_props"):  # they differ from layer to layer
+            copy.ClearField(field)
         copy.input[:], copy.output[:] = inputs, [output]
-        made.append(copy)
-    return made
+        copies.append(copy)
+    return copies
 
 
 def _attribute(node: NodeProto, name: str) -> object:
     return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), None)
 
 
-class _Graph:
-    """Replaces nodes by calls, each in the place of its last node."""
+class _Outlining:
+    """The graph while its nodes are replaced by calls."""
 
     def __init__(self, model: ModelProto) -> None:
         self._model = model
-        self._opset = next(opset for opset in model.opset_import if not opset.domain)
+        self._opset = standard_opset(model)
         self._constants = {tensor.name for tensor in model.graph.initializer}
         self._producers = {name: node for node in model.graph.node for name in node.output}
         self._users: defaultdict[str, list[NodeProto]] = defaultdict(list)
@@ -85,7 +84,7 @@ class _Graph:
             for name in node.input:
                 self._users[name].append(node)
         self._outputs = {output.name for output in model.graph.output}
-        self._gone: list[NodeProto] = []
+        self._removed: list[NodeProto] = []
         self._functions: dict[str, FunctionProto] = {}
 
     def replace_attention(self, softmax: NodeProto) -> None:
@@ -99,7 +98,7 @@ class _Graph:
         self._call("Attention", replaced, [names[name] for name in ATTENTION_INPUTS], body, list(ATTENTION_INPUTS))
 
     def _match(self, softmax: NodeProto) -> tuple[dict[str, NodeProto], dict[str, str]] | None:
-        """The nodes by the names of what they make, and what the graph calls those and their inputs."""
+        """The nodes by the names of their outputs in `ATTENTION`, and the graph's own names of all values."""
         nodes = self._before(softmax)
         names: dict[str, str] = {}
         for output, operator, takes in ATTENTION:
@@ -115,7 +114,7 @@ class _Graph:
         return (nodes, names) if turned and names["scale"] in self._constants else None
 
     def _before(self, softmax: NodeProto) -> dict[str, NodeProto]:
-        """What would be the nodes of `ATTENTION`: from the last one, five behind the softmax, on backwards."""
+        """Candidates for the nodes of `ATTENTION`: from the last one, five behind the softmax, backwards."""
         last = softmax
         for _ in range(5):
             if not self._has_one_user(last):
@@ -135,7 +134,7 @@ class _Graph:
         return len(self._users[node.output[0]]) == 1 and node.output[0] not in self._outputs
 
     def replace_norm(self, norm: NodeProto) -> None:
-        """If it is of a residual: a sum that nobody else looks at, of tokens and what a linear layer made of them."""
+        """If it normalizes a residual sum: of tokens and a linear layer's output, and with no other reader."""
         added = self._producers.get(norm.input[0])
         constants = all(name in self._constants for name in norm.input[1:])
         if added is None or added.op_type != "Add" or len(norm.input) != 3 or not constants:
@@ -166,24 +165,24 @@ class _Graph:
         parameters: list[str],
         **attributes: object,
     ) -> None:
-        """Puts a call in the place of the last of some nodes, and takes out the others.
+        """Replaces some nodes by one call, in the position of the last of them.
 
         Args:
-            body: what it means, from `parameters` to the last node's output.
+            body: the function's nodes, from `parameters` to the last node's output.
         """
         outputs = list(body[-1].output)
         function = helper.make_function(DOMAIN, name, parameters, outputs, body, [self._opset], list(attributes))
         if self._functions.setdefault(name, function) != function:
-            return  # the same nodes with other attributes: they stay
+            return  # the same nodes with other attributes: they stay as they are
         *others, node = replaced
-        self._gone += others
+        self._removed += others
         node.op_type, node.domain = name, DOMAIN
         node.input[:] = inputs
         del node.attribute[:]
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
 
     def finish(self) -> None:
-        """Takes out what calls have taken the place of, and brings their functions along."""
-        for node in self._gone:
+        """Removes the nodes that calls replace, and defines the functions."""
+        for node in self._removed:
             self._model.graph.node.remove(node)
         add_functions(self._model, self._functions.values())

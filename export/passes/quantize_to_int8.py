@@ -1,31 +1,30 @@
-"""A float32 graph with its linear layers in int8, for the CPU.
+"""Quantizes the linear layers of a float32 graph to int8, for the CPU.
 
 Dynamic quantization: weights are int8 with a scale for each output channel, made here; activations are uint8 between
 each token's lowest and highest value, found anew in every run (ZeroQuant: Yao et al., 2022). One scale for a whole
-tensor, as `onnxruntime.quantization.quantize_dynamic` would write, lets a token's neighbours in a group change its
+tensor, as `onnxruntime.quantization.quantize_dynamic` would write, lets a token's neighbours in a batch change its
 answer, and one large value anywhere takes the precision from all tokens.
 
 Weights keep to 7 of their 8 bits. A CPU without VNNI adds two products of uint8 and int8 in 16 bits, and those of all 8
 bits saturate there, far from the right sum and without a word; 2 * 255 * 63 fits.
 
-Everything but linear layers stays float32, and so do those that int8 cannot hold (see `export/sensitivity.py`).
+Everything but linear layers stays float32, and so do those that int8 cannot hold (see `export/int8_sensitivity.py`).
 
-Each layer is a call of the function `heed.Int8Linear`, which the graph brings along (see `export/layers.py`).
+Each layer becomes a call of the function `heed.Int8Linear` (see `onnx_functions.py`).
 
 Letters: K values of a token in, M values out.
 """
 
 import hashlib
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from heed.export.layers import DOMAIN, add_functions
+from heed.export.passes.onnx_functions import DOMAIN, add_functions, standard_opset
+from heed.export.weights import tensor_array
 from heed.model import Encoder
 
 LARGEST_WEIGHT, STEPS = 63, 255
@@ -43,23 +42,22 @@ def quantized(weight_MK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(weight_MK / scale_M[:, None]).astype(np.int8), scale_M
 
 
-def write_int8(encoder: Encoder, kept: Collection[str], source: Path, target: Path) -> None:
-    """Writes the float32 graph `source` in int8, its weights as `<target>.data`.
-
-    Args:
-        kept: names of linear layers that stay float32.
+def quantize_to_int8(model: ModelProto, encoder: Encoder, float32_layers: Collection[str]) -> ModelProto:
     """
-    model = onnx.load(source)
-    quantization = _Quantization(model.graph.initializer, encoder, kept)
-    nodes = [quantization.of(node) for node in model.graph.node]
+    Args:
+        encoder: whose layers the graph computes.
+        float32_layers: names of linear layers that stay float32.
+    """
+    quantization = _Quantization(model.graph.initializer, encoder, float32_layers)
+    nodes = [quantization.quantized_node(node) for node in model.graph.node]
     used = {name for node in nodes for name in node.input}
-    tensors = [tensor for tensor in [*model.graph.initializer, *quantization.made.values()] if tensor.name in used]
+    tensors = [tensor for tensor in [*model.graph.initializer, *quantization.constants.values()] if tensor.name in used]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(tensors)
     model.graph.ClearField("value_info")
-    add_functions(model, [int8_function(model)] if quantization.made else [])
-    onnx.save(model, target, save_as_external_data=True, location=target.name + ".data", size_threshold=1024)
+    add_functions(model, [int8_function(model)] if quantization.constants else [])
+    return model
 
 
 def _digest(weight_MK: np.ndarray) -> bytes:
@@ -67,17 +65,20 @@ def _digest(weight_MK: np.ndarray) -> bytes:
 
 
 class _Quantization:
-    """Puts other nodes in the place of linear layers."""
+    """Replaces the nodes of linear layers."""
 
-    def __init__(self, tensors: Iterable[TensorProto], encoder: Encoder, kept: Collection[str]) -> None:
+    def __init__(self, tensors: Iterable[TensorProto], encoder: Encoder, float32_layers: Collection[str]) -> None:
         self._tensors = {tensor.name: tensor for tensor in tensors}
-        # The exporter may have transposed and renamed a weight, so that its values say which it is.
+        # The exporter may have transposed and renamed a weight, so it is identified by its values.
         self._weights = {
-            _digest(layer.weight.detach().numpy()) for name, layer in linear_layers(encoder).items() if name not in kept
+            _digest(layer.weight.detach().numpy())
+            for name, layer in linear_layers(encoder).items()
+            if name not in float32_layers
         }
-        self.made: dict[str, TensorProto] = {}
+        self.constants: dict[str, TensorProto] = {}
 
-    def of(self, node: NodeProto) -> NodeProto:
+    def quantized_node(self, node: NodeProto) -> NodeProto:
+        """The node that computes the layer in int8; the same node if it is not a layer to quantize."""
         weight_MK = self._weight(node)
         if weight_MK is None:
             return node
@@ -94,10 +95,10 @@ class _Quantization:
         return helper.make_node("Int8Linear", inputs, [y], f"node_{y}", domain=DOMAIN)
 
     def _weight(self, node: NodeProto) -> np.ndarray | None:
-        """`[M, K]` of a linear layer that becomes int8."""
+        """`[M, K]`; None if the node is not a linear layer to quantize."""
         if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in self._tensors:
             return None
-        weight = numpy_helper.to_array(self._tensors[node.input[1]])
+        weight = tensor_array(self._tensors[node.input[1]])
         if weight.ndim != 2:
             return None
         turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
@@ -105,13 +106,13 @@ class _Quantization:
         return weight_MK if _digest(weight_MK) in self._weights else None
 
     def _constant(self, name: str, values: np.ndarray) -> str:
-        if name not in self.made:
-            self.made[name] = numpy_helper.from_array(values, name)
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(values, name)
         return name
 
 
-def int8_function(model: onnx.ModelProto) -> FunctionProto:
-    """A layer in the operators that every runtime has.
+def int8_function(model: ModelProto) -> FunctionProto:
+    """`heed.Int8Linear` in ONNX's own operators.
 
     `steps = round((x - lowest) / scale)`: between a token's lowest value and its highest lie 255. The product of the
     steps is one of integers, that of the lowest values takes no more than the sum of each channel's weights.
@@ -138,8 +139,8 @@ def int8_function(model: onnx.ModelProto) -> FunctionProto:
         _node("Add", ["by_token", "y_lowest"], "without_bias"),
         _node("Add", ["without_bias", "bias"], "y"),
     ]
-    opset = next(opset for opset in model.opset_import if not opset.domain)
-    return helper.make_function(DOMAIN, "Int8Linear", ["x", "weight", "scale", "sum", "bias"], ["y"], nodes, [opset])
+    inputs = ["x", "weight", "scale", "sum", "bias"]
+    return helper.make_function(DOMAIN, "Int8Linear", inputs, ["y"], nodes, [standard_opset(model)])
 
 
 def _fixed(name: str, value: np.ndarray | np.generic) -> NodeProto:

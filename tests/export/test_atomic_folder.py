@@ -1,4 +1,4 @@
-"""A folder takes its place whole, or there is no trace of it."""
+"""A folder is published whole, or there is no trace of it."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import heed.export.atomic_folder
-from heed.export.atomic_folder import WriteError, abandon, written_aside
+from heed.export.atomic_folder import WriteError, atomic_folder, discard_partial_folder
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -24,7 +24,7 @@ def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def write(out: Path, error: BaseException | None = None) -> None:
-    with written_aside(out, force=True) as folder:
+    with atomic_folder(out, force=True) as folder:
         (folder / "new").write_text("new")
         if error:
             raise error
@@ -71,7 +71,7 @@ def test_parent_folders_that_were_made_go_again(tmp_path: Path) -> None:
 
 def test_parent_folders_that_somebody_else_uses_by_now_stay(tmp_path: Path) -> None:
     def fail() -> None:
-        with written_aside(tmp_path / "deep/er/out"):
+        with atomic_folder(tmp_path / "deep/er/out"):
             (tmp_path / "deep/theirs").touch()
             raise ValueError("why")
 
@@ -80,14 +80,14 @@ def test_parent_folders_that_somebody_else_uses_by_now_stay(tmp_path: Path) -> N
     assert everything_in(tmp_path) == ["deep", "deep/theirs"]
 
 
-def test_abandoning_takes_away_what_is_not_in_place_and_nothing_else(tmp_path: Path) -> None:
-    with written_aside(tmp_path / "deep/out") as folder:
+def test_discarding_removes_what_is_not_published_and_nothing_else(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "deep/out") as folder:
         (folder / "half").touch()
-        assert abandon()
-        assert abandon()  # a second signal
+        assert discard_partial_folder()
+        assert discard_partial_folder()  # a second signal
         assert everything_in(tmp_path) == []
         folder.mkdir(parents=True)
-    assert not abandon()  # too late
+    assert not discard_partial_folder()  # too late
     assert everything_in(tmp_path) == ["deep", "deep/out"]
 
 
@@ -116,7 +116,7 @@ def test_a_folder_that_was_not_made_is_not_removed(tmp_path: Path, monkeypatch: 
 
 def test_what_came_to_be_there_meanwhile_is_replaced_only_by_force(tmp_path: Path) -> None:
     def export_twice(force: bool) -> None:
-        with written_aside(tmp_path / "out", force) as folder:
+        with atomic_folder(tmp_path / "out", force) as folder:
             (folder / "mine").touch()
             (tmp_path / "out").mkdir()
             (tmp_path / "out/theirs").touch()
@@ -162,7 +162,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_full_indeed_is_told(small_disk: Path) -> None:
-    with pytest.raises(WriteError, match="the disk is full"), written_aside(small_disk / "deep/out") as folder:
+    with pytest.raises(WriteError, match="the disk is full"), atomic_folder(small_disk / "deep/out") as folder:
         (folder / "large").write_bytes(bytes(3 << 20))
     assert everything_in(small_disk) == []
 

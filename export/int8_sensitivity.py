@@ -1,8 +1,8 @@
-"""Which linear layers int8 cannot hold: those whose rounding moves the answers most stay float32.
+"""The linear layers that int8 cannot hold: those whose rounding moves the answers most stay float32.
 
 In trained encoders few layers do most of the harm, those behind an activation with a few values far beyond the others
 (Bondarenko et al., 2021). They are found by trying: each layer alone rounds as it would in int8, in PyTorch, and the
-contract's budgets say how far the answers moved.
+contract's budgets measure how far the answers moved.
 
 Letters: K values of a token in, M values out.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heed.bundle.contract import BUDGETS, CPU, Budget, Case
-from heed.export.int8 import LEAST, STEPS, linear_layers, quantized
+from heed.export.passes.quantize_to_int8 import LEAST, STEPS, linear_layers, quantized
 from heed.export.reference import one_thread
 from heed.model import Encoder
 

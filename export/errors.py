@@ -1,0 +1,2 @@
+class ExportError(ValueError):
+    """Why no bundle was written."""
