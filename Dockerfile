@@ -1,4 +1,4 @@
-# The server in an image: targets `cpu` (the default) and `gpu`. docs/container.md says how to build and run it.
+# The server in an image: targets `cpu` (the default) and `gpu`. docs/deployment.md says how to build and run it.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS builder

@@ -1,4 +1,4 @@
-"""docs/own-model.md, run as it stands: train, export, verify, serve, ask."""
+"""The section of docs/checkpoints.md about a model of your own, run as it stands: train, export, verify, serve, ask."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support import run_server
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/own-model.md").read_text()
+PAGE = (ROOT / "docs/checkpoints.md").read_text()
 
 
 def test_the_page_leads_from_training_to_an_answer(tmp_path: Path) -> None:

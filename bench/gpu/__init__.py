@@ -1,1 +1,1 @@
-"""What a machine with an NVIDIA GPU has to show. `docs/gpu.md` says what every row means."""
+"""What a machine with an NVIDIA GPU has to show. README.md says what every row means."""

@@ -1,1 +1,1 @@
-"""heed beside other servers: `python -m bench.peers`. docs/peers.md says how the comparison is made."""
+"""heed beside other servers: `python -m bench.peers`. README.md says how the comparison is made."""

@@ -2,7 +2,7 @@
 
 Everybody is asked for the sentence embeddings of the same token ids by the real all-MiniLM-L6-v2. Peers are installed
 into environments of their own below build/peers, answers are compared with the float64 reference first, and speeds are
-told as ratios. docs/peers.md says who they are and how they are set.
+told as ratios. README.md says who they are and how they are set.
 """
 
 import dataclasses

@@ -46,7 +46,7 @@ def models(minilm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     save_classifier(folder, repository, "sentiment", "sequence")
     save_classifier(folder, repository, "tagger", "token")
     save_classifier(folder, repository, "ranker", "sequence", id2label={0: "score"})
-    server = start_server(repository, folder / "log", "--linger-seconds", "0")
+    server = start_server(repository, folder / "log", "--linger-seconds", "0", "--default-model", "minilm")
     try:
         wait_until_serving(server, 240)
         yield server

@@ -1,7 +1,6 @@
-"""What docs/clients.md and docs/balancing.md show: Python is run, the rest is what lies in examples/ and deploy/."""
+"""What docs/clients.md and docs/deployment.md show: Python is run, the rest is what lies in examples/ and deploy/."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.client.test_security import Authority
+from tests.pages import ROOT, Block, unmarked
 from tests.support import Running
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "docs" / "clients.md", ROOT / "docs" / "balancing.md"]
-SNIPPETS = [snippet for page in PAGES for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+PAGES = ["docs/clients.md", "docs/deployment.md"]
+SNIPPETS = [block for page in PAGES for block in unmarked(page, "python")]
 SHOWN = [
     *(ROOT / "examples" / "clients").iterdir(),
     *(ROOT / "deploy" / name for name in ("nginx.conf", "heed-servers.conf", "haproxy.cfg")),
@@ -29,9 +28,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_a_snippet_runs(snippet: str, models: Running, files: Path) -> None:
-    program = snippet.replace("localhost:8001", models.address)
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=str)
+def test_a_snippet_runs(snippet: Block, models: Running, files: Path) -> None:
+    program = snippet.text.replace("localhost:8001", models.address)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -42,4 +41,4 @@ def test_a_snippet_runs(snippet: str, models: Running, files: Path) -> None:
 
 @pytest.mark.parametrize("file", SHOWN, ids=lambda file: str(file.name))
 def test_a_file_is_shown_as_it_is(file: Path) -> None:
-    assert any(f"\n{file.read_text()}```" in page.read_text() for page in PAGES)
+    assert any(f"\n{file.read_text()}```" in (ROOT / page).read_text() for page in PAGES)

@@ -77,7 +77,7 @@ class Container:
 
 
 def start_with_engine(tool: str, image: str, bundle: Path, log: Path) -> Container:
-    """As docs/container.md runs it: read-only, without any privilege. The client hands SIGTERM on to process 1."""
+    """As docs/deployment.md runs it: read-only, without any privilege. The client hands SIGTERM on to process 1."""
     port = free_port()
     name = f"heed-test-{port}"
     options = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]

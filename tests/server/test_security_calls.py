@@ -39,7 +39,7 @@ def make_certificates(folder: Path) -> Path:
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
     text = (ROOT / "docs" / "security.md").read_text("utf-8")
-    commands = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
+    commands = re.search(r"```sh\n(new=.*?)```", text, re.DOTALL)
     assert commands
     subprocess.run(["sh", "-e", "-c", commands[1]], cwd=folder, check=True, capture_output=True)
     return folder
