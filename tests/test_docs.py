@@ -17,8 +17,9 @@ from subprocess import Popen
 
 import pytest
 
+from tests.bundles import export_bundle
 from tests.pages import PAGES, ROOT, Block, blocks, unmarked
-from tests.support import Running, export_bundle, free_port, run_server
+from tests.support import Running, free_port, run_server
 from tests.test_rooms import MAY_IMPORT
 
 # Who runs the unmarked blocks of a page in a language, where this file does not.
