@@ -85,7 +85,7 @@ def export_form(form: str, folder: Path) -> None:
 def row(length: int) -> dict[str, np.ndarray]:
     """A graph's inputs for one row of random vectors whose first token is global."""
     from heed.bundle.manifest import PositionRule
-    from heed.bundle.packing import pack, token_sequence
+    from heed.bundle.sequence_packing import pack, token_sequence
 
     features = np.random.default_rng(length).standard_normal((length, WIDTH)).astype(np.float32)
     is_global = np.arange(length) == 0

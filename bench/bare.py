@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.export.torch_to_onnx import OPSET
 from heed.model import Encoder
 from heed.server.engine.host import usable_cpus

@@ -2,8 +2,8 @@
 
 Wrong bundles must never become READY: an exporter's mistakes, which only numbers can see, and damaged files, which must
 not get as far. Right bundles must always become READY, however they are loaded. What decides is what decides in a
-server, `heed.server.repository.loading.verified`, and for some of them a server itself. Exit code 1 if one wrong bundle
-became READY or one right bundle did not.
+server, `load_verified`, and for some of them a server itself. Exit code 1 if one wrong bundle became READY or one right
+bundle did not.
 """
 
 import random
@@ -41,7 +41,7 @@ from heed.bundle.manifest import Precision
 from heed.exporting import export_bundle
 from heed.server.engine.session import CPU, session_options
 from heed.server.errors import StartError
-from heed.server.repository.loading import proven, verified
+from heed.server.repository.verification import load_and_compare, load_verified
 from heed.server.settings import Settings
 from tests.mutations.corruptions import Corruption, corruptions, is_sprung
 from tests.mutations.mistakes import INT8_MISTAKES, MISTAKES, Mistake
@@ -68,7 +68,7 @@ def refused_by(folder: Path, precision: Precision = "fp32") -> Layer | None:
     except BundleError:
         digests_hold = False
     try:
-        verified(folder, settings(folder, precision))
+        load_verified(folder, settings(folder, precision))
     except BundleError:
         return "parts" if digests_hold else "digests"
     except StartError:
@@ -93,7 +93,7 @@ class Off:
 
 
 def off(folder: Path, precision: Precision = "fp32") -> Off:
-    _, report = proven(folder, "cpu", precision)
+    _, report = load_and_compare(folder, "cpu", precision)
     shares = [finding.error / finding.budget for finding in report.findings]
     return Off(max(filter(isfinite, shares), default=0.0), inf in shares)
 
@@ -281,7 +281,7 @@ class Load:
 
 def load(bundle: Path, precision: Precision, options: str, at_once: int) -> Load:
     try:
-        _, report = verified(bundle, settings(bundle, precision))
+        _, report = load_verified(bundle, settings(bundle, precision))
         budgets = report.worst.error / report.worst.budget
     except (BundleError, StartError):
         budgets = inf

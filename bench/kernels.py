@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from heed.bundle.packing import TokenSequence
+from heed.bundle.sequence_packing import TokenSequence
 from heed.exporting import export_bundle
 from heed.server.engine.host import usable_cpus
 from heed.server.engine.kernels import description, library

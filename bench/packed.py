@@ -32,7 +32,7 @@ from rich.table import Table
 from bench.bare import WINDOW, Request, Way, bare_ways, export_padded, padded
 from heed.bundle.contract import BUDGETS, error_of
 from heed.bundle.manifest import PositionRule
-from heed.bundle.packing import TokenSequence, pack, split, token_sequence
+from heed.bundle.sequence_packing import TokenSequence, pack, split, token_sequence
 from heed.export.reference import Reference
 from heed.export.torch_to_onnx import export_graph
 from heed.model import Encoder, load_checkpoint

@@ -25,10 +25,10 @@ from rich.table import Table
 from heed.bundle import Manifest
 from heed.bundle.contract import Report
 from heed.bundle.manifest import Precision
-from heed.bundle.packing import TokenSequence
+from heed.bundle.sequence_packing import TokenSequence
 from heed.export.cases import TEXTS
+from heed.export_verification import try_on_cpu
 from heed.exporting import export_bundle
-from heed.proving import try_on_cpu
 from heed.server.engine.model import Model
 from heed.server.repository.warmup import random_sequence
 

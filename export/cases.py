@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from tokenizers import Tokenizer
 
-from heed.bundle.packing import Arrays, Ints
+from heed.bundle.sequence_packing import Arrays, Ints
 from heed.model import EncoderConfig
 from heed.model.attention_plan import DENSE_COLUMNS, WHOLE_COLUMNS
 from heed.model.config import ImagesConfig, TokensConfig

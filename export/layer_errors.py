@@ -11,7 +11,7 @@ import torch
 
 from heed.bundle.contract import Budget
 from heed.bundle.manifest import Graph
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.export.passes.pipeline import passes_for, run_passes
 from heed.export.reference import one_thread
 from heed.export.torch_to_onnx import PackedEncoder, capture_graph

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from heed.bundle.contract import START_TOKENS, Case
-from heed.bundle.packing import Arrays, Ints
+from heed.bundle.sequence_packing import Arrays, Ints
 from heed.export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
 from heed.export.manifest import gives_attentions
 from heed.model import Checkpoint, CheckpointError, Encoder

@@ -12,13 +12,13 @@ from heed.bundle.manifest import TOKENIZER, Manifest, Precision, is_model_name, 
 from heed.bundle.signature import read_private_key, sign
 from heed.export.atomic_folder import atomic_folder
 from heed.export.errors import ExportError
-from heed.export.graphs import plan_graphs, release_weights, write_graphs
+from heed.export.graph_writer import plan_graphs, release_weights, write_graphs
 from heed.export.int8_sensitivity import layers_to_keep
 from heed.export.manifest import make_manifest, source_digests
 from heed.export.reference import make_contract
 from heed.export.report import write_report
+from heed.export_verification import explain, prove, unprovable
 from heed.model import Checkpoint, Encoder, load_checkpoint
-from heed.proving import explain, prove, unprovable
 
 __all__ = ["ExportError", "export_bundle", "own_model"]
 

@@ -19,7 +19,7 @@ from heed.model.classification_head import LabelsConfig
 from heed.model.config_checks import check_integers
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
 from heed.model.feed_forward import Activation, FeedForwardConfig
-from heed.model.longformer import LongformerConfig
+from heed.model.longformer_attention import LongformerConfig
 from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig, PoolingMode
 from heed.model.positions import LearnedPositions, LogBuckets, PositionRule, SinusoidalPositions

@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 
 import heed.exporting
 from heed.bundle.manifest import Precision
-from heed.export import graphs
+from heed.export import graph_writer
+from heed.export_verification import unprovable
 from heed.model import Checkpoint, Encoder
-from heed.proving import unprovable
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build/test-bundles"
@@ -95,7 +95,7 @@ def _drop(kept: Path) -> None:
 def _key(source: Source, name: str, precisions: Collection[Precision]) -> str:
     made_of = _folder_parts(source) if isinstance(source, Path) else _model_parts(source)
     without_device = sorted(unprovable())  # the manifest names them
-    dense = graphs.DENSE_COLUMNS  # type: ignore[attr-defined]  # tests patch it where it is used
+    dense = graph_writer.DENSE_COLUMNS  # type: ignore[attr-defined]  # tests patch it where it is used
     asked = repr((name, sorted(precisions), without_device, dense))
     return _digest([asked.encode(), _tools().encode(), _code().encode(), *made_of])[:40]
 

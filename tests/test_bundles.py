@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from heed.bundle.digests import check_digests
 from heed.bundle.manifest import Precision
-from heed.export import graphs
+from heed.export import graph_writer
 from heed.model import Checkpoint, Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.model.softmax import hardmax
@@ -137,7 +137,7 @@ def test_each_thing_that_a_bundle_is_made_of_is_in_its_key(
     models: list[Checkpoint | Encoder] = [first, replace(first, tokenizer=tokenizer), replace(first, family="bert")]
     models += [encoder(2), encoder(normalize=hardmax), encoder(rotary_base=100.0), changed_weight()]
     keys += [bundles._key(made, "one", ()) for made in models]
-    monkeypatch.setattr(graphs, "DENSE_COLUMNS", 3)
+    monkeypatch.setattr(graph_writer, "DENSE_COLUMNS", 3)
     keys.append(bundles._key(first, "one", ()))
     monkeypatch.setattr(bundles, "_tools", lambda: "torch 99")
     keys.append(bundles._key(first, "one", ()))
@@ -153,7 +153,7 @@ def test_code_that_would_be_missing_from_the_key_is_refused() -> None:
     with pytest.raises(AssertionError, match="another class"):
         bundles._key(Own(encoder().config), "one", ())
     with pytest.raises(AssertionError, match="without a name"):
-        bundles._key(encoder(select=lambda scores, *_: scores), "one", ())
+        bundles._key(encoder(normalize=lambda scores, *_: scores), "one", ())
 
 
 def test_all_code_that_an_export_loads_is_in_the_key() -> None:
@@ -162,7 +162,11 @@ def test_all_code_that_an_export_loads_is_in_the_key() -> None:
     loaded = {bundles._file_of(name.split(".")) for name in done.stdout.split()}
     found = imported_files("heed.exporting")
     assert loaded - {ROOT / "heed/extras.py"} <= found  # all that `heed` itself imports: words for an ImportError
-    assert {ROOT / "heed/model/attention.py", ROOT / "heed/export/int8.py", ROOT / "heed/bundle/packing.py"} <= found
+    assert {
+        ROOT / "heed/model/attention.py",
+        ROOT / "heed/export/passes/quantize_to_int8.py",
+        ROOT / "heed/bundle/sequence_packing.py",
+    } <= found
     assert ROOT / "heed/client/sync.py" not in found
 
 

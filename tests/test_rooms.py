@@ -109,7 +109,11 @@ def test_what_is_installed_is_imported_by_its_installed_name(folder: str) -> Non
     ("room", "source", "expected"),
     [
         ("server/repository", "import torch", {"torch"}),
-        ("server/engine", "def f():\n    from heed.export.graphs import write_graphs", {"heed.export.graphs"}),
+        (
+            "server/engine",
+            "def f():\n    from heed.export.graph_writer import write_graphs",
+            {"heed.export.graph_writer"},
+        ),
         ("server/protocols", "if True:\n    import heed.client.wire as wire", {"heed.client.wire"}),
         ("server/scheduling", "from heed.server.protocols.tei import embed", {"heed.server.protocols.tei"}),
         ("model", "import numpy, heed.bundle", {"heed.bundle"}),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heed.bundle.manifest import Device
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.server.engine.session import CPU, CUDA, CUDA_OPTIONS, session_options
 
 # Shapes of the outputs, for inputs of those shapes.

@@ -19,7 +19,7 @@ from bench.gpu.ways import EMBEDDING, Asked, Make, Work
 from heed.bundle import Manifest, read_manifest
 from heed.bundle.contract import BUDGETS, CUDA
 from heed.bundle.manifest import Device
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.model import Encoder
 from heed.server.engine.model import Model
 from heed.server.engine.session import FLASH_FROM, FLASH_FROM_NAME, Session

@@ -14,7 +14,7 @@ from torch import nn
 from bench.bare import Request
 from bench.gpu.rows import Skipped
 from heed.bundle import Manifest
-from heed.bundle.packing import TokenSequence
+from heed.bundle.sequence_packing import TokenSequence
 from heed.load.workloads import SEED, WORKLOADS, id_requests
 from heed.model import Checkpoint, Encoder, load_checkpoint
 from heed.model.config import (

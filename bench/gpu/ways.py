@@ -22,10 +22,10 @@ from bench.bare import Request, padded
 from bench.gpu.attend import EndToEnd, sdpa, swapped, varlen
 from bench.gpu.bound import Bound, open_session
 from heed.bundle.manifest import Device
-from heed.bundle.packing import Arrays, TokenSequence, by_length, pack
+from heed.bundle.sequence_packing import Arrays, TokenSequence, by_length, pack
 from heed.model import Encoder
 from heed.model.attention_plan import AttentionPlan
-from heed.server.engine.graphs import Graphs
+from heed.server.engine.graph_runner import Graphs
 from heed.server.engine.session import Session
 
 EMBEDDING = "sentence_embedding"

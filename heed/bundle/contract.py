@@ -19,7 +19,7 @@ import numpy as np
 
 from heed.bundle.errors import BundleError
 from heed.bundle.manifest import Datatype, Manifest, TensorSpec
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 
 CONTRACT = "contract.npz"
 START_TOKENS = 1500  # what a server checks before it is ready; `heed verify` checks everything

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from heed.cli.tokens import readable_tokens
+from heed.cli.token_text import readable_tokens
 from heed.client import Answer, ModelInfo
 from heed.client.answers import NOTHING, read_labels, read_ranks
 

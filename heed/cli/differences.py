@@ -13,7 +13,7 @@ from heed.bundle import Manifest
 from heed.bundle.contract import Case
 from heed.bundle.digests import file_digest
 from heed.bundle.manifest import TOKENIZER
-from heed.bundle.packing import Arrays, Bools
+from heed.bundle.sequence_packing import Arrays, Bools
 from heed.server.engine.model import Model
 from heed.server.errors import InvalidArgument
 

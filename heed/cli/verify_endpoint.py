@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from grpc import StatusCode
 
 from heed.bundle.contract import CPU, Case, Finding, check, has_budget
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.cli.server_options import ServerOptions, explain_error
 from heed.client import Answer, CallError, Client
 from heed.client.batches import stacked

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from heed.model.big_bird import BigBirdConfig
+from heed.model.big_bird_attention import BigBirdConfig
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import AttentionConfig, EncoderConfig
 from heed.model.families import bert

@@ -6,7 +6,7 @@ from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
 from heed.model.families import bert, roberta
 from heed.model.families.base import Family, Json, Keys, Weights, count
-from heed.model.longformer import LongformerConfig
+from heed.model.longformer_attention import LongformerConfig
 from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(

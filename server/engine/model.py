@@ -10,8 +10,8 @@ from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.contract import Case, Finding, attention_cases, check, check_complete, plain_cases, read_contract
 from heed.bundle.digests import DIGESTS, bundle_digest, check_digests
 from heed.bundle.manifest import TOKENIZER, Device
-from heed.bundle.packing import Answer, Arrays
-from heed.server.engine.graphs import Graphs
+from heed.bundle.sequence_packing import Answer, Arrays
+from heed.server.engine.graph_runner import Graphs
 from heed.server.engine.host import usable_cpus
 from heed.server.engine.session import CUDA, device_for
 from heed.server.requests.preprocess import Preprocessor

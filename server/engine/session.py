@@ -13,7 +13,7 @@ import onnxruntime
 
 from heed.bundle.contract import has_budget
 from heed.bundle.manifest import Device
-from heed.bundle.packing import GRAPH_INPUTS, Arrays
+from heed.bundle.sequence_packing import GRAPH_INPUTS, Arrays
 from heed.server.engine.kernels import library, serves
 from heed.server.errors import DeviceError
 
@@ -168,7 +168,7 @@ class Session:
         self.inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
 
     def run(self, feeds: Arrays, outputs: Collection[str] = ()) -> dict[str, np.ndarray]:
-        """These outputs, or all, for the graph's inputs (see `bundle/packing.py`).
+        """These outputs, or all, for the graph's inputs (see `bundle/sequence_packing.py`).
 
         All are computed either way, but outputs that are not requested stay on the device: hidden states of 8,192
         tokens are 25 MB for a width of 768, their embeddings less than 1.

@@ -14,11 +14,11 @@ from heed.bundle.contract import Report, StoredCases
 from heed.bundle.manifest import MANIFEST
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, HeedError, NotFound, StartError
-from heed.server.repository.attentions import Attentions
+from heed.server.repository.attention_weights import Attentions
 from heed.server.repository.folders import BundleFolder, FileStates, find_bundle_folders
-from heed.server.repository.loading import OutOfMemory, VerifiedModel, load
-from heed.server.repository.recheck import Recheck
+from heed.server.repository.periodic_verification import Recheck
 from heed.server.repository.registry import ModelRegistry, ModelVersion, ServedModel, State
+from heed.server.repository.verification import OutOfMemory, VerifiedModel, load
 from heed.server.requests.limits import Limits
 from heed.server.requests.preprocess import Preprocessor
 from heed.server.scheduling.scheduler import Scheduler

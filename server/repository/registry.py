@@ -8,8 +8,8 @@ from typing import Any
 from heed.bundle import Manifest
 from heed.server.engine.model import Model
 from heed.server.errors import FailedPrecondition, NotFound, Reason, Unavailable
-from heed.server.repository.attentions import Attentions
-from heed.server.repository.loading import VerifiedModel
+from heed.server.repository.attention_weights import Attentions
+from heed.server.repository.verification import VerifiedModel
 from heed.server.requests.preprocess import Preprocessor
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.telemetry.metrics import VersionMetrics

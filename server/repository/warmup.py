@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from heed.bundle import Manifest
-from heed.bundle.packing import Answer, Arrays, TokenSequence, cut_into_patches
+from heed.bundle.sequence_packing import Answer, Arrays, TokenSequence, cut_into_patches
 from heed.server.engine.host import usable_cpus
 from heed.server.engine.model import Model
 from heed.server.engine.session import CPU

@@ -11,7 +11,7 @@ from threading import Event
 import numpy as np
 
 from heed.bundle import Manifest
-from heed.bundle.packing import (
+from heed.bundle.sequence_packing import (
     Answer,
     Arrays,
     Bools,

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from heed.bundle import BundleError
-from heed.bundle.packing import Ints
+from heed.bundle.sequence_packing import Ints
 from heed.server.errors import InvalidArgument
 
 Side = Literal["left", "right"]  # the end at which a text is cut

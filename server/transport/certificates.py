@@ -17,7 +17,7 @@ from cryptography.x509 import Certificate, load_pem_x509_certificates
 
 from heed.server.errors import StartError
 from heed.server.settings import Settings
-from heed.server.transport.reloading import Reloaded, read_file
+from heed.server.transport.reloaded_files import Reloaded, read_file
 
 log = logging.getLogger("heed.security")
 

@@ -10,8 +10,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from heed.protos import POOL
 from heed.server.errors import StartError
 from heed.server.settings import Compression, Settings
+from heed.server.transport.bearer_tokens import authorization
 from heed.server.transport.interceptors import ConcurrencyLimit, CountRefusal, ErrorsToStatuses
-from heed.server.transport.tokens import authorization
 
 COMPRESSIONS: dict[Compression, grpc.Compression] = {
     "none": grpc.Compression.NoCompression,

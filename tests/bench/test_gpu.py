@@ -23,7 +23,7 @@ from bench.gpu.rows import Row, Skipped, attempted
 from bench.gpu.speed import Plan, Subject, Way
 from bench.gpu.ways import EMBEDDING, Asked
 from heed.bundle.contract import BUDGETS
-from heed.bundle.packing import Arrays, pack
+from heed.bundle.sequence_packing import Arrays, pack
 from heed.model import Encoder, load_checkpoint
 from heed.model.config import AttentionConfig
 from heed.model.patterns import Window

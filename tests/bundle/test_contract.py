@@ -28,7 +28,7 @@ from heed.bundle.contract import (
     write_contract,
 )
 from heed.bundle.manifest import Image
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from tests.server.support import SPECS, manifest_of
 
 CPU = "CPUExecutionProvider"

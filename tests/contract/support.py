@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
-from heed.bundle.packing import Arrays, Ints
+from heed.bundle.sequence_packing import Arrays, Ints
 from heed.client import Client
 
 BUDGET = 1e-5  # of max(1, the largest absolute reference value)

@@ -10,7 +10,7 @@ import torch
 from grpc import StatusCode
 from typer.testing import CliRunner
 
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.cli.main import app
 from heed.client import CallError, Client
 from heed.model import Encoder

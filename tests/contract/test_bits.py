@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.client import AsyncClient
 from tests.support import Running, is_serving
 

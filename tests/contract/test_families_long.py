@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from heed.bundle import read_manifest
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.client import Client
 from tests.bundles import export_bundle
 from tests.contract.support import BUDGET
@@ -31,7 +31,7 @@ LENGTHS = (1, DENSE_COLUMNS, DENSE_COLUMNS + 1, 120)
 
 @pytest.fixture(autouse=True)
 def early_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heed.export.graphs.DENSE_COLUMNS", DENSE_COLUMNS)
+    monkeypatch.setattr("heed.export.graph_writer.DENSE_COLUMNS", DENSE_COLUMNS)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.client import Client
 from tests.bundles import export_bundle
 from tests.checkpoints import PUBLISHED, TASKS, Task, oracle_answer, random_inputs, save_family

@@ -24,7 +24,7 @@ from heed.bundle.contract import CONTRACT
 from heed.bundle.digests import DIGESTS, REPORT, check_digests, write_digests
 from heed.bundle.manifest import MANIFEST, write_manifest
 from heed.server.errors import StartError
-from heed.server.repository.loading import verified
+from heed.server.repository.verification import load_verified
 from heed.server.settings import Settings
 from tests.mutations.mistakes import Mistake, value_weight_scaled_by_1001_thousandths
 from tests.support import Running, is_serving, start_server, stop
@@ -79,7 +79,7 @@ def test_a_server_of_a_healthy_bundle_says_serving(gate_bundle: Path, tmp_path: 
 
 def load_at_once(bundle: Path, threads: int, loads: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        for _, report in pool.map(lambda _: verified(bundle, settings(bundle)), range(loads)):
+        for _, report in pool.map(lambda _: load_verified(bundle, settings(bundle)), range(loads)):
             assert report.holds
 
 
@@ -107,7 +107,7 @@ def assert_digests_refuse(folder: Path, match: str) -> None:
     with pytest.raises(BundleError, match=match):
         check_digests(folder)
     with pytest.raises(BundleError, match=match):
-        verified(folder, settings(folder))
+        load_verified(folder, settings(folder))
 
 
 def flip(path: Path, bit: int) -> None:
@@ -212,7 +212,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(copy: Path, file: str) -> None
     (copy / MANIFEST).write_text(json.dumps(manifest))
     write_digests(copy)
     with pytest.raises(BundleError, match=rf"{MANIFEST}: graphs\.0\.file: "):
-        verified(copy, settings(copy))
+        load_verified(copy, settings(copy))
 
 
 @pytest.mark.parametrize("location", ["../sentences/weights.fp32.data", "/etc/passwd"])
@@ -228,7 +228,7 @@ def test_a_graph_s_weights_cannot_come_from_outside_its_folder(copy: Path, gate_
     onnx.save(graph, copy / "model.fp32.onnx")
     write_digests(copy)
     with pytest.raises(BundleError, match=r"model\.fp32\.onnx cannot be loaded"):
-        verified(copy, settings(copy))
+        load_verified(copy, settings(copy))
 
 
 def rewrite_contract(folder: Path, edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
@@ -263,7 +263,7 @@ def test_a_contract_that_proves_too_little_is_refused(
 ) -> None:
     rewrite_contract(copy, edit)
     with pytest.raises(BundleError, match=message):
-        verified(copy, settings(copy))
+        load_verified(copy, settings(copy))
 
 
 @pytest.mark.parametrize(("limit", "tried"), [("length", "80 tokens at most"), ("vocabulary", "ids up to 99")])
@@ -273,7 +273,7 @@ def test_a_limit_beyond_what_the_contract_tries_is_refused(copy: Path, limit: st
     write_manifest(copy, manifest.model_copy(update={"limits": limits}))
     write_digests(copy)
     with pytest.raises(BundleError, match=tried):
-        verified(copy, settings(copy))
+        load_verified(copy, settings(copy))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -285,7 +285,7 @@ def test_a_contract_of_nan_is_never_kept(copy: Path, value: float) -> None:
         },
     )
     with pytest.raises(StartError, match="NaN or infinity in the reference"):
-        verified(copy, settings(copy))
+        load_verified(copy, settings(copy))
 
 
 class Trap:
@@ -307,7 +307,7 @@ def test_a_contract_is_never_unpickled(copy: Path, tmp_path: Path, plain: bool) 
         np.savez(copy / CONTRACT, at_start=np.array(["case"]), **{"case/in/input_ids": np.array([trap], object)})  # type: ignore[arg-type]
     write_digests(copy)
     with pytest.raises(BundleError, match=f"{CONTRACT} is damaged"):
-        verified(copy, settings(copy))
+        load_verified(copy, settings(copy))
     assert not (tmp_path / "sprung").exists()
     pickle.loads(pickle.dumps(trap))
     assert (tmp_path / "sprung").exists()  # a control
@@ -318,7 +318,7 @@ def test_a_contract_that_is_no_archive_is_refused(copy: Path, content: bytes) ->
     (copy / CONTRACT).write_bytes(content)
     write_digests(copy)
     with pytest.raises(BundleError, match=f"{CONTRACT} is damaged"):
-        verified(copy, settings(copy))
+        load_verified(copy, settings(copy))
 
 
 def test_a_contract_that_is_a_single_array_is_refused(copy: Path) -> None:
@@ -326,4 +326,4 @@ def test_a_contract_that_is_a_single_array_is_refused(copy: Path) -> None:
         np.save(file, np.zeros(3))
     write_digests(copy)
     with pytest.raises(BundleError, match=f"{CONTRACT} is damaged"):
-        verified(copy, settings(copy))
+        load_verified(copy, settings(copy))

@@ -14,7 +14,7 @@ from bench.subjects import Right, make_right
 from heed.bundle.digests import check_digests
 from heed.model import Encoder, load_checkpoint
 from heed.server.errors import StartError
-from heed.server.repository.loading import verified
+from heed.server.repository.verification import load_verified
 from tests.mutations import mistakes
 from tests.mutations.corruptions import corruptions, is_sprung
 from tests.mutations.mistakes import INT8_MISTAKES, MISTAKES, Mistake
@@ -57,7 +57,7 @@ def test_a_refusal_names_the_place(right: Callable[[str], Right], tmp_path: Path
     mistake = Mistake("sentences", "weights", mistakes.positions_off_by_one)
     wrong = mistake.make(right("sentences"), tmp_path / "wrong")
     with pytest.raises(StartError, match=NAMES_THE_PLACE):
-        verified(wrong, settings(wrong))
+        load_verified(wrong, settings(wrong))
 
 
 def no_change(encoder: Encoder) -> None:

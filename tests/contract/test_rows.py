@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.client import Answer, Client
 from heed.model import Encoder
 from heed.model.config import (

@@ -1,4 +1,4 @@
-"""The text door over gRPC, against `transformers` and `tokenizers`: what sentence-transformers would make of them.
+"""`tei.v1` over gRPC, against `transformers` and `tokenizers`: what sentence-transformers would make of them.
 
 Letters: L tokens, D width, C labels.
 """
@@ -434,8 +434,8 @@ def test_what_a_model_cannot_do_it_says_with_what_it_can(
         "sorter is a model for sequence classification and has no Embed, only Predict, PredictPair, EmbedAll",
         "sorter is a model for sequence classification and has no Rerank, only Predict, PredictPair, EmbedAll",
         "ranker is a model for reranking and has no Embed, only Rerank, Predict, PredictPair, EmbedAll",
-        "tagger is a model for token classification and has no Predict, only EmbedAll; spans and labels of tokens "
-        "travel by the tensor door, inference.GRPCInferenceService/ModelInfer",
+        "tagger is a model for token classification and has no Predict, only EmbedAll; the labels of tokens "
+        "and their spans come through the Open Inference Protocol, inference.GRPCInferenceService/ModelInfer",
     ]
     assert len(wire.EmbedStub(tagger).EmbedAll(pb.EmbedAllRequest(inputs="a")).token_embeddings) == 3
 

@@ -219,7 +219,7 @@ def test_a_graph_that_answers_wrongly_is_not_written(
             dict(encoder.named_parameters())["embeddings.inputs.tokens.weight"].mul_(1.01)  # the contract is there
         return capture_with_attentions(encoder, data)
 
-    monkeypatch.setattr("heed.export.graphs.capture_with_attentions", mistaken)
+    monkeypatch.setattr("heed.export.graph_writer.capture_with_attentions", mistaken)
     with pytest.raises(ExportError, match="does not answer as the reference"):
         export_bundle(source, tmp_path / "out")
     assert everything_in(tmp_path) == []

@@ -16,7 +16,7 @@ from onnx.reference.op_run import OpRun
 
 from bench.gpu.subjects import CONFIGS, randomised
 from heed.bundle.manifest import PositionRule, Precision
-from heed.bundle.packing import Arrays, TokenSequence, by_length, pack, token_sequence
+from heed.bundle.sequence_packing import Arrays, TokenSequence, by_length, pack, token_sequence
 from heed.export.passes.convert_to_float16 import convert_to_float16
 from heed.export.passes.fuse_for_cuda import fuse_for_cuda
 from heed.export.passes.outline_attention import outline_attention
@@ -27,7 +27,7 @@ from heed.model import Encoder
 from heed.model.attention_config import AttentionConfig
 from heed.model.config import EncoderConfig, FeedForwardConfig, LayerConfig, LogBuckets, NormConfig
 from heed.model.patterns import Causal, Window
-from heed.server.engine.graphs import Graphs
+from heed.server.engine.graph_runner import Graphs
 from heed.server.engine.model import Model
 from heed.server.engine.session import CPU, CUDA, Session, without_driver
 from heed.server.errors import DeviceError
@@ -244,10 +244,10 @@ class Recorded:
 def test_on_cuda_it_takes_the_rows_whose_tokens_are_all_real(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: dict[str, Recorded] = {}
 
-    def open_one(folder: Path, graph, *_: object) -> Recorded:  # type: ignore[no-untyped-def]
+    def open_one(_: Graphs, graph, *others: object) -> Recorded:  # type: ignore[no-untyped-def]
         return opened.setdefault(graph.file, Recorded(graph.file))
 
-    monkeypatch.setattr("heed.server.engine.graphs._open", open_one)
+    monkeypatch.setattr(Graphs, "_open", open_one)
     graphs = Graphs(bundle, Model(bundle, "cpu").manifest, "fp16", "answers", "cuda")
     whole, holed = rows(), rows(holes=True)
     assert len(graphs.run([whole[0], holed[1], whole[2], holed[3]])) == len(LENGTHS)

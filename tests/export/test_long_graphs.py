@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from heed.bundle.packing import Arrays, Bools, pack, split, token_sequence, unpack
+from heed.bundle.sequence_packing import Arrays, Bools, pack, split, token_sequence, unpack
 from heed.export.manifest import position_rule
 from heed.export.torch_to_onnx import export_graph
 from heed.model import Encoder, load_checkpoint

@@ -22,10 +22,10 @@ from heed.export.passes.convert_to_float16 import convert_to_float16
 from heed.export.passes.quantize_to_int8 import linear_layers, quantized
 from heed.export.reference import make_contract
 from heed.export.weights import tensor_array
+from heed.export_verification import try_on_cpu
 from heed.exporting import ExportError, export_bundle
 from heed.model import Checkpoint, Encoder, EncoderConfig
 from heed.model.config import AttentionConfig, FeedForwardConfig, ImagesConfig, LayerConfig, NormConfig, TokensConfig
-from heed.proving import try_on_cpu
 from heed.server.engine.model import Model
 from heed.server.errors import DeviceError
 from heed.server.repository.warmup import warm_up

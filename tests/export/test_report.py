@@ -16,8 +16,8 @@ from heed.bundle.digests import REPORT, bundle_digest, check_digests
 from heed.export.cases import TEXTS, TRIES, _image_cases
 from heed.export.charts import axis_of, draw_rows, percent
 from heed.export.report import report_page
+from heed.export_verification import prove
 from heed.model.config import ImagesConfig
-from heed.proving import prove
 from heed.server.engine.model import Model
 
 EMPTY = {"meta", "br", "circle", "rect", "line", "path"}  # elements that end at once

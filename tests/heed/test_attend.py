@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
 from heed.cli.main import app
-from heed.cli.tokens import readable_tokens
+from heed.cli.token_text import readable_tokens
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 from tests.support import Running, free_port

@@ -25,7 +25,7 @@ from heed.bundle.digests import REPORT, bundle_digest, check_digests, write_dige
 from heed.bundle.manifest import Graph
 from heed.bundle.signature import check_signature, read_private_key, sign
 from heed.client import Client
-from heed.export.graphs import WEIGHTS
+from heed.export.graph_writer import WEIGHTS
 from tests.client.echo import Echo, running
 from tests.client.test_security import Authority, secured
 from tests.heed.support import heed
@@ -77,7 +77,7 @@ def test_the_help_names_the_commands() -> None:
 
 def test_help_breaks_lines_only_where_they_are_full() -> None:
     lines = [line.strip() for line in heed("export", "--help").out.splitlines()]
-    assert any(line.startswith("The bundle is written aside") and "what exists under OUT" in line for line in lines)
+    assert any(line.startswith("The bundle is written beside OUT") and "on every case of" in line for line in lines)
     examples = heed("diff", "--help").out.splitlines()
     assert [line.split()[:2] for line in examples if line.startswith(" heed diff build")] == [["heed", "diff"]] * 2
 

@@ -13,7 +13,7 @@ import pytest
 from heed.bundle import read_manifest
 from heed.bundle.digests import write_digests
 from heed.bundle.manifest import write_manifest
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.cli.commands.diff import histogram
 from heed.cli.differences import (
     ComparedRequest,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heed.bundle.manifest import PositionRule
-from heed.bundle.packing import pack, token_sequence
+from heed.bundle.sequence_packing import pack, token_sequence
 from heed.model.attention import MultiHeadAttention
 from heed.model.attention_config import AttentionConfig
 from heed.model.attention_plan import AttentionPlan, plan_for_padded_rows

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heed.model import CheckpointError, Encoder, load_checkpoint
 from heed.model.attention_plan import plan_for_padded_rows
-from heed.model.big_bird import BigBirdAttention, BigBirdConfig
+from heed.model.big_bird_attention import BigBirdAttention, BigBirdConfig
 from heed.model.config import EncoderConfig
 from heed.model.layout import Padded
 from tests.oracle import BUDGET, VISIBLE, ask, ask_row_by_row, edited, error, padded, random_ids, renamed, save

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from heed.bundle.packing import cut_into_patches as served_cut
+from heed.bundle.sequence_packing import cut_into_patches as served_cut
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig, cut_into_patches
 from tests.model.support import assert_close, noise, with_random_weights
 

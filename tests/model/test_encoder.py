@@ -18,7 +18,7 @@ from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig, cut
 from heed.model.feed_forward import FeedForwardConfig
 from heed.model.layout import GlobalTokens
 from heed.model.linear_attention import LinearTransformer, Linformer, Performer
-from heed.model.longformer import LongformerConfig
+from heed.model.longformer_attention import LongformerConfig
 from heed.model.norms import NormConfig
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Strided, Window, big_bird
 from heed.model.positions import LogBuckets, PositionRule

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from heed.bundle.manifest import PositionRule as ServedRule
-from heed.bundle.packing import Arrays, pack, split, split_attentions, token_sequence, unpack, unpack_attentions
+from heed.bundle.sequence_packing import (
+    Arrays,
+    pack,
+    split,
+    split_attentions,
+    token_sequence,
+    unpack,
+    unpack_attentions,
+)
 from heed.model import Encoder, EncoderConfig, PoolingConfig
 from heed.model.attention_config import AttentionConfig
 from heed.model.attention_plan import AttentionPlan

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from heed.bundle.manifest import PositionRule as ServedRule
-from heed.bundle.packing import position_ids as served_position_ids
-from heed.bundle.packing import token_sequence
+from heed.bundle.sequence_packing import position_ids as served_position_ids
+from heed.bundle.sequence_packing import token_sequence
 from heed.model.attention_config import AttentionConfig
 from heed.model.patterns import Pairs, all_pairs
 from heed.model.positions import (

@@ -20,8 +20,8 @@ import onnx
 from heed.bundle.contract import CONTRACT
 from heed.bundle.digests import DIGESTS, file_digest, write_digests
 from heed.bundle.manifest import MANIFEST, TOKENIZER
-from heed.bundle.packing import Arrays
-from heed.export.graphs import WEIGHTS
+from heed.bundle.sequence_packing import Arrays
+from heed.export.graph_writer import WEIGHTS
 
 Json = dict[str, Any]
 Change = Callable[[Path], None]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from bench.subjects import Right
 from heed.bundle.digests import write_digests
 from heed.bundle.manifest import TOKENIZER, Graph, Manifest, PositionRule, read_manifest, write_manifest
-from heed.export.graphs import WEIGHTS
+from heed.export.graph_writer import WEIGHTS
 from heed.export.passes.pipeline import passes_for, run_passes
 from heed.export.torch_to_onnx import export_graph
 from heed.export.weights import save_graphs
@@ -40,7 +40,7 @@ from heed.model.embeddings import TokenEmbedding
 from heed.model.exact_attention import ExactAttention
 from heed.model.feed_forward import FeedForward
 from heed.model.layout import Layout
-from heed.model.longformer import LongformerAttention
+from heed.model.longformer_attention import LongformerAttention
 from heed.model.patterns import Adjacency, Full, GlobalMask, Pairs, Pattern, Window
 from heed.model.pooling import Pooling
 from heed.model.positions import LearnedPositions, LogBuckets, RelativeBias, RotaryPositions, SinusoidalPositions

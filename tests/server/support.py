@@ -7,12 +7,12 @@ import numpy as np
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import Graph, Limits, PositionRule, Provenance, TensorSpec
-from heed.bundle.packing import Arrays, TokenSequence, token_sequence
+from heed.bundle.sequence_packing import Arrays, TokenSequence, token_sequence
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.engine.model import Model
 from heed.server.protocols.open_inference.tensors import describe_inputs, read_contents, read_raw
-from heed.server.repository.attentions import Attentions
+from heed.server.repository.attention_weights import Attentions
 from heed.server.repository.registry import ServedModel
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.telemetry.metrics import Metrics, ServedVersion

@@ -25,7 +25,7 @@ from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig,
 from heed.server.engine.kernels import LIBRARY, InstructionSet, instruction_set, multiplies
 from heed.server.engine.model import Model
 from heed.server.engine.session import Session, session_options
-from heed.server.repository.loading import proven
+from heed.server.repository.verification import load_and_compare
 from tests.support import make_noisy, rewrite_graph
 
 reason = "is of no use on this CPU" if LIBRARY.exists() else "was not compiled"
@@ -366,7 +366,7 @@ def test_where_digits_cannot_keep_the_budget_onnxruntime_computes(
     digits = Model(tmp_path / "outlying", "cpu")
     assert not Report(list(digits.check_contract(everything=False))).holds
     caplog.clear()
-    model, report = proven(tmp_path / "outlying")
+    model, report = load_and_compare(tmp_path / "outlying")
     assert report.holds
     assert not model.session.has_kernels
     assert "is left to onnxruntime" in caplog.text
@@ -379,6 +379,6 @@ def test_a_graph_that_names_no_layers_has_none(tmp_path: Path) -> None:
 
 
 def test_they_can_be_left_out(tiny_bundle: Path) -> None:
-    model, report = proven(tiny_bundle, kernels=False)
+    model, report = load_and_compare(tiny_bundle, kernels=False)
     assert report.holds
     assert not model.session.has_kernels

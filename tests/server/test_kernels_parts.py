@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from heed.bundle.packing import Arrays, Bools, pack, split, token_sequence
+from heed.bundle.sequence_packing import Arrays, Bools, pack, split, token_sequence
 from heed.export.manifest import position_rule
 from heed.export.passes.outline_attention import outline_attention
 from heed.export.passes.outline_linear import outline_linear

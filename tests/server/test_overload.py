@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from heed.bundle.packing import Answer, TokenSequence
+from heed.bundle.sequence_packing import Answer, TokenSequence
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub, add_GRPCInferenceServiceServicer_to_server
 from heed.server.engine.model import Model

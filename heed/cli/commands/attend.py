@@ -14,7 +14,7 @@ from rich.text import Text
 
 from heed.cli.console import err, fail, out
 from heed.cli.server_options import ServerOptions, explain_error, with_server_options
-from heed.cli.tokens import readable_tokens
+from heed.cli.token_text import readable_tokens
 from heed.client.wire import Answer, texts_and_pairs
 
 CELL, WIDEST_CELL = 5, 12  # characters: a blank and 0.00, or as much of a token as there is room for

@@ -111,10 +111,10 @@ def _exactness(folder: Path, manifest: "Manifest", precision: str, why_not: str)
         return Exactness(at_export, why_not=why_not)
     from heed.bundle import BundleError  # here: what computes nothing needs no onnxruntime
     from heed.server.errors import HeedError
-    from heed.server.repository.loading import proven
+    from heed.server.repository.verification import load_and_compare
 
     try:
-        model, report = proven(folder, precision=precision)
+        model, report = load_and_compare(folder, precision=precision)
     except (BundleError, HeedError) as error:
         return Exactness(at_export, why_not=str(error))
     return Exactness(at_export, model.session.provider, len(report.findings), report.worst)

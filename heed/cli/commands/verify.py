@@ -99,7 +99,7 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
     from heed.bundle.contract import Report
     from heed.bundle.digests import bundle_digest, check_digests
     from heed.server.errors import DeviceError, HeedError
-    from heed.server.repository.loading import proven
+    from heed.server.repository.verification import load_and_compare
 
     if device not in ("auto", "cpu", "cuda"):
         fail(f"--device {device} is none of auto, cpu, cuda")
@@ -110,7 +110,7 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
         manifest = read_manifest(bundle)
         for each in manifest.precisions if precision == "all" else [precision]:
             try:
-                found = proven(bundle, device, each, kernels, everything=True, follow=_show_progress)  # type: ignore[arg-type]  # checked
+                found = load_and_compare(bundle, device, each, kernels, everything=True, follow=_show_progress)  # type: ignore[arg-type]  # checked
             except DeviceError as error:
                 report.unproven[each] = str(error)
             else:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from heed.bundle import Manifest
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.server.errors import InvalidArgument
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from heed.bundle import Manifest
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.protos.open_inference_pb2 import ModelInferRequest
 from heed.server.errors import InvalidArgument
 from heed.server.protocols.open_inference.classification import check_classes

@@ -16,8 +16,8 @@ from heed.server.engine.model import Model
 from heed.server.errors import Exhausted, reason_of
 from heed.server.protocols.open_inference.classification import put_classes
 from heed.server.protocols.open_inference.headers import HeaderCache
-from heed.server.protocols.open_inference.models import ModelCalls
-from heed.server.protocols.open_inference.repository import RepositoryCalls
+from heed.server.protocols.open_inference.metadata_calls import ModelCalls
+from heed.server.protocols.open_inference.repository_calls import RepositoryCalls
 from heed.server.protocols.open_inference.tensors import check_response_size, encode_outputs
 from heed.server.protocols.open_inference.unimplemented import UnimplementedCalls
 from heed.server.protocols.streams import Stream, Streams, Ticket

@@ -12,7 +12,7 @@ import numpy as np
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import TensorSpec
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 from heed.server.errors import InvalidArgument
 from heed.server.requests.preprocess import Request

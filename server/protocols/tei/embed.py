@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from heed.bundle import Manifest
-from heed.bundle.packing import Floats
+from heed.bundle.sequence_packing import Floats
 from heed.protos import tei_pb2 as pb
 from heed.protos.tei_pb2_grpc import EmbedServicer
 from heed.server.errors import FailedPrecondition, InvalidArgument, Unimplemented

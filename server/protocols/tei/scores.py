@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from heed.bundle.packing import Floats, Ints
+from heed.bundle.sequence_packing import Floats, Ints
 
 
 def scores(logits_BC: Floats, raw: bool) -> Floats:

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import Message as ProtobufMessage
 
 from heed.bundle import Manifest
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.protos import tei_pb2 as pb
 from heed.server.errors import InvalidArgument, Unavailable
 from heed.server.protocols.open_inference.tensors import check_response_size

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from heed.bundle import BundleError, Manifest
 from heed.bundle.manifest import Graph, PositionRule
-from heed.bundle.packing import Arrays, Bools, TokenSequence, token_sequence
-from heed.server.engine.graphs import Graphs
+from heed.bundle.sequence_packing import Arrays, Bools, TokenSequence, token_sequence
+from heed.server.engine.graph_runner import Graphs
 from heed.server.engine.model import Model
 from heed.server.repository.warmup import random_sequence
 from tests.server.support import manifest_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from heed.bundle import read_manifest
-from heed.bundle.packing import Arrays, pack
+from heed.bundle.sequence_packing import Arrays, pack
 from heed.server.engine.session import Session
 from heed.server.repository.warmup import random_sequence
 

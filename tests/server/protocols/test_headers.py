@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.client.wire import infer_request
 from heed.protos import open_inference_pb2 as pb
 from heed.server.errors import InvalidArgument

@@ -1,4 +1,4 @@
-"""The text door: what is refused, and what an answer took."""
+"""`tei.v1`: what is refused, and what an answer took."""
 
 import asyncio
 import threading

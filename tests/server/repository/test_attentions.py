@@ -13,10 +13,10 @@ import pytest
 from heed.bundle import BundleError
 from heed.bundle.contract import Finding
 from heed.bundle.digests import write_digests
-from heed.bundle.packing import Answer, TokenSequence
+from heed.bundle.sequence_packing import Answer, TokenSequence
 from heed.server.engine.model import Model
 from heed.server.errors import FailedPrecondition
-from heed.server.repository.attentions import Attentions
+from heed.server.repository.attention_weights import Attentions
 from heed.server.telemetry.metrics import Statistics
 from tests.server.scheduling.support import submit
 from tests.server.support import manifest_of, row

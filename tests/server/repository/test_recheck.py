@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from heed.bundle.contract import CONTRACT, Case, StoredCases
-from heed.bundle.packing import Answer, TokenSequence
+from heed.bundle.sequence_packing import Answer, TokenSequence
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.engine.model import Model
-from heed.server.repository.recheck import Recheck
+from heed.server.repository.periodic_verification import Recheck
 from heed.server.scheduling.batching import OneByOne
 from heed.server.scheduling.model_queue import Run
 from heed.server.scheduling.scheduler import Scheduler

@@ -14,9 +14,9 @@ import pytest
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, NotFound, StartError
 from heed.server.repository.folders import BundleFolder, find_bundle_folders
-from heed.server.repository.loading import memory_needed
 from heed.server.repository.model_repository import ModelRepository
 from heed.server.repository.registry import ModelRegistry, State
+from heed.server.repository.verification import memory_needed
 from heed.server.settings import Settings
 from heed.server.telemetry.metrics import Metrics
 
@@ -221,7 +221,7 @@ async def test_a_model_that_would_not_fit_is_refused_until_there_is_room(
     place(tiny_bundle, repository, "other", 1)
     async with serving(repository) as (served, registry):
         place(tiny_bundle, repository, "words", 2)
-        monkeypatch.setattr("heed.server.repository.loading.usable_memory", lambda: 1)
+        monkeypatch.setattr("heed.server.repository.verification.usable_memory", lambda: 1)
         assert "give more memory" in str(*await served.refresh())
         assert states(registry)["words", 1] is State.READY
         monkeypatch.undo()

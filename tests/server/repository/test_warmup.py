@@ -9,7 +9,7 @@ import pytest
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import Image
-from heed.bundle.packing import Answer, TokenSequence, pack
+from heed.bundle.sequence_packing import Answer, TokenSequence, pack
 from heed.server.engine.session import CPU, CUDA
 from heed.server.repository import warmup
 from heed.server.repository.warmup import random_sequence, warm_up

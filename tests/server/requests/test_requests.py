@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from heed.bundle import Manifest
 from heed.bundle.manifest import Image, PositionRule
-from heed.bundle.packing import Arrays, pack
+from heed.bundle.sequence_packing import Arrays, pack
 from heed.server.engine.model import Model
 from heed.server.errors import InvalidArgument
 from heed.server.requests.preprocess import Preprocessor, Request, _is_large

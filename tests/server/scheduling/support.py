@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from heed.bundle.packing import Answer, TokenSequence
+from heed.bundle.sequence_packing import Answer, TokenSequence
 from heed.server.scheduling.batching import OneByOne
 from heed.server.scheduling.model_queue import LAST_LEVEL, BatchingPolicy
 from heed.server.scheduling.scheduler import RequestResult, Scheduler

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from heed.bundle.packing import Answer, TokenSequence
+from heed.bundle.sequence_packing import Answer, TokenSequence
 from heed.server.errors import DeadlineExceeded, Exhausted, InvalidArgument, Unavailable
 from heed.server.scheduling.batching import OneByOne, SimilarLengths
 from heed.server.scheduling.model_queue import (

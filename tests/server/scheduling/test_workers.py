@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heed.bundle.packing import Answer, TokenSequence
+from heed.bundle.sequence_packing import Answer, TokenSequence
 from heed.server.errors import DeadlineExceeded, Exhausted, Unavailable
 from heed.server.scheduling.batching import SimilarLengths
 from heed.server.scheduling.model_queue import QueueEntry

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from heed.bundle.packing import Answer, TokenSequence
+from heed.bundle.sequence_packing import Answer, TokenSequence
 from heed.protos import open_inference_pb2 as pb
 from heed.protos import tei_pb2
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub

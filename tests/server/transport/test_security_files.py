@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from heed.server.errors import StartError
 from heed.server.settings import Settings
+from heed.server.transport.bearer_tokens import TOKENS, Authorization, authorization, read_tokens
 from heed.server.transport.certificates import server_credentials
 from heed.server.transport.grpc_server import is_loopback, warn_of_what_is_open
-from heed.server.transport.reloading import Reloaded
-from heed.server.transport.tokens import TOKENS, Authorization, authorization, read_tokens
+from heed.server.transport.reloaded_files import Reloaded
 
 TOKEN = "9f86d081884c7d659a2feaa0c55ad015"
 OTHER = "a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -170,7 +170,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("heed.server.transport.reloading.time.monotonic", clock)
+    monkeypatch.setattr("heed.server.transport.reloaded_files.time.monotonic", clock)
     return clock
 
 

@@ -16,7 +16,7 @@ from grpc import StatusCode
 from heed.server.errors import StartError
 from heed.server.settings import Settings
 from heed.server.transport.interceptors import CountRefusal, Refusal, is_probe, is_reflection, refuse
-from heed.server.transport.reloading import Reloaded, read_file
+from heed.server.transport.reloaded_files import Reloaded, read_file
 
 TOKENS, REPOSITORY_TOKENS = "--tokens", "--repository-tokens"
 SHORTEST = 16  # characters: less can be guessed

@@ -16,7 +16,7 @@ from heed.bundle.contract import (
     read_contract,
 )
 from heed.bundle.manifest import Device, Graph, Precision
-from heed.bundle.packing import TokenSequence, pack
+from heed.bundle.sequence_packing import TokenSequence, pack
 from heed.export.errors import ExportError
 from heed.export.layer_errors import layer_errors, write_states_graph
 from heed.model import Checkpoint

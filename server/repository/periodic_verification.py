@@ -10,7 +10,7 @@ from itertools import cycle
 
 from heed.bundle import BundleError
 from heed.bundle.contract import Case, Finding, Report, check, plain_cases
-from heed.bundle.packing import Arrays
+from heed.bundle.sequence_packing import Arrays
 from heed.server.engine.model import Model
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.telemetry.metrics import ContractMetrics

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from heed.bundle.manifest import PositionRule
-from heed.bundle.packing import (
+from heed.bundle.sequence_packing import (
     GRAPH_INPUTS,
     Arrays,
     Bools,

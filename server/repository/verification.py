@@ -59,7 +59,7 @@ def check_memory(folder: Path, settings: Settings) -> None:
         )
 
 
-def proven(
+def load_and_compare(
     folder: Path,
     device: Device = "auto",
     precision: str = "fp32",
@@ -87,10 +87,10 @@ def proven(
         return model, report
     log.warning("%s; all of %s is left to onnxruntime", report.worst, folder)
     del model  # before the other one comes
-    return proven(folder, device, precision, False, manifest, everything, follow)
+    return load_and_compare(folder, device, precision, False, manifest, everything, follow)
 
 
-def verified(folder: Path, settings: Settings, manifest: Manifest | None = None) -> tuple[Model, Report]:
+def load_verified(folder: Path, settings: Settings, manifest: Manifest | None = None) -> tuple[Model, Report]:
     """Loads a bundle and verifies it: its signature (if one is required) and its digests, then its answers, on the
     provider that will serve.
 
@@ -114,7 +114,7 @@ def verified(folder: Path, settings: Settings, manifest: Manifest | None = None)
     check_memory(folder, settings)
     if settings.attentions and not manifest.gives_attentions:
         raise StartError(f"{folder} has no attention weights to serve; leave out --attentions")
-    model, report = proven(folder, settings.device, settings.precision, settings.kernels, manifest=manifest)
+    model, report = load_and_compare(folder, settings.device, settings.precision, settings.kernels, manifest=manifest)
     if not report.holds:
         raise StartError(
             f"{folder} does not answer as its reference: {report.worst}; `heed verify {folder}` shows every case"
@@ -131,8 +131,8 @@ def load(folder: Path, settings: Settings, manifest: Manifest) -> VerifiedModel:
     """Verifies a bundle and warms it up.
 
     Raises:
-        BundleError, StartError, DeviceError: see `verified`.
+        BundleError, StartError, DeviceError: see `load_verified`.
     """
-    model, report = verified(folder, settings, manifest)
+    model, report = load_verified(folder, settings, manifest)
     threads = settings.threads or default_threads(model)
     return VerifiedModel(model, report, warm_up(model, threads), threads)

@@ -8,7 +8,7 @@ import numpy as np
 
 from heed.bundle import BundleError, Manifest
 from heed.bundle.manifest import Device, Graph, GraphKind
-from heed.bundle.packing import Answer, TokenSequence, by_length, pack, split, split_attentions
+from heed.bundle.sequence_packing import Answer, TokenSequence, by_length, pack, split, split_attentions
 from heed.server.engine.session import CUDA, Session
 from heed.server.errors import DeviceError
 
