@@ -1,8 +1,8 @@
 """Exported bundles, kept between runs: an export takes seconds, and most tests are about what a bundle does.
 
-A bundle is kept in `build/test-bundles/` under a key that covers everything it is made of: the source (the files of a
-checkpoint folder, or an encoder's configuration and weights), the code that an export imports, and the versions of the
-libraries. Tests of exporting itself export, and do not come here.
+A bundle is kept in the user's cache folder (or in HEED_TEST_BUNDLES) under a key that covers everything it is made of:
+the source (the files of a checkpoint folder, or an encoder's configuration and weights), the code that an export
+imports, and the versions of the libraries. Tests of exporting itself export, and do not come here.
 """
 
 import ast
@@ -27,7 +27,8 @@ from heed.export_verification import unprovable
 from heed.model import Checkpoint, Encoder
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = ROOT / "build/test-bundles"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+KEPT = Path(os.environ.get("HEED_TEST_BUNDLES") or CACHE / "heed" / "test-bundles")
 LIMIT_BYTES = 1 << 30
 PACKAGES = (
     "ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "pydantic", "safetensors",

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from heed.server.engine.kernels import InstructionSet
 
@@ -76,8 +77,15 @@ def answers(program: Path, limit: InstructionSet | None = None, threads: int = 1
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(tmp_path_factory.mktemp("address"), [*ADDRESS, EMULATED])
+def checked(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Compiled once for all of pytest's processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "checked-kernels"
+    with FileLock(f"{folder}.lock"):
+        if (folder / "check").exists():
+            return folder / "check"
+        folder.mkdir(exist_ok=True)
+        return compiled(folder, [*ADDRESS, EMULATED])
 
 
 @pytest.mark.parametrize("limit", list(InstructionSet))

@@ -1,4 +1,4 @@
-/* PackedS8: int8 weights. What the function heed.Int8Linear says (export/int8.py), computed at once. In panels of 16
+/* PackedS8: int8 weights. What the function heed.Int8Linear says (export/passes/quantize_to_int8.py), computed at once. In panels of 16
  * channels: for each four of K values, those four of each channel.
  *
  * A token's values are 0 to 255 steps above its lowest one, weights are int8 of 7 bits with a scale for each channel:
