@@ -61,7 +61,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PictureLayout:
     """Sizes in inches."""
 
     rows: int
@@ -177,14 +177,14 @@ def _panels(weights_KNLL: np.ndarray, layers: Sequence[int], heads: Sequence[int
         yield Panel(name, row, column, weights_LL, left=column == 0, bottom=number + columns >= count)
 
 
-def _layout(panels: Sequence[Panel], tokens: int) -> Layout:
+def _layout(panels: Sequence[Panel], tokens: int) -> PictureLayout:
     rows = 1 + max(panel.row for panel in panels)
     columns = 1 + max(panel.column for panel in panels)
     if len(panels) == 1:
         side = tokens * (NUMBERED_CELL if tokens <= NUMBERED else CELL)
     else:
         side = min(tokens * CELL, max(COMFORTABLE, tokens * DENSE_CELL))
-    return Layout(rows, columns, min(max(side, SMALLEST), WIDEST / max(rows, columns)), tokens)
+    return PictureLayout(rows, columns, min(max(side, SMALLEST), WIDEST / max(rows, columns)), tokens)
 
 
 def _dpi(figure: "Figure") -> float:
@@ -192,7 +192,9 @@ def _dpi(figure: "Figure") -> float:
     return min(250.0, 6000 / float(max(figure.get_size_inches())))
 
 
-def _draw_panel(figure: "Figure", panel: Panel, layout: Layout, labels: Sequence[str], scale: "Normalize") -> None:
+def _draw_panel(
+    figure: "Figure", panel: Panel, layout: PictureLayout, labels: Sequence[str], scale: "Normalize"
+) -> None:
     left = panel.column * (layout.side + GAP) / layout.width
     top = 1 - panel.row * (layout.side + layout.gap) / layout.height
     size = (layout.side / layout.width, layout.side / layout.height)
@@ -206,7 +208,7 @@ def _draw_panel(figure: "Figure", panel: Panel, layout: Layout, labels: Sequence
     _label_axes(axes, panel, layout, labels)
 
 
-def _draw_lines(axes: "Axes", layout: Layout) -> None:
+def _draw_lines(axes: "Axes", layout: PictureLayout) -> None:
     axes.spines[:].set(color="#bbbbbb", linewidth=0.5)
     axes.tick_params(which="both", length=0, pad=2)
     if layout.cell >= 0.08:
@@ -216,7 +218,7 @@ def _draw_lines(axes: "Axes", layout: Layout) -> None:
         axes.grid(which="minor", color="white", linewidth=min(0.8, layout.cell * 3))
 
 
-def _label_axes(axes: "Axes", panel: Panel, layout: Layout, labels: Sequence[str]) -> None:
+def _label_axes(axes: "Axes", panel: Panel, layout: PictureLayout, labels: Sequence[str]) -> None:
     labelled = range(0, layout.tokens, layout.step)
     shown = [_label(labels[token]) for token in labelled]
     size = layout.font_size
@@ -243,7 +245,7 @@ def _write_numbers(axes: "Axes", weights_LL: np.ndarray, scale: "Normalize") -> 
         axes.text(key, query, f"{weight:.2f}", ha="center", va="center", fontsize=7, color=colour)
 
 
-def _draw_scale(figure: "Figure", layout: Layout, scale: "Normalize") -> None:
+def _draw_scale(figure: "Figure", layout: PictureLayout, scale: "Normalize") -> None:
     from matplotlib.cm import ScalarMappable
 
     height = min(layout.height, max(SMALLEST, 0.6 * layout.height, 1.0), 4.0) / layout.height
@@ -254,7 +256,7 @@ def _draw_scale(figure: "Figure", layout: Layout, scale: "Normalize") -> None:
     axes.tick_params(labelsize=0.88 * layout.name_size, labelcolor=INK, color="#bbbbbb", length=2)
 
 
-def _draw_title(figure: "Figure", layout: Layout, title: str) -> None:
+def _draw_title(figure: "Figure", layout: PictureLayout, title: str) -> None:
     """Title and explanation, above the names of the heads."""
     title = _label(title, longest=200)
     notes = "each row: how much one token (query) attends to every token (key)"

@@ -19,7 +19,7 @@ from heed.server.repository.folders import BundleFolder, FileStates, find_bundle
 from heed.server.repository.periodic_verification import Recheck
 from heed.server.repository.registry import ModelRegistry, ModelVersion, ServedModel, State
 from heed.server.repository.verification import OutOfMemory, VerifiedModel, load
-from heed.server.requests.limits import Limits
+from heed.server.requests.limits import RequestLimits
 from heed.server.requests.preprocess import Preprocessor
 from heed.server.scheduling.scheduler import Scheduler
 from heed.server.scheduling.workers import Workers
@@ -290,7 +290,7 @@ class ModelRepository:
         metrics = self._metrics.add(labels, workers.threads)
         scheduler = Scheduler(model.graphs.run, verified.warmup.policy, workers, tokens, [metrics])
         metrics.watch(scheduler)
-        preprocessor = Preprocessor(manifest, model.tokenizer, Limits.of(self._settings))
+        preprocessor = Preprocessor(manifest, model.tokenizer, RequestLimits.of(self._settings))
         attentions = Attentions(model, tokens, metrics.statistics)
         return ServedModel(model, scheduler, attentions, preprocessor, metrics)
 

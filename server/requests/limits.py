@@ -9,7 +9,7 @@ from heed.server.settings import Settings
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     max_batch: int = 2**31
     max_text_characters: int = 2**31
 

@@ -25,7 +25,7 @@ from heed.bundle.sequence_packing import (
     unpack_attentions,
 )
 from heed.server.errors import DeadlineExceeded, InvalidArgument
-from heed.server.requests.limits import Limits
+from heed.server.requests.limits import RequestLimits
 from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
 from heed.server.requests.validation import RequestSpec, Shaped, validate
 
@@ -34,7 +34,7 @@ INLINE_CHARACTERS = 4096
 TEXT_CHARACTERS = 32  # that a text counts as, however short it is
 INLINE_VALUES = 2**16  # of the main input
 
-NO_LIMITS = Limits()
+NO_LIMITS = RequestLimits()
 
 
 @dataclass(eq=False)
@@ -79,7 +79,9 @@ def never_cancelled() -> bool:
 class Preprocessor:
     """Validates the requests for one model and makes rows of them. Safe in several threads."""
 
-    def __init__(self, manifest: Manifest, tokenizer: TextTokenizer | None = None, limits: Limits = NO_LIMITS) -> None:
+    def __init__(
+        self, manifest: Manifest, tokenizer: TextTokenizer | None = None, limits: RequestLimits = NO_LIMITS
+    ) -> None:
         """`tokenizer` is needed by a model that takes texts."""
         self._manifest = manifest
         self._tokenizer = tokenizer

@@ -14,7 +14,7 @@ import numpy as np
 from heed.bundle import Manifest
 from heed.bundle.manifest import GraphKind, TensorSpec
 from heed.server.errors import InvalidArgument
-from heed.server.requests.limits import Limits
+from heed.server.requests.limits import RequestLimits
 
 DATATYPES = {"BOOL": np.bool_, "INT64": np.int64, "FP32": np.float32, "BYTES": np.object_}
 
@@ -152,7 +152,7 @@ def check_outputs(manifest: Manifest, requested: Iterable[str], main: str) -> li
 
 
 def validate(
-    manifest: Manifest, limits: Limits, inputs: Mapping[str, Shaped], outputs: Iterable[str] = ()
+    manifest: Manifest, limits: RequestLimits, inputs: Mapping[str, Shaped], outputs: Iterable[str] = ()
 ) -> RequestSpec:
     """
     Args:

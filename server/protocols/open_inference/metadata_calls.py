@@ -97,7 +97,7 @@ def statistics_of(name: str, version: str, seen: Statistics) -> pb.ModelStatisti
     )
 
 
-class ModelCalls:
+class MetadataCalls:
     """The calls that compute nothing."""
 
     def __init__(self, registry: ModelRegistry) -> None:

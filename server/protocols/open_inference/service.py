@@ -16,7 +16,7 @@ from heed.server.engine.model import Model
 from heed.server.errors import Exhausted, reason_of
 from heed.server.protocols.open_inference.classification import put_classes
 from heed.server.protocols.open_inference.headers import HeaderCache
-from heed.server.protocols.open_inference.metadata_calls import ModelCalls
+from heed.server.protocols.open_inference.metadata_calls import MetadataCalls
 from heed.server.protocols.open_inference.repository_calls import RepositoryCalls
 from heed.server.protocols.open_inference.tensors import check_response_size, encode_outputs
 from heed.server.protocols.open_inference.unimplemented import UnimplementedCalls
@@ -77,7 +77,7 @@ def _error_answer(request: pb.ModelInferRequest, error: Exception) -> pb.ModelSt
     return answer
 
 
-class InferenceService(ModelCalls, RepositoryCalls, UnimplementedCalls, GRPCInferenceServiceServicer):
+class InferenceService(MetadataCalls, RepositoryCalls, UnimplementedCalls, GRPCInferenceServiceServicer):
     """Every call of the service; those that compute are here."""
 
     def __init__(
@@ -94,7 +94,7 @@ class InferenceService(ModelCalls, RepositoryCalls, UnimplementedCalls, GRPCInfe
             observers: are called when a request ends.
             concurrency: counts requests on streams.
         """
-        ModelCalls.__init__(self, registry)
+        MetadataCalls.__init__(self, registry)
         RepositoryCalls.__init__(self, repository)
         self._max_message = settings.max_message_mib * 2**20
         self._observers = observers

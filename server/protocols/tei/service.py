@@ -19,7 +19,7 @@ from heed.server.errors import InvalidArgument, Unavailable
 from heed.server.protocols.open_inference.tensors import check_response_size
 from heed.server.protocols.streams import Stream, Streams, Ticket, WeightedSemaphore
 from heed.server.repository.registry import ModelRegistry, ServedModel
-from heed.server.requests.limits import Limits
+from heed.server.requests.limits import RequestLimits
 from heed.server.requests.preprocess import Request
 from heed.server.requests.tokenizer import Side
 from heed.server.scheduling.scheduler import RequestResult
@@ -108,7 +108,7 @@ class TextRequest:
         return self.served.model.manifest
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RequestLimits:
         return self.served.preprocessor.limits
 
     async def compute(
@@ -173,7 +173,7 @@ class TextEndpoint:
             observers: are called when a request ends.
             concurrency: counts requests on streams.
         """
-        self.limits = Limits.of(settings)
+        self.limits = RequestLimits.of(settings)
         self._registry = registry
         self._observers = observers
         self._concurrency = concurrency
