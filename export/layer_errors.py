@@ -51,7 +51,7 @@ def layer_errors(encoder: Encoder, graph: Graph, feeds: Arrays, answers: Arrays,
 
     Args:
         graph: of the bundle.
-        feeds: a graph's inputs for one batch of sequences, see `bundle/packing.py`.
+        feeds: a graph's inputs for one batch of sequences, see `bundle/sequence_packing.py`.
         answers: what the graph of `write_states_graph` computed of them.
     """
     states = _reference_states(encoder, _is_dense(graph), feeds)

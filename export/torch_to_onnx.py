@@ -58,7 +58,7 @@ class PackedEncoder(nn.Module):
         self.encode = encoder.encode_with_attentions if attentions else encoder.encode
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Inputs by the names that `bundle/packing.py` gives them; the outputs are the encoder's, in its order."""
+        """Inputs by the names in `bundle/sequence_packing.py`; the outputs are the encoder's, in its order."""
         layout = Packed(
             slots_BL=inputs["slots"],
             rows_T=inputs["rows"],

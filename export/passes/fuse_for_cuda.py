@@ -21,7 +21,7 @@ from heed.export.passes.outline_attention import ATTENTION_INPUTS
 from heed.export.weights import tensor_array
 
 OPERATORS = "com.microsoft"
-LAYOUT = ("places", "ends")  # see `bundle/packing.py`
+LAYOUT = ("places", "ends")  # see `bundle/sequence_packing.py`
 
 
 def fuse_for_cuda(model: ModelProto) -> ModelProto:

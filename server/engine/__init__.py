@@ -1,8 +1,8 @@
 """A bundle in memory and what computes it.
 
-model.py    one bundle: its graphs, its tokenizer, its contract
-graphs.py   the graphs of one kind, as one function from a batch of rows to answers
-session.py  one graph in one onnxruntime session, on the CPU or with CUDA
-kernels/    heed's own operators for CPUs, in C
-host.py     CPUs and memory that this process may use
+model.py         one bundle: its graphs, its tokenizer, its contract
+graph_runner.py  the graphs of one kind, as one function from a batch of rows to answers
+session.py       one graph in one onnxruntime session, on the CPU or with CUDA
+kernels/         heed's own operators for CPUs, in C
+host.py          CPUs and memory that this process may use
 """

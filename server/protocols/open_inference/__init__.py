@@ -5,7 +5,7 @@ headers.py         names, types, shapes and parameters, validated once for equal
 tensors.py         tensors on the wire to numpy and back
 parameters.py      the parameters that requests may have
 classification.py  Triton's classification extension
-models.py          metadata, configuration, statistics, readiness
-repository.py      load, unload, index
+metadata_calls.py  metadata, configuration, statistics, readiness
+repository_calls.py  load, unload, index
 unimplemented.py   calls of Triton that heed does not have
 """
