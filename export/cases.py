@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
+from heed.bundle.manifest import Limits
 from heed.bundle.sequence_packing import Arrays, Ints
 from heed.model import EncoderConfig
 from heed.model.attention_plan import DENSE_COLUMNS, WHOLE_COLUMNS
@@ -188,23 +189,35 @@ def _image_cases(size: ImagesConfig) -> Iterator[tuple[str, Arrays]]:
     yield "large_batch", images(9)
 
 
-def text_cases(tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """Name, text inputs, and the same as tensors for the reference: pairs, each text alone, all in one batch."""
+def text_cases(tokenizer: Tokenizer, limits: Limits) -> Iterator[tuple[str, Arrays, Arrays]]:
+    """Name, text inputs, and the same as tensors for the reference: pairs, each text alone, all in one batch.
+
+    Those that a server takes: their tokens are not too many, and the model has rows for each and for its type.
+    """
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    yield from _pairs("text_pair", [SHORT_PAIR], tokenizer, max_tokens)
-    texts = [text for text in TEXTS if 0 < len(tokenizer.encode(text).ids) <= max_tokens]
+    yield from _pairs("text_pair", [SHORT_PAIR], tokenizer, limits)
+    texts = [text for text in TEXTS if _fits(tokenizer.encode(text), limits)]
     for name, rows in [(f"text_{number}", [text]) for number, text in enumerate(texts)] + [("texts", texts)]:
         if rows:
             yield name, {"text": np.array(rows)}, _tokenized(tokenizer, rows)
-    yield from _pairs("text_pairs", list(pairwise(TEXTS)), tokenizer, max_tokens)
+    yield from _pairs("text_pairs", list(pairwise(TEXTS)), tokenizer, limits)
+
+
+def _fits(encoding: Encoding, limits: Limits) -> bool:
+    # A model without a table of token types ignores them, as the published ones do.
+    return (
+        0 < len(encoding.ids) <= limits.text_length
+        and max(encoding.ids) < limits.vocabulary
+        and (not limits.token_types or max(encoding.type_ids) < limits.token_types)
+    )
 
 
 def _pairs(
-    name: str, pairs: list[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int
+    name: str, pairs: list[tuple[str, str]], tokenizer: Tokenizer, limits: Limits
 ) -> Iterator[tuple[str, Arrays, Arrays]]:
     """One case with the pairs that the model takes, if it takes any."""
-    taken = [pair for pair in pairs if 0 < len(tokenizer.encode(*pair).ids) <= max_tokens]
+    taken = [pair for pair in pairs if _fits(tokenizer.encode(*pair), limits)]
     if taken:
         first, second = zip(*taken, strict=True)
         yield name, {"text": np.array(first), "text_pair": np.array(second)}, _tokenized(tokenizer, taken)

@@ -32,6 +32,7 @@ def make_manifest(checkpoint: Checkpoint, name: str, graphs: list[Graph], source
         position_rule=position_rule(config),
         aligned=config.aligned,
         first_tokens_global=config.first_tokens_global,
+        first_token="real" if config.reads_first_real else "column",
         labels=labels(config),
         unit_length=unit_length(config),
         prompts=dict(checkpoint.prompts.texts) if checkpoint.tokenizer else {},
@@ -165,10 +166,11 @@ def _head_outputs(config: EncoderConfig) -> list[TensorSpec]:
     head = config.head
     if isinstance(head, PoolingConfig):
         unit = ", scaled to length 1" if head.unit_length else ""
-        text = f"{head.mode} of the tokens{unit}"
+        cut = f", its first {head.dimensions} values" if head.dimensions else ""
+        text = f"{' and '.join(head.modes)} of the tokens{unit}{cut}"
         shape = [B, head.width(config.width)]
         specs = [TensorSpec(name="sentence_embedding", datatype="FP32", shape=shape, help=text)]
-        if head.unit_length:
+        if head.gives_unit_length:
             text = "on request: the same before it is scaled"
             specs.append(TensorSpec(name="unnormalized_embedding", datatype="FP32", shape=shape, help=text))
         return specs
@@ -208,7 +210,7 @@ def labels(config: EncoderConfig) -> list[str]:
 
 def unit_length(config: EncoderConfig) -> bool | None:
     """Whether embeddings are scaled to length 1; None if there are none."""
-    return config.head.unit_length if isinstance(config.head, PoolingConfig) else None
+    return config.head.gives_unit_length if isinstance(config.head, PoolingConfig) else None
 
 
 def gives_attentions(config: EncoderConfig) -> bool:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +10,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from heed.bundle.contract import START_TOKENS, Case
-from heed.bundle.sequence_packing import Arrays, Ints
+from heed.bundle.sequence_packing import Arrays
 from heed.export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
-from heed.export.manifest import gives_attentions
+from heed.export.manifest import gives_attentions, limits
 from heed.model import Checkpoint, CheckpointError, Encoder
 from heed.model.config import LabelsConfig
 
@@ -89,14 +88,26 @@ class Reference:
         return {"labels": labels}
 
 
-def _tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """
+    Raises:
+        CheckpointError: it cannot be read, or is not this model's.
+    """
+    path, vocabulary = checkpoint.tokenizer, checkpoint.encoder.config.vocabulary
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(checkpoint.tokenizer_json())
     except Exception as error:  # tokenizers raises the bare class
         raise CheckpointError(f"{path} is not a tokenizer: {error}") from None
-    last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    own = tokenizer.get_vocab(with_added_tokens=False)
+    last = max(own.values(), default=-1)
     if last >= vocabulary:
         raise CheckpointError(f"{path} gives ids up to {last}, the model's vocabulary ends at {vocabulary - 1}")
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    if own.keys() <= added:
+        raise CheckpointError(
+            f"{path} is a tokenizer without a vocabulary: it has the special tokens {', '.join(sorted(added))} and no "
+            "others, so that every text would be the same to the model; make it anew from the publisher's files"
+        )
     return tokenizer
 
 
@@ -105,20 +116,14 @@ def _requests(checkpoint: Checkpoint) -> list[tuple[str, Arrays, Arrays]]:
     config = checkpoint.encoder.config
     requests = [(name, inputs, inputs) for name, inputs in tensor_cases(config)]
     if checkpoint.tokenizer:
-        tokenizer = _tokenizer(checkpoint.tokenizer, config.vocabulary)
-        for name, texts, tensors in text_cases(tokenizer, checkpoint.max_text_length or config.max_length):
-            _check_types(checkpoint, tensors["token_type_ids"])
-            requests.append((name, texts, tensors))
+        cases = [*text_cases(_tokenizer(checkpoint), limits(checkpoint))]
+        if not cases:
+            raise CheckpointError(
+                f"{checkpoint.tokenizer} has tokens or token types in every text that the model has no rows for: "
+                f"its vocabulary ends at {config.vocabulary - 1}, its token types at {config.token_types - 1}"
+            )
+        requests += cases
     return requests
-
-
-def _check_types(checkpoint: Checkpoint, types: Ints) -> None:
-    """A model without a table of token types ignores them, as the published ones do."""
-    size = checkpoint.encoder.config.token_types
-    if size and types.max() >= size:
-        raise CheckpointError(
-            f"{checkpoint.tokenizer} gives token types up to {types.max()}, the model's table ends at {size - 1}"
-        )
 
 
 def make_contract(checkpoint: Checkpoint) -> list[Case]:

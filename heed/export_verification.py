@@ -77,7 +77,7 @@ def explain(folder: Path, checkpoint: Checkpoint, finding: Finding) -> str:
     case = next(case for case in read_contract(folder) if finding.case in (case.name, f"{case.name} with attentions"))
     sequences = model.preprocessor.preprocess(case.inputs).rows
     graph = _graph_for(sequences, model.manifest, precision)
-    feeds = pack(sequences, model.manifest.aligned)
+    feeds = pack(sequences, model.manifest.aligned, first_real=model.manifest.first_token == "real")
     budget = BUDGETS[precision, CUDA if precision == "fp16" else CPU].vectors
     with TemporaryDirectory() as scratch:
         path = write_states_graph(checkpoint.encoder, graph, Path(scratch))

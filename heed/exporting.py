@@ -1,7 +1,6 @@
 """Exporting from Python: what `heed export` does, for checkpoint folders and for models of one's own."""
 
 import importlib
-import shutil
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -108,7 +107,7 @@ def _write_bundle(
     graphs = plan_graphs(checkpoint.encoder, precisions, unprovable(), float32_layers)
     write_graphs(checkpoint.encoder, graphs, folder)
     if checkpoint.tokenizer:
-        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+        (folder / TOKENIZER).write_bytes(checkpoint.tokenizer_json())
     manifest = make_manifest(checkpoint, name, graphs, source_digests(model, checkpoint))
     write_manifest(folder, manifest)
     write_digests(folder)

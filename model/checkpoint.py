@@ -1,7 +1,8 @@
 """Loads published checkpoints: folders in the Hugging Face layout, sentence-transformers folders included."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from heed.model.checkpoint_files import INDEX, CheckpointError, read_json, read_
 from heed.model.encoder import Encoder
 from heed.model.families import FAMILIES, Family, Head
 from heed.model.pooling import PoolingConfig
-from heed.model.sentence_transformers_folder import Prompts, read_sentence_folder, text_limit
+from heed.model.sentence_transformers_folder import Prompts, SentenceFolder, read_sentence_folder
+from heed.model.tokenizer_files import read_tokenizer
 
 LONGEST = 2**17  # what a config may say of any size without a weight of that size: rotary positions have none
 DEEPEST = 1000  # layers that are made whatever the weights are
@@ -28,9 +30,18 @@ class Checkpoint:
     encoder: Encoder  # float32, in evaluation mode
     family: str = "own"
     tokenizer: Path | None = None  # tokenizer.json
+    tokenizer_changes: Mapping[str, Any] = field(default_factory=dict)  # the parts of it that count otherwise
     max_text_length: int = 0  # tokens of one text, special tokens included; 0: as many as the model takes
     files: tuple[Path, ...] = ()  # all that was read
     prompts: Prompts = Prompts()
+    notes: tuple[str, ...] = ()  # what of the folder is not in the model, or not as its config says: for people
+
+    def tokenizer_json(self) -> bytes:
+        """The tokenizer that is served, as the `tokenizers` library reads it; for a model that has one."""
+        assert self.tokenizer
+        if not self.tokenizer_changes:
+            return self.tokenizer.read_bytes()
+        return json.dumps(read_json(self.tokenizer) | dict(self.tokenizer_changes), ensure_ascii=False).encode()
 
 
 def load_checkpoint(folder: Path | str) -> Checkpoint:
@@ -48,18 +59,24 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     family = _family(raw)
     weights = weight_files(inner)
     encoder = _unweighted(family, raw, outer.pooling, read_shapes(weights))
-    dense = [weight_files(path) for path in outer.dense]
-    _assign(encoder, chain(_of_family(family, family.head(raw.get("architectures")), weights), _of_dense(dense)))
-    limit, limits = text_limit(inner)
-    tokenizer = _tokenizer(inner)
-    settings = [inner / "config.json", inner / INDEX, inner / "tokenizer.json", *limits]
+    head = family.head(raw.get("architectures"))
+    layers = {number: weight_files(path) for number, path in outer.weighted.items()}
+    own = _of_family(family, head, weights)
+    if outer.pooling:  # in place of the head
+        own = (weight for weight in own if not weight.name.startswith("head."))
+    _assign(encoder, chain(own, _of_layers(layers)))
+    tokenizer = read_tokenizer(inner, raw, outer.texts.lower_case)
+    settings = [inner / "config.json", inner / INDEX, *(tokenizer.files if tokenizer else ())]
+    files = (*outer.files, *(path for path in settings if path.exists()), *weights, *chain(*layers.values()))
     return Checkpoint(
         encoder=encoder.eval().requires_grad_(False),
         family=family.name,
-        tokenizer=tokenizer,
-        max_text_length=int(min(limit, encoder.config.max_length)),
-        files=(*outer.files, *(path for path in settings if path.exists()), *weights, *chain(*dense)),
+        tokenizer=tokenizer.path if tokenizer else None,
+        tokenizer_changes=tokenizer.changes if tokenizer else {},
+        max_text_length=int(min(outer.texts.tokens, encoder.config.max_length)),
+        files=tuple(dict.fromkeys(files)),
         prompts=outer.prompts,
+        notes=(*outer.notes, *_head_note(outer, head), *(tokenizer.notes if tokenizer else ())),
     )
 
 
@@ -112,11 +129,18 @@ def _of_family(family: Family, head: Head | None, files: list[Path]) -> Iterator
             yield Weight(published, name, tensor)
 
 
-def _of_dense(files: list[list[Path]]) -> Iterator[Weight]:
-    """Those of the dense layers behind the pooling."""
-    for number, each in enumerate(files):
+def _of_layers(files: Mapping[int, list[Path]]) -> Iterator[Weight]:
+    """Those of the layers behind the pooling, by their numbers."""
+    for number, each in files.items():
         for published, tensor in read_weights(each):
-            yield Weight(f"{each[0].parent.name}/{published}", f"head.dense.{number}.{published}", tensor)
+            name = f"head.layers.{number}.{published.removeprefix('norm.')}"
+            yield Weight(f"{each[0].parent.name}/{published}", name, tensor)
+
+
+def _head_note(outer: SentenceFolder, head: Head | None) -> list[str]:
+    return ["left out: the head of config.json's architectures, because modules.json pools"] * bool(
+        outer.pooling and head
+    )
 
 
 def _assign(encoder: Encoder, weights: Iterable[Weight]) -> None:
@@ -147,16 +171,3 @@ def _check(weight: Weight, expected: Tensor) -> None:
     # Of a type that can be asked; `isfinite` of all numbers would take as much memory again.
     if tensor.numel() and not torch.isfinite(torch.stack(tensor.float().aminmax())).all():
         raise CheckpointError(f"weight {weight.published} holds NaN or infinity")
-
-
-def _tokenizer(folder: Path) -> Path | None:
-    path = folder / "tokenizer.json"
-    if path.exists():
-        return path
-    for name in ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"):
-        if (folder / name).exists():
-            raise CheckpointError(
-                f"{folder} has {name} but no tokenizer.json; "
-                "make one with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
-    return None

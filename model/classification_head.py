@@ -24,7 +24,7 @@ class LabelsConfig:
 
     names: tuple[str, ...]  # C of them
     per: Literal["sequence", "token"]
-    pooling: Literal["cls", "mean", "max"] = "cls"  # of a sequence
+    pooling: Literal["cls", "mean", "max"] = "cls"  # of a sequence; cls: column 0, whether it is real or not
     hidden: Activation | None = None  # the activation of the hidden layer; None: there is no such layer
     hidden_bias: bool = True
     hidden_norm: NormConfig | None = None  # after the activation
@@ -35,7 +35,8 @@ class LabelsConfig:
             raise ValueError(f"labels must have names of their own, got {self.names!r}")
         if self.per not in ("sequence", "token"):
             raise ValueError(f"labels are per sequence or per token, not per {self.per!r}")
-        PoolingConfig(self.pooling, False)  # checks it
+        if self.pooling not in ("cls", "mean", "max"):
+            raise ValueError(f"pooling mode {self.pooling!r} is none of cls, mean, max")
         if self.hidden is not None:
             check_activation(self.hidden)
 
@@ -48,17 +49,16 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, config: LabelsConfig, width: int) -> None:
         super().__init__()
-        self.pooling = (
-            PoolingConfig(config.pooling, unit_length=False).build(width) if config.per == "sequence" else None
-        )
+        self.config = config
+        self.pooling = PoolingConfig(config.pooling, unit_length=False).build(width)
         self.hidden = nn.Linear(width, width, bias=config.hidden_bias) if config.hidden else None
         self.activation = ACTIVATIONS[config.hidden]() if config.hidden else None
         self.norm = config.hidden_norm.build(width) if config.hidden_norm else None
         self.out = nn.Linear(width, len(config.names), bias=config.bias)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        if self.pooling is not None:
-            x = self.pooling(x, layout)
+        if self.config.per == "sequence":
+            x = layout.first(x) if self.config.pooling == "cls" else self.pooling(x, layout)
         for layer in (self.hidden, self.activation, self.norm):
             if layer is not None:
                 x = layer(x)

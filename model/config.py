@@ -174,9 +174,14 @@ class EncoderConfig:
     @property
     def reads_first(self) -> bool:
         """Whether the head reads nothing but the first token of each row."""
-        head = self.head
-        pooling = head.pooling if isinstance(head, LabelsConfig) and head.per == "sequence" else None
-        return (head.mode if isinstance(head, PoolingConfig) else pooling) == "cls"
+        return self.reads_first_real or (
+            isinstance(self.head, LabelsConfig) and self.head.per == "sequence" and self.head.pooling == "cls"
+        )
+
+    @property
+    def reads_first_real(self) -> bool:
+        """Whether that is the first real token, and not that of column 0 whether it is real or not."""
+        return isinstance(self.head, PoolingConfig) and self.head.modes == ("cls",)
 
     @property
     def plain(self) -> bool:

@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         """The names of what `encode` returns, in order."""
         head = self.config.head
         of_head = [self.head_output] if head else []
-        if isinstance(head, PoolingConfig) and head.unit_length:
+        if isinstance(head, PoolingConfig) and head.gives_unit_length:
             of_head.append("unnormalized_embedding")
         return ["last_hidden_state", *of_head]
 

@@ -69,7 +69,15 @@ class Layout(Protocol):
         """Those of all tokens that somebody asks for, once the last layer has attended to all."""
 
     def first(self, kept: Tensor) -> Tensor:
-        """Column 0 of every row, `[B, D]`: it is always among them."""
+        """Column 0 of every row, whether it is real or not, `[B, D]`: it is among those of a head that reads it."""
+
+    def first_real(self, kept: Tensor) -> Tensor:
+        """The first real token of every row, `[B, D]`: the same."""
+
+
+def token_in(x_BLD: Tensor, column_B1: Tensor) -> Tensor:
+    """The vector in one column of each row, `[B, D]`."""
+    return x_BLD.gather(1, column_B1[:, :, None].expand(-1, -1, x_BLD.shape[-1]))[:, 0]
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,9 @@ class Padded:
     def first(self, kept: Tensor) -> Tensor:
         return kept[:, 0]
 
+    def first_real(self, kept: Tensor) -> Tensor:
+        return token_in(kept, self.real_BL.long().argmax(1, keepdim=True))
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -105,8 +116,8 @@ class Packed:
     that what is computed there stays finite if the row is, and never reads a neighbour.
     `rows_T` and `columns_T` hold the slot of each token.
     `real_BL` is True where the slot holds a real token. Every row has one.
-    `kept_K` holds the tokens that somebody asks for, and `first_B` where each row's first one is among them; without
-    them all tokens are asked for.
+    `kept_K` holds the tokens that somebody asks for, and `first_B` where each row's first one is among them, that of
+    column 0 or the first real one, as the head reads it; without them all tokens are asked for.
     """
 
     slots_BL: Tensor
@@ -140,3 +151,8 @@ class Packed:
 
     def first(self, kept: Tensor) -> Tensor:
         return embedding(self.slots_BL[:, 0] if self.first_B is None else self.first_B, kept)
+
+    def first_real(self, kept: Tensor) -> Tensor:
+        if self.first_B is not None:
+            return embedding(self.first_B, kept)
+        return embedding(self.slots_BL.gather(1, self.real_BL.long().argmax(1, keepdim=True))[:, 0], kept)

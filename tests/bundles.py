@@ -120,7 +120,7 @@ def _model_parts(model: Encoder | Checkpoint) -> Iterator[bytes]:
     assert "<lambda>" not in config, "the code of a function without a name would be missing from the key"
     yield re.sub(r" at 0x[0-9a-f]+", "", config).encode()  # of a function, its name stays
     yield repr((checkpoint.family, checkpoint.max_text_length, checkpoint.prompts)).encode()
-    yield checkpoint.tokenizer.read_bytes() if checkpoint.tokenizer else b""
+    yield checkpoint.tokenizer_json() if checkpoint.tokenizer else b""
     for tensors in (encoder.named_parameters(), encoder.named_buffers()):
         for tensor_name, tensor in tensors:
             yield f"{tensor_name} {tensor.dtype} {list(tensor.shape)}".encode()

@@ -131,6 +131,9 @@ class Manifest(_Part):
     # attention is its column; if not, there are as many slots as tokens.
     aligned: bool = False
     first_tokens_global: int = Field(0, ge=0)  # the global tokens where a request has no global_attention_mask
+    # Which token of a row the graphs read as its first: that of column 0, whether it is real or not, or the first real
+    # one.
+    first_token: Literal["column", "real"] = "column"
     labels: list[str] = []  # their names, in the order of the logits
     # Whether sentence_embedding is scaled to length 1. None: there is none, or the bundle is older than this field.
     unit_length: bool | None = None

@@ -133,7 +133,9 @@ def cut_into_patches(pixels_BCHW: Floats, patch: int) -> Floats:
     return np.concatenate([np.zeros_like(features[:, :1]), features], axis=1)
 
 
-def pack(batch: Sequence[TokenSequence], aligned: bool = False, every_token: bool = True) -> Arrays:
+def pack(
+    batch: Sequence[TokenSequence], aligned: bool = False, every_token: bool = True, first_real: bool = False
+) -> Arrays:
     """The graph's inputs for a padding-free batch: `[T]` and `[T, F]` arrays, and the layout of the tokens (see
     `model/layout.py`).
 
@@ -142,6 +144,7 @@ def pack(batch: Sequence[TokenSequence], aligned: bool = False, every_token: boo
 
     Args:
         every_token: whether the answers of each token are requested, or only those of whole sequences.
+        first_real: whether `first` is each row's first real token, and not that of its first column.
     """
     lengths = np.array([len(sequence) for sequence in batch])
     starts = lengths.cumsum() - lengths
@@ -156,10 +159,11 @@ def pack(batch: Sequence[TokenSequence], aligned: bool = False, every_token: boo
     real_BL[rows_T, columns_T] = np.concatenate([sequence.real for sequence in batch])
     tokens = {name: np.concatenate([sequence.tokens[name] for sequence in batch]) for name in batch[0].tokens}
     layout = {"slots": slots_BL, "rows": rows_T, "columns": columns_T, "real": real_BL}
+    firsts = starts + np.array([sequence.real.argmax() for sequence in batch]) if first_real else starts
     if every_token:
-        layout |= {"kept": numbers_T, "first": starts}
+        layout |= {"kept": numbers_T, "first": firsts}
     else:
-        layout |= {"kept": np.resize(starts, max(LEAST_KEPT, len(starts))), "first": np.arange(len(starts))}
+        layout |= {"kept": np.resize(firsts, max(LEAST_KEPT, len(firsts))), "first": np.arange(len(firsts))}
     if batch[0].adjacency is None and batch[0].is_global is None:
         return tokens | layout
     slots_of = [sequence.slots(aligned) for sequence in batch]

@@ -260,19 +260,15 @@ class Family:
         """Translates a `config.json`.
 
         Args:
-            pooling: what a sentence-transformers folder puts on the encoder.
+            pooling: what a sentence-transformers folder puts on the encoder, in place of a head of its own.
 
         Raises:
             ValueError: a key is missing, unknown or has a value that this package does not compute.
         """
         settings = self.keys.read(config)
         head = self.head(settings["architectures"])
-        if head is None:
+        if head is None or pooling is not None:
             return self.encoder(settings, pooling)
-        if pooling is not None:
-            names = settings["architectures"]
-            name = names[0] if isinstance(names, list) else names
-            raise ValueError(f"config.json: architecture {name} has a head of its own, but modules.json pools")
         return self.encoder(settings, head.labels(settings, label_names(settings)))
 
     def translate(self, published: str, tensor: Tensor, head: Head | None) -> Iterator[tuple[str, Tensor]]:

@@ -34,7 +34,7 @@ class Graphs:
             DeviceError: the device is not usable.
         """
         self._folder, self._kernels = folder, kernels
-        self._aligned = manifest.aligned
+        self._aligned, self._first_real = manifest.aligned, manifest.first_token == "real"
         self._per_token = {spec.name for spec in manifest.outputs if spec.shape[:2] == [-1, -1]}
         *others, last = manifest.graphs_of(precision, kind)
         self.session = self._open(last, device)  # for all rows; the others are on its device
@@ -117,7 +117,7 @@ class Graphs:
 
     def _run(self, session: Session, number: int, rows: list[TokenSequence], outputs: Collection[str]) -> list[Answer]:
         every_token = not outputs or not self._per_token.isdisjoint(outputs)
-        feeds = pack(rows, self._aligned, every_token)
+        feeds = pack(rows, self._aligned, every_token, self._first_real)
         if self._graphs[number].fused:
             feeds |= by_length(feeds)
         computed = session.run(feeds, outputs)

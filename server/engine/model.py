@@ -74,9 +74,9 @@ class Model:
         if not self.manifest.takes_text:
             return None
         tokenizer = TextTokenizer(self.folder / TOKENIZER, self.manifest.limits.text_length)
-        if tokenizer.vocabulary > self.manifest.limits.vocabulary:
+        if tokenizer.own_vocabulary > self.manifest.limits.vocabulary:
             raise BundleError(
-                f"{TOKENIZER} gives ids up to {tokenizer.vocabulary - 1}, "
+                f"{TOKENIZER} gives ids up to {tokenizer.own_vocabulary - 1}, "
                 f"the model's vocabulary ends at {self.manifest.limits.vocabulary - 1}"
             )
         return tokenizer

@@ -222,13 +222,27 @@ class Preprocessor:
             where = f"input text[{index}]" + " with its pair" * (pair is not None)
             tokens = self._tokenizer.encode(text, pair, truncate, where)
             tokenized.append(tokens)
-            rows.append(self.make_row(self._ids(tokens)))
+            rows.append(self.make_row(self._text_tokens(tokens, where)))
         return Request(spec, rows, max(map(len, tokenized)), self._manifest.labels, tokenized)
 
-    def _ids(self, tokens: TokenizedText) -> Arrays:
-        if self._manifest.limits.token_types:
-            return {"input_ids": tokens.input_ids, "token_type_ids": tokens.token_type_ids}
-        return {"input_ids": tokens.input_ids}
+    def _text_tokens(self, text: TokenizedText, where: str) -> Arrays:
+        """Those of one text, `[t]`; a tokenizer may have more tokens and types than the model has rows for."""
+        limits = self._manifest.limits
+        tokens = {"input_ids": text.input_ids}
+        if not _fits(text.input_ids, limits.vocabulary):
+            outside = int((text.input_ids >= limits.vocabulary).argmax())
+            raise InvalidArgument(
+                f"{where} has the token {text.words[outside]!r}, whose id {text.input_ids[outside]} is outside the "
+                f"vocabulary of 0 to {limits.vocabulary - 1}"
+            )
+        if limits.token_types:
+            tokens["token_type_ids"] = text.token_type_ids
+            if not _fits(text.token_type_ids, limits.token_types):
+                raise InvalidArgument(
+                    f"{where} has tokens of type {text.token_type_ids.max()}, outside the token types of 0 to "
+                    f"{limits.token_types - 1}; send the text without a pair"
+                )
+        return tokens
 
 
 def _is_large(spec: RequestSpec, inputs: Arrays) -> bool:

@@ -92,6 +92,11 @@ class TextTokenizer:
         """One more than the largest token id it can give."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    @cached_property
+    def own_vocabulary(self) -> int:
+        """The same without the tokens that somebody added to those of its model."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+
     def encode(self, text: str, pair: str | None, truncate: Side | None, where: str) -> TokenizedText:
         """
         Args:

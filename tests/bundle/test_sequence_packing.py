@@ -140,6 +140,9 @@ def test_where_only_rows_are_asked_for_their_first_tokens_are_kept() -> None:
     both, every = pack([first, second], every_token=False), pack([first, second])
     assert (both.pop("kept").tolist(), both.pop("first").tolist()) == ([0, 3], [0, 1])
     assert plain(both) == plain({name: array for name, array in every.items() if name in both})
+    real = pack([first, second], every_token=False, first_real=True)  # the second's masked column 0 is passed over
+    assert (real["kept"].tolist(), real["first"].tolist()) == ([0, 4], [0, 1])
+    assert pack([first, second], first_real=True)["first"].tolist() == [0, 4]
     lone = pack([second], every_token=False)  # twice: a product of one row may have other bits
     assert (lone["kept"].tolist(), lone["first"].tolist()) == ([0, 0], [0])
 

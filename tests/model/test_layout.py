@@ -4,7 +4,7 @@ Letters: B batch, L length, D width.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ from heed.model.softmax import hardmax
 from tests.model.support import with_random_weights
 
 RULES: list[RuleKind] = ["column", "counted", "stripped"]
-POOLINGS: list[PoolingMode] = ["mean", "cls", "max"]
+POOLINGS: list[PoolingMode | tuple[PoolingMode, ...]] = [*get_args(PoolingMode), ("cls", "mean", "lasttoken")]
 LONGEST = 40
 
 
@@ -94,7 +94,10 @@ def packed_answer(
         )
         for row in range(len(request["attention_mask"]))
     ]
-    feeds = {name: torch.from_numpy(array) for name, array in pack(members, config.aligned, every_token).items()}
+    feeds = {
+        name: torch.from_numpy(array)
+        for name, array in pack(members, config.aligned, every_token, config.reads_first_real).items()
+    }
     layout = Packed(
         feeds["slots"],
         feeds["rows"],
@@ -152,8 +155,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("seed", range(8))
-def test_both_forms_give_the_same_answers(rule: RuleKind, pooling: PoolingMode, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_both_forms_give_the_same_answers(
+    rule: RuleKind, pooling: PoolingMode | tuple[PoolingMode, ...], seed: int
+) -> None:
     encoder = make_encoder(rule, head=PoolingConfig(pooling, unit_length=True))
     generator = np.random.default_rng(seed)
     request = random_request(encoder, int(generator.integers(1, 9)), int(generator.integers(1, 39)), seed)
