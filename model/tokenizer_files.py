@@ -27,7 +27,7 @@ CLASSES = {
 AS_IT_IS = frozenset({"modernbert"})  # whatever class the folder names
 WORDPIECE = frozenset({"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"})
 BYTE_LEVEL = frozenset({"RobertaTokenizer", "LongformerTokenizer"})
-# The special tokens of a class that tokenizer_config.json does not name.
+# The special tokens of a class, where tokenizer_config.json names no others.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BERT_TOKENS = {
     "unk_token": "[UNK]",
@@ -83,7 +83,10 @@ def read_tokenizer(folder: Path, config: Json, lower_case: bool) -> TokenizerFil
     read = [each for each in (path, folder / SETTINGS) if each.exists()]
     tokenizer = read_json(path)
     settings = read_json(folder / SETTINGS) if len(read) > 1 else {}
-    changes = dict(_changes(tokenizer, settings, _class_name(config, settings)))
+    try:
+        changes = dict(_changes(tokenizer, settings, _class_name(config, settings)))
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path}, or {SETTINGS} beside it, is not a tokenizer's: {error!r}") from None
     notes = [_note(part, tokenizer.get(part), value) for part, value in changes.items() if part != "added_tokens"]
     normalizer = changes.get("normalizer", tokenizer.get("normalizer"))
     if lower_case and not _lowers(normalizer):
@@ -194,7 +197,7 @@ def _added_tokens(tokenizer: Json, settings: Json, tokens: Json) -> list[Json]:
     ]
     for token in said:
         text = _text(token)
-        if text in listed or (text not in ids and token in DEFAULT_TEXTS):
+        if text in listed:
             continue
         listed.add(text)
         number = ids.setdefault(text, max(ids.values(), default=-1) + 1)
@@ -202,9 +205,6 @@ def _added_tokens(tokenizer: Json, settings: Json, tokens: Json) -> list[Json]:
         own = {key: token[key] for key in flags if key in token} if isinstance(token, dict) else {}
         added.append({"id": number, "content": text} | flags | own)
     return added
-
-
-DEFAULT_TEXTS = [text for tokens in DEFAULT_TOKENS.values() for text in tokens.values()]
 
 
 def _ids(tokenizer: Json) -> dict[str, int]:

@@ -118,7 +118,5 @@ def test_prompts_whose_tokens_are_not_pooled_are_left_out(tmp_path: Path) -> Non
     assert checkpoint.prompts == Prompts({"document": "", "passage": ""})
     assert checkpoint.notes == ("left out: the prompts query, because 1_Pooling does not pool their tokens",)
     folders.write(settings, default_prompt_name="query")
-    with pytest.raises(
-        CheckpointError, match="include_prompt=false is not supported beside the default"
-    ):
+    with pytest.raises(CheckpointError, match="include_prompt=false is not supported beside the default"):
         load_checkpoint(tmp_path)

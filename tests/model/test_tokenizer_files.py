@@ -1,0 +1,176 @@
+"""Tokenizers whose files say different things, read as `transformers`' AutoTokenizer reads them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from heed.model import CheckpointError
+from heed.model.checkpoint import Checkpoint
+from heed.model.tokenizer_files import read_tokenizer
+from tests.tokenizers import save_byte_bpe, save_unigram, save_wordpiece
+
+TEXTS = [
+    "",
+    "The Quick Brown Fox saw the saw.",
+    "  naïve CAFÉS, Ελληνικά:   東京 & 🦊  ",
+    "fox[MASK]fox <mask>fox, [CLS] <s>and</s> [SEP]",
+    "İstanbul ẞ ΣΊΣΥΦΟΣ e\u0301 versus é, don't, U.S.A. 3.14",
+    "a new word: saw<new>fox NEWWORD newword",
+    "tab\tand\nline \u200b\ufeff\x00 end",
+]
+PAIRS = [("the fox", "saw it"), ("é", "É")]
+Edit = Callable[[dict[str, Any]], object]
+
+
+def same(tokenizer: dict[str, Any]) -> None:
+    pass
+
+
+def part(name: str, **changes: Any) -> Edit:
+    return lambda tokenizer: tokenizer[name].update(changes)
+
+
+def without(*names: str) -> Edit:
+    return lambda tokenizer: tokenizer.update(dict.fromkeys(names))
+
+
+def unlisted(tokenizer: dict[str, Any]) -> None:
+    """No token is marked as added, though they are in the vocabulary."""
+    tokenizer["added_tokens"] = []
+
+
+NEW = {
+    "content": "<new>",
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": False,
+}
+WORD = NEW | {"content": "newword", "normalized": True}
+
+# The model_type, what tokenizer.json has, and what tokenizer_config.json says; None: there is none.
+WORDPIECES: dict[str, tuple[str, Edit, dict[str, Any] | None]] = {
+    "nothing but tokenizer.json": ("bert", same, None),
+    "lower case in the settings alone": (
+        "bert", part("normalizer", lowercase=False), {"do_lower_case": True, "tokenizer_class": "BertTokenizer"},
+    ),
+    "lower case in tokenizer.json alone": (
+        "bert", same, {"do_lower_case": False, "tokenizer_class": "BertTokenizerFast"},
+    ),
+    "lower case by default": ("electra", part("normalizer", lowercase=False), {}),
+    "no class": ("distilbert", part("normalizer", lowercase=False), {"do_lower_case": False}),
+    "another class": (
+        "bert", part("normalizer", lowercase=False),
+        {"do_lower_case": True, "tokenizer_class": "PreTrainedTokenizerFast"},
+    ),
+    "accents": ("bert", same, {"strip_accents": False, "tokenizer_class": "BertTokenizer"}),
+    "Chinese": ("bert", same, {"tokenize_chinese_chars": False, "tokenizer_class": "DistilBertTokenizer"}),
+    "no normalizer": ("bert", without("normalizer", "pre_tokenizer"), {"do_lower_case": False}),
+    "no template": ("bert", without("post_processor"), None),
+    "one type": ("bert", lambda it: it["post_processor"]["pair"][3]["Sequence"].update(type_id=0), None),
+    "special tokens that are not listed": ("bert", unlisted, None),
+    "an added token": ("bert", same, {"added_tokens_decoder": {"900": NEW, "901": WORD}}),
+    "an added token of another class": (
+        "bert", same, {"added_tokens_decoder": {"900": NEW}, "tokenizer_class": "PreTrainedTokenizerFast"},
+    ),
+    "extra special tokens": ("bert", same, {"additional_special_tokens": ["<new>", "fox"]}),
+    "a special token of its own": ("bert", same, {"mask_token": "<mask>", "pad_token": "[PAD]"}),
+    "modernbert": ("modernbert", part("normalizer", lowercase=False), {"tokenizer_class": "BertTokenizer"}),
+}  # fmt: skip
+BYTE_LEVELS: dict[str, tuple[str, Edit, dict[str, Any] | None]] = {
+    "RoBERTa": ("roberta", same, None),
+    "a space before": ("roberta", same, {"add_prefix_space": True, "tokenizer_class": "RobertaTokenizer"}),
+    "no space before": ("longformer", part("pre_tokenizer", add_prefix_space=True), {}),
+    "a normalizer": ("roberta", lambda it: it.update(normalizer={"type": "Lowercase"}), None),
+    "kept as it is": (
+        "roberta", lambda it: it.update(normalizer={"type": "Lowercase"}), {"tokenizer_class": "PreTrainedTokenizerFast"},
+    ),
+}  # fmt: skip
+SAVED: list[tuple[Callable[[Path], int], str, tuple[str, Edit, dict[str, Any] | None]]] = [
+    *((save_wordpiece, name, case) for name, case in WORDPIECES.items()),
+    *((save_byte_bpe, name, case) for name, case in BYTE_LEVELS.items()),
+]
+
+
+def saved(folder: Path, save: Callable[[Path], int], case: tuple[str, Edit, dict[str, Any] | None]) -> dict[str, Any]:
+    """Returns what config.json says."""
+    save(folder)
+    model_type, edit, settings = case
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    edit(tokenizer)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = {"model_type": model_type}
+    (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def served(folder: Path, config: dict[str, Any], lower_case: bool = False) -> Tokenizer:
+    found = read_tokenizer(folder, config, lower_case)
+    assert found
+    checkpoint = Checkpoint(None, tokenizer=found.path, tokenizer_changes=found.changes)  # type: ignore[arg-type]
+    return Tokenizer.from_buffer(checkpoint.tokenizer_json())
+
+
+@pytest.mark.parametrize(("save", "case"), [pytest.param(save, case, id=name) for save, name, case in SAVED])
+def test_what_is_served_is_what_auto_tokenizer_gives(
+    tmp_path: Path, save: Callable[[Path], int], case: tuple[str, Edit, dict[str, Any] | None]
+) -> None:
+    import transformers
+
+    tokenizer = served(tmp_path, saved(tmp_path, save, case))
+    expected = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert tokenizer.encode(text).tokens == expected.convert_ids_to_tokens(expected(text)["input_ids"])
+        assert tokenizer.encode(text).ids == expected(text)["input_ids"]
+    for pair in PAIRS:
+        right = expected(*pair, return_token_type_ids=True)
+        encoding = tokenizer.encode(*pair)
+        assert (encoding.ids, encoding.type_ids) == (right["input_ids"], right["token_type_ids"])
+
+
+def test_a_tokenizer_that_is_not_changed_is_served_byte_by_byte(tmp_path: Path) -> None:
+    config = saved(tmp_path, save_wordpiece, ("bert", same, {"do_lower_case": True, "model_max_length": 40}))
+    found = read_tokenizer(tmp_path, config, lower_case=True)
+    assert found
+    assert (found.changes, found.notes) == ({}, ())
+    assert [path.name for path in found.files] == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_a_contradiction_is_told_with_both_files(tmp_path: Path) -> None:
+    case = WORDPIECES["lower case in tokenizer.json alone"]
+    found = read_tokenizer(tmp_path, saved(tmp_path, save_wordpiece, case), lower_case=False)
+    assert found
+    assert found.notes == (
+        "tokenizer.json and tokenizer_config.json contradict each other: the normalizer has lowercase=true in the "
+        "first, lowercase=false by the second, which counts, as for AutoTokenizer",
+    )
+
+
+def test_lower_casing_comes_first_where_the_tokenizer_keeps_capitals(tmp_path: Path) -> None:
+    config = saved(tmp_path, save_unigram, ("xlm-roberta", same, None))
+    plain, lower = served(tmp_path, config), served(tmp_path, config, lower_case=True)
+    assert lower.encode("The Quick FOX").ids == plain.encode("the quick fox").ids != plain.encode("The Quick FOX").ids
+
+
+@pytest.mark.parametrize(
+    ("file", "reader"),
+    [
+        ("vocab.txt", "BertTokenizer"),
+        ("vocab.json", "RobertaTokenizer"),
+        ("sentencepiece.bpe.model", "XLMRobertaTokenizer"),
+    ],
+)
+def test_a_vocabulary_alone_is_refused_with_what_reads_it(tmp_path: Path, file: str, reader: str) -> None:
+    assert read_tokenizer(tmp_path, {}, lower_case=False) is None
+    (tmp_path / file).write_text("")
+    with pytest.raises(
+        CheckpointError, match=rf"{file} but no tokenizer\.json; .*transformers\.{reader}\.from_pretrained"
+    ):
+        read_tokenizer(tmp_path, {"model_type": "bert"}, lower_case=False)
