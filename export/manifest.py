@@ -8,7 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 from heed.bundle.digests import file_digest
-from heed.bundle.manifest import Graph, Image, Limits, Manifest, PositionRule, Provenance, Task, TensorSpec
+from heed.bundle.manifest import (
+    Graph,
+    Image,
+    Limits,
+    Manifest,
+    PositionRule,
+    Provenance,
+    Task,
+    TensorSpec,
+    scores_spec,
+)
 from heed.model import Checkpoint
 from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig, VectorsConfig
 
@@ -34,6 +44,7 @@ def make_manifest(checkpoint: Checkpoint, name: str, graphs: list[Graph], source
         first_tokens_global=config.first_tokens_global,
         first_token="real" if config.reads_first_real else "column",
         labels=labels(config),
+        score_activation=config.head.activation if isinstance(config.head, LabelsConfig) else None,
         unit_length=unit_length(config),
         prompts=dict(checkpoint.prompts.texts) if checkpoint.tokenizer else {},
         default_prompt_name=checkpoint.prompts.default if checkpoint.tokenizer else None,
@@ -177,7 +188,8 @@ def _head_outputs(config: EncoderConfig) -> list[TensorSpec]:
     if not isinstance(head, LabelsConfig):
         return []
     rows = [B, L] if head.per == "token" else [B]
-    specs = [TensorSpec(name="logits", datatype="FP32", shape=[*rows, len(head.names)], help="a score for each label")]
+    logits = TensorSpec(name="logits", datatype="FP32", shape=[*rows, len(head.names)], help="a number for each label")
+    specs = [logits, scores_spec(logits)]
     if len(head.names) > 1:
         specs.append(TensorSpec(name="labels", datatype="BYTES", shape=rows, help="the label with the highest score"))
     return specs

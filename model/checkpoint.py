@@ -13,7 +13,7 @@ from torch import Tensor
 from heed.model.checkpoint_files import INDEX, CheckpointError, read_json, read_shapes, read_weights, weight_files
 from heed.model.encoder import Encoder
 from heed.model.families import FAMILIES, Family, Head
-from heed.model.pooling import PoolingConfig
+from heed.model.promised_scores import with_scores
 from heed.model.sentence_transformers_folder import Prompts, SentenceFolder, read_sentence_folder
 from heed.model.tokenizer_files import read_tokenizer
 
@@ -58,7 +58,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     raw = read_json(inner / "config.json")
     family = _family(raw)
     weights = weight_files(inner)
-    encoder = _unweighted(family, raw, outer.pooling, read_shapes(weights))
+    encoder = _unweighted(family, raw, outer, read_shapes(weights))
     head = family.head(raw.get("architectures"))
     layers = {number: weight_files(path) for number, path in outer.weighted.items()}
     own = _of_family(family, head, weights)
@@ -87,11 +87,11 @@ def _family(raw: dict[str, Any]) -> Family:
     return FAMILIES[model_type]
 
 
-def _unweighted(family: Family, raw: dict[str, Any], pooling: PoolingConfig | None, shapes: list[list[int]]) -> Encoder:
+def _unweighted(family: Family, raw: dict[str, Any], outer: SentenceFolder, shapes: list[list[int]]) -> Encoder:
     """The encoder that a config describes, with its constants but without storage for its weights."""
     try:
         _check_sizes(family.keys.read(raw), shapes)
-        config = family.read(raw, pooling)
+        config = with_scores(family.read(raw, outer.pooling), raw, outer.activation)
         if len(config.layers) > max(DEEPEST, len(shapes)):
             raise ValueError(f"config.json says {len(config.layers)} layers, but there are only {len(shapes)} weights")
         with torch.device("meta"):

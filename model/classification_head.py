@@ -4,7 +4,7 @@ Letters: B batch, L length, T tokens, D width, C labels. `...` is `[B, L]` or `[
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -13,12 +13,14 @@ from heed.model.layout import Layout
 from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
 
+ScoreActivation = Literal["none", "sigmoid", "softmax"]
+
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """Scores (logits) for named labels: one set for each sequence, or for each token.
+    """Logits for named labels: one set for each sequence, or for each token.
 
-    A single label makes a score: a cross-encoder's, say. Between the encoder and the scores there may be a hidden
+    A single label makes a score: a cross-encoder's, say. Between the encoder and the logits there may be a hidden
     layer of width D.
     """
 
@@ -28,7 +30,8 @@ class LabelsConfig:
     hidden: Activation | None = None  # the activation of the hidden layer; None: there is no such layer
     hidden_bias: bool = True
     hidden_norm: NormConfig | None = None  # after the activation
-    bias: bool = True  # of the scores
+    bias: bool = True  # of the logits
+    score_activation: ScoreActivation | None = None  # see `activation`
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) != len(self.names):
@@ -39,6 +42,14 @@ class LabelsConfig:
             raise ValueError(f"pooling mode {self.pooling!r} is none of cls, mean, max")
         if self.hidden is not None:
             check_activation(self.hidden)
+        known = get_args(ScoreActivation)
+        if self.score_activation not in (None, *known):
+            raise ValueError(f"score_activation {self.score_activation!r} is none of {', '.join(known)}")
+
+    @property
+    def activation(self) -> ScoreActivation:
+        """What servers make scores of logits with: by default a sigmoid for a single label, a softmax for several."""
+        return self.score_activation or ("sigmoid" if len(self.names) == 1 else "softmax")
 
     def build(self, width: int) -> "ClassificationHead":
         return ClassificationHead(self, width)

@@ -225,7 +225,7 @@ def attention_cases(cases: Iterable[Case]) -> list[Case]:
     return [replace(case, name=f"{case.name} with attentions") for case in cases if "attentions" in case.outputs]
 
 
-NOT_COMPARED = ("tokens", "offsets")  # from the tokenizer; no graph computes them
+NOT_COMPARED = ("tokens", "offsets", "scores")  # from the tokenizer and from logits; no graph computes them
 # numpy's kinds: references are float64 where callers get FP32, and texts are objects after they are read.
 KINDS: dict[Datatype, str] = {"BOOL": "b", "INT64": "i", "FP32": "f", "BYTES": "UO"}
 

@@ -21,6 +21,7 @@ Device = Literal["auto", "cpu", "cuda"]  # that a model is computed on
 Precision = Literal["fp32", "fp16", "int8"]
 Task = Literal["encoder", "embedding", "sequence_classification", "token_classification", "reranking"]
 GraphKind = Literal["answers", "attentions"]
+ScoreActivation = Literal["none", "sigmoid", "softmax"]
 # A name in the bundle's own folder: no separators, no leading dot, so that it can never lead out of it, and never that
 # of a file that `SHA256SUMS` does not list.
 GraphName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.onnx$")]
@@ -135,6 +136,7 @@ class Manifest(_Part):
     # one.
     first_token: Literal["column", "real"] = "column"
     labels: list[str] = []  # their names, in the order of the logits
+    score_activation: ScoreActivation | None = None  # makes scores of logits. None: the bundle is older than this field
     # Whether sentence_embedding is scaled to length 1. None: there is none, or the bundle is older than this field.
     unit_length: bool | None = None
     prompts: dict[str, str] = {}  # by name: what the tei.v1 API can put before a text
@@ -175,6 +177,11 @@ class Manifest(_Part):
         return name in self.input_specs
 
     @property
+    def label_activation(self) -> ScoreActivation:
+        """What makes scores of logits; where the bundle does not say, a sigmoid of one label, a softmax of several."""
+        return self.score_activation or ("sigmoid" if len(self.labels) == 1 else "softmax")
+
+    @property
     def takes_text(self) -> bool:
         return self.takes("text")
 
@@ -213,7 +220,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """Raises BundleError if there is none, or if it is not one that this version understands."""
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        return _with_scores(Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
     except FileNotFoundError:
         raise BundleError(f"{folder} has no {MANIFEST}; `heed export SOURCE {folder}` makes a bundle") from None
     except NotADirectoryError:
@@ -222,3 +229,16 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise BundleError(f"{folder / MANIFEST}: {where}: {first['msg']}") from None
+
+
+def scores_spec(logits: TensorSpec) -> TensorSpec:
+    """The scores that a server makes of logits."""
+    return logits.model_copy(update={"name": "scores", "help": "on request: what the model's folder makes of logits"})
+
+
+def _with_scores(manifest: Manifest) -> Manifest:
+    """Bundles that are older than scores have them, too."""
+    logits = manifest.output_specs.get("logits")
+    if logits is None or "scores" in manifest.output_specs:
+        return manifest
+    return Manifest.model_validate(manifest.model_dump() | {"outputs": [*manifest.outputs, scores_spec(logits)]})

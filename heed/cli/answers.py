@@ -75,11 +75,12 @@ def vector_table(query: TextQuery, vectors_BD: np.ndarray) -> Table:
 
 def label_table(query: TextQuery, answer: Answer) -> Table:
     """Each text with its most likely label."""
-    table = _table("", *_text_columns(query), "label", "probability", "")
+    table = _table("", *_text_columns(query), "label", "score", "")
     for number, (texts, label) in enumerate(zip(query.rows, read_labels(answer), strict=True)):
         name = Text(label.name, _colour(query, label.name))
         share = label.probability
-        table.add_row(str(number + 1), *map(Text, texts), name, f"{share:.1%}", "█" * round(BAR * share))
+        shown = (f"{share:.1%}", "█" * round(BAR * share)) if 0 <= share <= 1 else (f"{share:+.3f}", "")
+        table.add_row(str(number + 1), *map(Text, texts), name, *shown)
     return table
 
 

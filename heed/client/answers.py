@@ -13,9 +13,9 @@ from heed.client.wire import Answer
 
 # The outputs that each method requests.
 EMBED = ["sentence_embedding"]
-CLASSIFY = ["logits", "labels"]
-TAG = ["logits", "labels", "offsets"]
-RANK = ["logits"]
+CLASSIFY = ["scores", "labels"]
+TAG = ["scores", "labels", "offsets"]
+RANK = ["scores", "logits"]
 
 NOTHING = "O"  # the label of a token outside every span
 
@@ -25,7 +25,7 @@ class Label:
     """The most likely label of a text."""
 
     name: str
-    probability: float
+    probability: float  # its score: of a model for regression it is none
 
 
 @dataclass(frozen=True)
@@ -41,40 +41,38 @@ class Tag:
 
 @dataclass(frozen=True)
 class Rank:
-    """A text and its score. Ranks are listed with the best first."""
+    """A text and its score, as the model's folder promises it: between 0 and 1, or any number.
+
+    Ranks are listed with the best first.
+    """
 
     index: int  # among the texts that were given
     text: str
     score: float
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax of the last axis."""
-    shares = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(shares / shares.sum(-1, keepdims=True))
-
-
 def read_labels(answer: Answer) -> list[Label]:
-    """One for each text, from `labels` `[B]` and `logits` `[B, C]`."""
-    best_B = probabilities(answer["logits"]).max(-1)
+    """One for each text, from `labels` `[B]` and `scores` `[B, C]`."""
+    best_B = answer["scores"].max(-1)
     return [Label(str(name), float(share)) for name, share in zip(answer["labels"], best_B, strict=True)]
 
 
 def read_ranks(answer: Answer, texts: Sequence[str]) -> list[Rank]:
-    """The best first, from `logits` `[B, 1]`; equal scores keep the order of the texts."""
-    scores_B = answer["logits"][:, 0]
-    return [
-        Rank(index, texts[index], float(scores_B[index])) for index in np.argsort(-scores_B, kind="stable").tolist()
-    ]
+    """The best first, from `scores` and `logits`, `[B, 1]`; equal ones keep the order of the texts.
+
+    By logits: scores of 1 are equal, whichever text fits better.
+    """
+    scores_B, best_first = answer["scores"][:, 0], np.argsort(-answer["logits"][:, 0], kind="stable")
+    return [Rank(index, texts[index], float(scores_B[index])) for index in best_first.tolist()]
 
 
 def read_tags(answer: Answer, texts: Sequence[str]) -> list[list[Tag]]:
-    """The tags of each text, from `labels` `[B, L]`, `logits` `[B, L, C]` and `offsets` `[B, L, 2]`.
+    """The tags of each text, from `labels` `[B, L]`, `scores` `[B, L, C]` and `offsets` `[B, L, 2]`.
 
     Neighbouring tokens with the same label are one tag. In IOB2, labels such as `B-PLACE` and `I-PLACE`, `B-` begins a
     new tag, and the tag's label has no prefix.
     """
-    best_BL = probabilities(answer["logits"]).max(-1)
+    best_BL = answer["scores"].max(-1)
     rows = zip(texts, answer["labels"], best_BL, answer["offsets"].tolist(), strict=True)
     return [_tags(*row) for row in rows]
 

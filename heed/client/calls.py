@@ -54,7 +54,17 @@ class ModelCalls:
 
     async def embed(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> np.ndarray:
         """See `Client.embed`."""
+        texts = list(several(texts))
+        if not texts:
+            return await self._no_embeddings(timeout)
         return (await self.infer(texts_and_pairs(texts, None), EMBED, truncate, timeout))["sentence_embedding"]
+
+    async def _no_embeddings(self, timeout: float | None) -> np.ndarray:
+        """`[0, D]`: a server takes no request without a row, but says how long its vectors are."""
+        info = await self.info(timeout)
+        if "sentence_embedding" not in info.outputs:
+            raise ValueError(f"{info.name} gives no sentence_embedding, only {', '.join(info.outputs)}")
+        return np.empty((0, info.outputs["sentence_embedding"][1][-1]), np.float32)
 
     async def classify(
         self,

@@ -73,7 +73,7 @@ class Client(ClientBase):
         )
 
     def embed(self, texts: Iterable[str], truncate: bool = False, timeout: float | None = None) -> np.ndarray:
-        """One vector for each text: `[B, D]`."""
+        """One vector for each text: `[B, D]`; `[0, D]` for none."""
         texts = list(several(texts))
         return self._run(lambda calls: calls.embed(texts, truncate, timeout))
 

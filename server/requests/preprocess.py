@@ -11,6 +11,7 @@ from threading import Event
 import numpy as np
 
 from heed.bundle import Manifest
+from heed.bundle.manifest import ScoreActivation
 from heed.bundle.sequence_packing import (
     Answer,
     Arrays,
@@ -26,6 +27,7 @@ from heed.bundle.sequence_packing import (
 )
 from heed.server.errors import DeadlineExceeded, InvalidArgument
 from heed.server.requests.limits import RequestLimits
+from heed.server.requests.scores import scores
 from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
 from heed.server.requests.validation import RequestSpec, Shaped, validate
 
@@ -45,6 +47,7 @@ class Request:
     rows: list[TokenSequence]
     length: int  # L: columns of the answers
     labels: list[str] = field(default_factory=list)  # the model's, in the order of its logits
+    activation: ScoreActivation = "none"  # that makes scores of them
     texts: list[TokenizedText] = field(default_factory=list)  # one for each row, if they came as texts
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Request:
         if name == "labels":
             labels = np.array(self.labels)
             return [labels[answer["logits"].argmax(-1)] for answer in answers]
+        if name == "scores":
+            return [scores(answer["logits"], self.activation).astype(np.float32) for answer in answers]
         return [answer[name] for answer in answers]
 
 
@@ -179,7 +184,7 @@ class Preprocessor:
             )
             for row in range(batch)
         ]
-        return Request(spec, rows, length, self._manifest.labels)
+        return self._request(spec, rows, length)
 
     def _tokens(self, inputs: Arrays) -> Arrays:
         """The inputs of the first layer, `[B, L]` or `[B, L, F]`."""
@@ -200,7 +205,7 @@ class Preprocessor:
         assert self._manifest.image
         features_BLF = cut_into_patches(inputs["pixel_values"], self._manifest.image.patch)
         rows = [self.make_row({"features": row_LF}) for row_LF in features_BLF]
-        return Request(spec, rows, features_BLF.shape[1], self._manifest.labels)
+        return self._request(spec, rows, features_BLF.shape[1])
 
     def _prepare_texts(
         self, spec: RequestSpec, inputs: Arrays, truncate: Side | None, is_cancelled: Callable[[], bool]
@@ -223,7 +228,13 @@ class Preprocessor:
             tokens = self._tokenizer.encode(text, pair, truncate, where)
             tokenized.append(tokens)
             rows.append(self.make_row(self._text_tokens(tokens, where)))
-        return Request(spec, rows, max(map(len, tokenized)), self._manifest.labels, tokenized)
+        return self._request(spec, rows, max(map(len, tokenized)), tokenized)
+
+    def _request(
+        self, spec: RequestSpec, rows: list[TokenSequence], length: int, texts: Sequence[TokenizedText] = ()
+    ) -> Request:
+        manifest = self._manifest
+        return Request(spec, rows, length, manifest.labels, manifest.label_activation, [*texts])
 
     def _text_tokens(self, text: TokenizedText, where: str) -> Arrays:
         """Those of one text, `[t]`; a tokenizer may have more tokens and types than the model has rows for."""

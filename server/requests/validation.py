@@ -26,7 +26,8 @@ ACCOMPANYING = {
     "pixel_values": (),
 }
 TEXT_OUTPUTS = ("tokens", "offsets")
-ON_REQUEST = {"attentions", "unnormalized_embedding"}  # outputs that only callers get who name them
+OF_LOGITS = ("labels", "scores")
+ON_REQUEST = {"attentions", "scores", "unnormalized_embedding"}  # outputs that only callers get who name them
 
 
 class Shaped(Protocol):
@@ -50,7 +51,7 @@ class RequestSpec:
     @cached_property
     def computed(self) -> frozenset[str]:
         """The graph's outputs that the answer is made of; empty: none, or all."""
-        return frozenset("logits" if name == "labels" else name for name in self.outputs if name not in TEXT_OUTPUTS)
+        return frozenset("logits" if name in OF_LOGITS else name for name in self.outputs if name not in TEXT_OUTPUTS)
 
     @cached_property
     def kind(self) -> GraphKind:

@@ -19,7 +19,7 @@ def tags_of(text: str, *tokens: tuple[str, int, int]) -> list[tuple[str, str]]:
     labels, starts, ends = zip(*tokens, strict=True)
     answer = answer_of(
         labels=np.array([labels], object),
-        logits=np.zeros((1, len(tokens), 2)),
+        scores=np.full((1, len(tokens), 2), 0.5),
         offsets=np.array([list(zip(starts, ends, strict=True))], np.int64),
     )
     (tags,) = read_tags(answer, [text])
@@ -53,7 +53,7 @@ def test_a_special_token_is_nothing_whatever_its_label() -> None:
 def test_a_tag_is_as_likely_as_its_tokens_are_on_average() -> None:
     answer = answer_of(
         labels=np.array([["X", "X"]], object),
-        logits=np.log(np.array([[[0.9, 0.1], [0.7, 0.3]]])),
+        scores=np.array([[[0.9, 0.1], [0.7, 0.3]]]),
         offsets=np.array([[[0, 1], [1, 2]]]),
     )
     ((tag,),) = read_tags(answer, ["ab"])
@@ -62,15 +62,16 @@ def test_a_tag_is_as_likely_as_its_tokens_are_on_average() -> None:
 
 
 def test_a_label_is_the_likeliest() -> None:
-    logits = np.log(np.array([[0.25, 0.75], [0.9, 0.1]]))
-    labels = read_labels(answer_of(labels=np.array(["bad", "good"], object), logits=logits))
+    scores = np.array([[0.25, 0.75], [0.9, 0.1]])
+    labels = read_labels(answer_of(labels=np.array(["bad", "good"], object), scores=scores))
     assert [(label.name, round(label.probability, 6)) for label in labels] == [("bad", 0.75), ("good", 0.9)]
 
 
 def test_the_best_comes_first_and_equals_keep_their_order() -> None:
-    answer = answer_of(logits=np.array([[0.0], [2.0], [0.0], [1.0]]))
+    """By their logits: two scores of 1 say nothing."""
+    answer = answer_of(logits=np.array([[0.0], [50.0], [0.0], [70.0]]), scores=np.array([[0.5], [1.0], [0.5], [1.0]]))
     ranks = read_ranks(answer, ["a", "b", "c", "d"])
-    assert ranks == [Rank(1, "b", 2.0), Rank(3, "d", 1.0), Rank(0, "a", 0.0), Rank(2, "c", 0.0)]
+    assert ranks == [Rank(3, "d", 1.0), Rank(1, "b", 1.0), Rank(0, "a", 0.5), Rank(2, "c", 0.5)]
 
 
 TEXTS = ["The quick brown fox saw nothing.", "naïve 🦊", "a saw"]
@@ -95,8 +96,10 @@ async def test_a_real_taggers_tags_are_the_runs_of_its_labels(models: Running) -
 async def test_a_real_reranker_ranks_by_the_score_of_each_pair(models: Running) -> None:
     with Client(models.address, "ranker", request_rows=2) as client:
         ranks = client.rank("who saw the fox?", TEXTS)
-        scores = [float(client.infer({"text": ["who saw the fox?"], "text_pair": [text]})["logits"][0, 0])
-                  for text in TEXTS]  # fmt: skip
+        pairs = [{"text": ["who saw the fox?"], "text_pair": [text]} for text in TEXTS]
+        scores = [float(client.infer(pair, ["scores"])["scores"][0, 0]) for pair in pairs]
+        logits = [float(client.infer(pair)["logits"][0, 0]) for pair in pairs]
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-np.array(logits))), rtol=1e-5)
     async with AsyncClient(models.address, "ranker") as other:
         assert await other.rank("who saw the fox?", TEXTS) == ranks
     assert [(rank.text, rank.score) for rank in ranks] == [(TEXTS[rank.index], scores[rank.index]) for rank in ranks]

@@ -23,29 +23,39 @@ def query(task: str, texts: list[str], pairs: list[str] | None = None, labels: l
 
 
 def test_each_text_has_its_label_and_how_likely_it_is() -> None:
-    logits = np.log(np.array([[0.25, 0.75], [0.9, 0.1]]))
-    outputs = {"logits": logits, "labels": np.array(["bad [b]", "good"], object)}
+    outputs = {"scores": np.array([[0.25, 0.75], [0.9, 0.1]]), "labels": np.array(["bad [b]", "good"], object)}
     _, first, second = lines_of(query("sequence_classification", ["a [x]", "b"], labels=["good", "bad [b]"]), outputs)
     assert first.split("█")[0].split() == ["1", "a", "[x]", "bad", "[b]", "75.0%"]
     assert second.split("█")[0].split() == ["2", "b", "good", "90.0%"]
     assert second.count("█") > first.count("█") > 0
 
 
+def test_a_score_that_is_no_share_is_shown_as_a_number() -> None:
+    outputs = {"scores": np.array([[2.5, -1.0]]), "labels": np.array(["good"], object)}
+    _, line = lines_of(query("sequence_classification", ["a"], labels=["good", "bad"]), outputs)
+    assert line.split() == ["1", "a", "good", "+2.500"]
+
+
+def ranked(*logits: float) -> dict[str, np.ndarray]:
+    column = np.array(logits)[:, None]
+    return {"scores": column, "logits": column}
+
+
 def test_the_best_pair_comes_first_and_what_all_share_is_left_out() -> None:
     query_ = query("reranking", ["why"] * 3, ["no", "yes", "well"])
-    header, *lines = lines_of(query_, {"logits": np.array([[-1.5], [2.25], [0.0]])})
+    header, *lines = lines_of(query_, ranked(-1.5, 2.25, 0.0))
     assert header.split() == ["rank", "score", "pair"]
     assert [line.split() for line in lines] == [["1", "+2.250", "yes"], ["2", "+0.000", "well"], ["3", "-1.500", "no"]]
 
 
 def test_pairs_of_different_texts_are_shown_whole() -> None:
-    header, first, _ = lines_of(query("reranking", ["a", "b"], ["c", "d"]), {"logits": np.array([[0.0], [1.0]])})
+    header, first, _ = lines_of(query("reranking", ["a", "b"], ["c", "d"]), ranked(0.0, 1.0))
     assert header.split() == ["rank", "score", "text", "pair"]
     assert first.split() == ["1", "+1.000", "b", "d"]
 
 
 WORDS = {
-    "logits": np.zeros((2, 5, 3)),
+    "scores": np.full((2, 5, 3), 1 / 3),
     "labels": np.array([["O", "O", "PLACE", "PLACE", "O"], ["O", "NAME", "O", "", ""]], object),
     "tokens": np.array([["[CLS]", "in", "ber", "##lin", "[SEP]"], ["[CLS]", "Ada", "[SEP]", "", ""]], object),
     "offsets": np.array([[[0, 0], [0, 2], [3, 6], [6, 9], [0, 0]], [[0, 0], [0, 3], [0, 0], [0, 0], [0, 0]]], np.int64),

@@ -88,7 +88,8 @@ BYTE_LEVELS: dict[str, tuple[str, Edit, dict[str, Any] | None]] = {
     "no space before": ("longformer", part("pre_tokenizer", add_prefix_space=True), {}),
     "a normalizer": ("roberta", lambda it: it.update(normalizer={"type": "Lowercase"}), None),
     "kept as it is": (
-        "roberta", lambda it: it.update(normalizer={"type": "Lowercase"}), {"tokenizer_class": "PreTrainedTokenizerFast"},
+        "roberta", lambda it: it.update(normalizer={"type": "Lowercase"}),
+        {"tokenizer_class": "PreTrainedTokenizerFast"},
     ),
 }  # fmt: skip
 SAVED: list[tuple[Callable[[Path], int], str, tuple[str, Edit, dict[str, Any] | None]]] = [

@@ -81,6 +81,7 @@ SPECS = {
         TensorSpec(name="unnormalized_embedding", datatype="FP32", shape=[-1, 4]),
         TensorSpec(name="logits", datatype="FP32", shape=[-1, -1, 3]),
         TensorSpec(name="labels", datatype="BYTES", shape=[-1, -1]),
+        TensorSpec(name="scores", datatype="FP32", shape=[-1, -1, 3]),
         TensorSpec(name="tokens", datatype="BYTES", shape=[-1, -1]),
         TensorSpec(name="offsets", datatype="INT64", shape=[-1, -1, 2]),
         TensorSpec(name="attentions", datatype="FP32", shape=[-1, 2, 3, -1, -1]),

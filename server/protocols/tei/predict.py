@@ -6,8 +6,8 @@ from heed.protos import tei_pb2 as pb
 from heed.protos.tei_pb2_grpc import PredictServicer
 from heed.server.errors import InvalidArgument
 from heed.server.protocols.tei.capabilities import check_can
-from heed.server.protocols.tei.scores import best_first, scores
 from heed.server.protocols.tei.service import Context, TextEndpoint, TextRequest, side_of
+from heed.server.requests.scores import best_first, scores
 from heed.server.telemetry.request_trace import Call
 
 SERVICE = "tei.v1.Predict"
@@ -51,10 +51,10 @@ async def _labelled(
     if not any(texts):
         raise InvalidArgument("inputs is empty, expected a text")
     characters = sum(map(len, texts))
-    logits_BC, metadata = await text_request.compute(
+    (logits_C,), metadata = await text_request.compute(
         texts[:1], texts[1:] or None, "logits", side_of(request), characters
     )
-    (scores_C,) = scores(logits_BC, request.raw_scores)
-    labels = text_request.manifest.labels
-    predictions = [pb.Prediction(score=scores_C[index], label=labels[index]) for index in best_first(scores_C)]
+    manifest = text_request.manifest
+    scores_C = scores(logits_C, "none" if request.raw_scores else manifest.label_activation)
+    predictions = [pb.Prediction(score=scores_C[index], label=manifest.labels[index]) for index in best_first(logits_C)]
     return pb.PredictResponse(predictions=predictions, metadata=metadata)

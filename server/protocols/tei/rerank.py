@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from heed.bundle.sequence_packing import Floats
 from heed.protos import tei_pb2 as pb
 from heed.protos.tei_pb2_grpc import RerankServicer
 from heed.server.errors import InvalidArgument
 from heed.server.protocols.tei.capabilities import check_can
-from heed.server.protocols.tei.scores import best_first, scores
 from heed.server.protocols.tei.service import Context, TextEndpoint, TextRequest, nanoseconds, side_of
+from heed.server.requests.scores import best_first, scores
 from heed.server.telemetry.request_trace import Call
 
 
@@ -21,6 +22,7 @@ class _Scored:
 
     request: pb.RerankStreamRequest  # its text only if that is to be returned
     logit: float
+    score: float
     metadata: pb.Metadata
 
 
@@ -50,8 +52,9 @@ class RerankService(RerankServicer):
         if not scored:
             raise InvalidArgument("the stream brought no text, expected one at least")
         first = scored[0].request
-        logits = np.array([one.logit for one in scored])
-        ranks = _ranks(logits, [one.request.text for one in scored], first.raw_scores, first.return_text)
+        logits, scores_B = np.array([(one.logit, one.score) for one in scored]).T
+        texts = [one.request.text for one in scored]
+        ranks = _ranks(logits, logits if first.raw_scores else scores_B, texts, first.return_text)
         return pb.RerankResponse(ranks=ranks, metadata=_together([one.metadata for one in scored], arrived))
 
 
@@ -65,7 +68,8 @@ async def _rerank(text_request: TextRequest, request: pb.RerankRequest) -> pb.Re
     texts, queries = list(request.texts), [request.query] * len(request.texts)
     characters = sum(map(len, queries)) + sum(map(len, texts))
     logits_B1, metadata = await text_request.compute(queries, texts, "logits", side_of(request), characters)
-    ranks = _ranks(logits_B1[:, 0], texts, request.raw_scores, request.return_text)
+    scores_B1 = logits_B1 if request.raw_scores else scores(logits_B1, text_request.manifest.label_activation)
+    ranks = _ranks(logits_B1[:, 0], scores_B1[:, 0], texts, request.return_text)
     return pb.RerankResponse(ranks=ranks, metadata=metadata)
 
 
@@ -76,7 +80,8 @@ async def _score(text_request: TextRequest, request: pb.RerankStreamRequest) -> 
     logits_B1, metadata = await text_request.compute(
         [request.query], [request.text], "logits", side_of(request), characters
     )
-    return _Scored(request, float(logits_B1[0, 0]), metadata)
+    scores_B1 = scores(logits_B1, text_request.manifest.label_activation)
+    return _Scored(request, float(logits_B1[0, 0]), float(scores_B1[0, 0]), metadata)
 
 
 def _check_pair(query: str, text: str, where: str) -> None:
@@ -84,9 +89,8 @@ def _check_pair(query: str, text: str, where: str) -> None:
         raise InvalidArgument(f"query and {where} are empty, expected a text in one of them")
 
 
-def _ranks(logits_B: np.ndarray, texts: list[str], raw: bool, return_text: bool) -> Iterable[pb.Rank]:
-    scores_B = scores(logits_B[:, None], raw)[:, 0]
-    for index in best_first(scores_B):
+def _ranks(logits_B: Floats, scores_B: Floats, texts: list[str], return_text: bool) -> Iterable[pb.Rank]:
+    for index in best_first(logits_B):
         yield pb.Rank(index=index, score=scores_B[index], text=texts[index] if return_text else None)
 
 

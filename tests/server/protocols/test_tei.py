@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 
 from heed.bundle import Manifest
@@ -17,7 +16,6 @@ from heed.protos import tei_pb2_grpc as wire
 from heed.server.errors import FailedPrecondition
 from heed.server.protocols.tei.capabilities import METHODS, check_can
 from heed.server.protocols.tei.embed import _output
-from heed.server.protocols.tei.scores import best_first, scores
 from heed.server.protocols.tei.service import SharedSemaphore
 from tests.server.support import manifest_of
 from tests.support import Running, start_server, stop, wait_until_serving
@@ -138,12 +136,6 @@ def test_a_bundle_of_before_cannot_give_vectors_of_any_length() -> None:
     assert _output(manifest, normalize=True) == "sentence_embedding"
     with pytest.raises(FailedPrecondition, match="export it again"):
         _output(manifest, normalize=False)
-
-
-def test_large_logits_are_no_trouble() -> None:
-    np.testing.assert_allclose(scores(np.array([[1000.0, 1000.0, -1000.0]]), raw=False), [[0.5, 0.5, 0.0]])
-    np.testing.assert_allclose(scores(np.array([[-1000.0], [0.0], [1000.0]]), raw=False), [[0.0], [0.5], [1.0]])
-    assert best_first(np.array([0.1, 0.5, 0.5, 0.9])).tolist() == [3, 1, 2, 0]
 
 
 async def test_room_is_given_in_the_order_of_arrival() -> None:
