@@ -112,6 +112,12 @@ def test_embed_gives_a_vector_for_each_text(client: Client) -> None:
     np.testing.assert_array_equal(client.embed([TEXTS[2], TEXTS[0]]), vectors[[2, 0]])
 
 
+def test_no_texts_have_no_vectors_of_the_right_length(client: Client) -> None:
+    vectors = client.embed([])
+    assert (vectors.shape, vectors.dtype) == ((0, 32), np.float32)
+    assert np.concatenate([vectors, client.embed(TEXTS[:1])]).shape == (1, 32)
+
+
 def test_embed_takes_any_iterable(client: Client) -> None:
     np.testing.assert_array_equal(client.embed(text for text in TEXTS), client.embed(TEXTS))
 
