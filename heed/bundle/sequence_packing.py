@@ -38,7 +38,7 @@ LEAST_GLOBALS = LEAST_KEPT = 2
 class TokenSequence:
     """One row without its padding: the `t` tokens that are computed.
 
-    Column 0 is always computed, even under a mask of 0: what reads the first column (`cls` pooling) gets what the
+    Column 0 is always computed, even under a mask of 0: what reads the first column (a classifier) gets what the
     published model computes there. `real` says whether others may attend to it.
     """
 

@@ -243,7 +243,7 @@ class Preprocessor:
         if not _fits(text.input_ids, limits.vocabulary):
             outside = int((text.input_ids >= limits.vocabulary).argmax())
             raise InvalidArgument(
-                f"{where} has the token {text.words[outside]!r}, whose id {text.input_ids[outside]} is outside the "
+                f"{where} has the token {str(text.words[outside])!r}, whose id {text.input_ids[outside]} is outside the "
                 f"vocabulary of 0 to {limits.vocabulary - 1}"
             )
         if limits.token_types:

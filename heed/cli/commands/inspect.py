@@ -201,7 +201,8 @@ def _labels(manifest: "Manifest") -> dict[str, str]:
     if not manifest.labels:
         return {}
     more = f" and {len(manifest.labels) - SHOWN_LABELS} more" if len(manifest.labels) > SHOWN_LABELS else ""
-    return {"labels": escape(", ".join(manifest.labels[:SHOWN_LABELS])) + more}
+    made = "the logits" if manifest.label_activation == "none" else f"{manifest.label_activation} of logits"
+    return {"labels": escape(", ".join(manifest.labels[:SHOWN_LABELS])) + more, "scores": made}
 
 
 def _prompts(manifest: "Manifest") -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from heed.bundle import Manifest
-from heed.bundle.manifest import Image, PositionRule
+from heed.bundle.manifest import Image, Limits, PositionRule
 from heed.bundle.sequence_packing import Arrays, pack
 from heed.server.engine.model import Model
 from heed.server.errors import InvalidArgument
@@ -96,6 +96,12 @@ def features(*shape: int) -> Arrays:
 
 def ids(*rows: list[int]) -> Arrays:
     return {"input_ids": np.array(rows)}
+
+
+def limited(**limits: int) -> Manifest:
+    """A model with smaller tables than its tokenizer has."""
+    sizes = {"vocabulary": 100, "token_types": 2, "length": 40, "text_length": 40}
+    return manifest_of(*TEXT, limits=Limits(**(sizes | limits)))
 
 
 def texts(*values: str, pairs: list[str] | None = None) -> Arrays:
@@ -283,6 +289,27 @@ def test_a_pair_is_too_long_by_its_total(encoder: TextTokenizer) -> None:
 def test_pairs_are_as_many_as_texts(encoder: TextTokenizer) -> None:
     message = refused(TEXTS, texts("a", "b", pairs=["c"]), encoder=encoder)
     assert message == "input text_pair has 1 texts, text has 2; they differ"
+
+
+def test_a_text_whose_token_has_no_row_is_refused_and_others_are_not(encoder: TextTokenizer) -> None:
+    last = VOCABULARY.index("z")
+    smaller = limited(vocabulary=last)
+    assert len(check_request(smaller, encoder, texts("a fox", "the saw")).rows) == 2
+    message = refused(smaller, texts("a fox", "z"), encoder=encoder)
+    assert message == f"input text[1] has the token 'z', whose id {last} is outside the vocabulary of 0 to {last - 1}"
+
+
+def test_a_pair_whose_type_has_no_row_is_refused_and_single_texts_are_not(encoder: TextTokenizer) -> None:
+    one_type = limited(token_types=1)
+    (row,) = check_request(one_type, encoder, texts("a fox")).rows
+    assert not row.tokens["token_type_ids"].any()
+    message = refused(one_type, texts("a fox", pairs=["the saw"]), encoder=encoder)
+    assert message == (
+        "input text[0] with its pair has tokens of type 1, outside the token types of 0 to 0; "
+        "send the text without a pair"
+    )
+    (pair,) = check_request(limited(token_types=0), encoder, texts("a", pairs=["a"])).rows  # a model without a table
+    assert "token_type_ids" not in pair.tokens
 
 
 def test_a_pair_that_is_not_utf_8_is_named(encoder: TextTokenizer) -> None:
