@@ -12,7 +12,7 @@ two files disagree, is what sentence-transformers 6 makes of it.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -207,7 +207,8 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
     path = folder / "config_sentence_transformers.json"
     settings = FOLDER.read(read_json(path) if path.exists() else {}, str(path))
     pooling, weighted = _pooling(others, settings["truncate_dim"], path)
-    prompts, notes = _prompts(settings, path), []
+    prompts = _prompts(settings, path)
+    notes: list[str] = []
     if pooling is None and prompts.default is not None:
         raise CheckpointError(f"{path}: default_prompt_name={prompts.default!r} is supported for embeddings only")
     if pooling and not others[0].settings(POOLING)["include_prompt"]:
@@ -315,7 +316,12 @@ def _normalize(module: _Module) -> UnitLengthConfig:
     return UnitLengthConfig()
 
 
-LAYERS = {"Dense": _dense, "LayerNorm": _layer_norm, "Dropout": _dropout, "Normalize": _normalize}
+LAYERS: dict[str, Callable[[_Module], DenseConfig | NormConfig | UnitLengthConfig | None]] = {
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Dropout": _dropout,
+    "Normalize": _normalize,
+}
 
 
 def _prompts(settings: Json, path: Path) -> Prompts:

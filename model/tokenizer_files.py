@@ -90,8 +90,7 @@ def read_tokenizer(folder: Path, config: Json, lower_case: bool) -> TokenizerFil
     notes = [_note(part, tokenizer.get(part), value) for part, value in changes.items() if part != "added_tokens"]
     normalizer = changes.get("normalizer", tokenizer.get("normalizer"))
     if lower_case and not _lowers(normalizer):
-        inner = normalizer["normalizers"] if _kind(normalizer) == "Sequence" else [normalizer] if normalizer else []
-        changes["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *inner]}
+        changes["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *_steps(normalizer)]}
     return TokenizerFiles(path, changes, tuple(read), tuple(notes))
 
 
@@ -146,13 +145,11 @@ def _built(tokenizer: Json, settings: Json, tokens: Json, name: str) -> Json:
         prefix, trim = settings.get("add_prefix_space", False), settings.get("trim_offsets", True)
         level = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": True}
         parts = {"normalizer": None, "pre_tokenizer": level}
-    ends = [(text, _ids(tokenizer).get(text)) for text in (_text(tokens["cls_token"]), _text(tokens["sep_token"]))]
-    if None not in (number for _, number in ends):
-        parts["post_processor"] = (
-            _roberta_processor(*ends, prefix, trim)
-            if name in BYTE_LEVEL or name == "MPNetTokenizer"
-            else _bert_processor(*ends)
-        )
+    ids, cls, sep = _ids(tokenizer), _text(tokens["cls_token"]), _text(tokens["sep_token"])
+    if cls in ids and sep in ids:
+        roberta = name in BYTE_LEVEL or name == "MPNetTokenizer"
+        ends = (cls, ids[cls]), (sep, ids[sep])
+        parts["post_processor"] = _roberta_processor(*ends, prefix, trim) if roberta else _bert_processor(*ends)
     return parts
 
 
@@ -237,10 +234,16 @@ def _plain(part: Any) -> Any:
     return part
 
 
+def _steps(normalizer: Any) -> list[Json]:
+    if not normalizer:
+        return []
+    return list(normalizer["normalizers"]) if _kind(normalizer) == "Sequence" else [normalizer]
+
+
 def _lowers(normalizer: Any) -> bool:
-    kinds = normalizer["normalizers"] if _kind(normalizer) == "Sequence" else [normalizer]
     return any(
-        _kind(each) == "Lowercase" or (_kind(each) == "BertNormalizer" and each.get("lowercase")) for each in kinds
+        _kind(each) == "Lowercase" or (_kind(each) == "BertNormalizer" and each.get("lowercase"))
+        for each in _steps(normalizer)
     )
 
 

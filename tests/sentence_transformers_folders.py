@@ -104,7 +104,7 @@ def classifier(folder: Path) -> None:
 
     settings = json.loads((folder / "config.json").read_text())
     torch.manual_seed(3)
-    BertForSequenceClassification(BertConfig(**settings, num_labels=3)).save_pretrained(folder)
+    BertForSequenceClassification(BertConfig(**(settings | {"num_labels": 3}))).save_pretrained(folder)
     MEAN(folder)
 
 

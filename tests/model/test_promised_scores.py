@@ -24,7 +24,7 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def save_classifier(folder: Path, labels: int, network: Any = BertForSequenceClassification, **config: Any) -> Path:
-    network(BertConfig(**SIZES, num_labels=labels)).save_pretrained(folder)
+    network(BertConfig(**(SIZES | {"num_labels": labels}))).save_pretrained(folder)
     write(folder / "config.json", **config)
     return folder
 

@@ -175,3 +175,37 @@ def test_a_vocabulary_alone_is_refused_with_what_reads_it(tmp_path: Path, file: 
         CheckpointError, match=rf"{file} but no tokenizer\.json; .*transformers\.{reader}\.from_pretrained"
     ):
         read_tokenizer(tmp_path, {"model_type": "bert"}, lower_case=False)
+
+
+def save_vocabulary(folder: Path, save: Callable[[Path], int]) -> Tokenizer:
+    """A folder without tokenizer.json, as published before there was one; and what its texts become."""
+    save(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    in_order = sorted(model["vocab"], key=model["vocab"].get)
+    if model["type"] == "WordPiece":
+        (folder / "vocab.txt").write_text("\n".join(in_order) + "\n")
+    else:
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
+    (folder / "tokenizer.json").unlink()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("save", "model_type"), [(save_wordpiece, "bert"), (save_wordpiece, "roberta"), (save_byte_bpe, "roberta")]
+)
+def test_the_advice_gives_the_publishers_ids(tmp_path: Path, save: Callable[[Path], int], model_type: str) -> None:
+    import transformers
+
+    publishers, config = save_vocabulary(tmp_path, save), {"model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as refused:
+        read_tokenizer(tmp_path, config, lower_case=False)
+    (reader,) = (word for word in str(refused.value).split() if word.startswith("transformers."))
+    name = reader.split(".")[1]
+    getattr(transformers, name).from_pretrained(tmp_path).save_pretrained(tmp_path)
+    tokenizer = served(tmp_path, config)
+    for text in TEXTS:
+        assert tokenizer.encode(text).tokens == publishers.encode(text).tokens
+        assert tokenizer.encode(text).ids == publishers.encode(text).ids
