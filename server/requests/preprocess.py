@@ -243,8 +243,8 @@ class Preprocessor:
         if not _fits(text.input_ids, limits.vocabulary):
             outside = int((text.input_ids >= limits.vocabulary).argmax())
             raise InvalidArgument(
-                f"{where} has the token {str(text.words[outside])!r}, whose id {text.input_ids[outside]} is outside the "
-                f"vocabulary of 0 to {limits.vocabulary - 1}"
+                f"{where} has the token {str(text.words[outside])!r}, whose id {text.input_ids[outside]} is outside "
+                f"the vocabulary of 0 to {limits.vocabulary - 1}"
             )
         if limits.token_types:
             tokens["token_type_ids"] = text.token_type_ids

@@ -64,7 +64,8 @@ def test_an_image_has_a_token_for_each_patch_and_the_class_token() -> None:
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     manifest = manifest_of(
         "pixel_values",
-        outputs=["logits", "labels", "attentions"],
+        outputs=["logits", "scores", "labels", "attentions"],
+        score_activation="sigmoid",
         image=Image(channels=3, height=4, width=6, patch=2),
         labels=["早", 'a "b"'],
         aligned=True,
@@ -72,6 +73,14 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     )
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
+
+
+def test_a_bundle_that_is_older_than_scores_has_them(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest_of("input_ids", outputs=["logits", "labels"]))
+    manifest = read_manifest(tmp_path)
+    assert [spec.name for spec in manifest.outputs] == ["logits", "labels", "scores"]
+    assert manifest.output_specs["scores"].shape == manifest.output_specs["logits"].shape
+    assert manifest.label_activation == "softmax"
 
 
 @pytest.mark.parametrize("file", ["report.html", "SHA256SUMS.sig", "../model.onnx", ".model.onnx", "a/model.onnx"])
