@@ -3,6 +3,7 @@
 import importlib
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,20 +173,24 @@ def own_model(reference: str) -> Checkpoint:
     """The model that `package.module:factory` makes. The module is looked for in the current folder, too.
 
     Raises:
-        ExportError: it cannot be imported, or makes something else.
+        ExportError: it cannot be imported, raises, or makes something else. What code of yours raised comes with the
+            lines that led there.
     """
     module_name, _, factory_name = reference.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ExportError(f"{module_name} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ExportError(f"{module_name} cannot be imported: {_told(error)}") from error
     finally:
         sys.path.pop(0)
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise ExportError(f"{module_name} has no function {factory_name!r}")
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:
+        raise ExportError(f"{reference} raised {_told(error)}") from error
     if isinstance(model, Encoder):
         return Checkpoint(model.eval())
     if isinstance(model, Checkpoint):
@@ -193,3 +198,14 @@ def own_model(reference: str) -> Checkpoint:
     raise ExportError(
         f"{reference} made {type(model).__name__}, expected a heed.model.Encoder or a heed.model.Checkpoint"
     )
+
+
+def _told(error: Exception) -> str:
+    """What somebody's code raised, and where: without the frames of heed and of importing around it."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen importlib")
+    ]
+    what = "".join(traceback.format_exception_only(error)).strip()
+    return f"{what}\n{''.join(traceback.format_list(frames))}".rstrip()

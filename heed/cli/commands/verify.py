@@ -49,7 +49,8 @@ def verify(
 
     Every precision is compared on the device that it is for; where this machine has none, that is said.
 
-    Exit code 0: equal within the budget. 1: not, or the endpoint serves another bundle. 2: it could not be compared.
+    Exit code 0: every answer is within its budget; float32's is that of rounding, int8's and float16's are wider. 1:
+    one is not, or the endpoint serves another bundle. 2: it could not be compared.
     """
     if signature is not None:
         _check_signature(bundle, signature)
