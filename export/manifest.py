@@ -4,6 +4,7 @@ Letters in shapes: B batch, L length; -1 stands for any size.
 """
 
 import hashlib
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,15 +51,17 @@ def make_manifest(checkpoint: Checkpoint, name: str, graphs: list[Graph], source
         default_prompt_name=checkpoint.prompts.default if checkpoint.tokenizer else None,
         image=image(config),
         graphs=graphs,
-        provenance=_provenance(checkpoint.family, name, graphs, source),
+        provenance=_provenance(checkpoint, name, graphs, source),
     )
 
 
-def _provenance(family: str, name: str, graphs: list[Graph], source: dict[str, str]) -> Provenance:
+def _provenance(checkpoint: Checkpoint, name: str, graphs: list[Graph], source: dict[str, str]) -> Provenance:
     precisions = list(dict.fromkeys(graph.precision for graph in graphs))
     option = f" --precision {','.join(precisions)}" if precisions != ["fp32"] else ""
+    option += "".join(f" --ignore-key {shlex.quote(key)}" for key in checkpoint.ignored_keys)
     return Provenance(
-        family=family,
+        family=checkpoint.family,
+        ignored_keys=list(checkpoint.ignored_keys),
         source=source,
         tools={tool: version(tool) for tool in TOOLS},
         command=f"heed export SOURCE OUT --name {name}{option}",

@@ -76,10 +76,10 @@ def _unproven(precision: str) -> str:
 def _precision_verdict(precision: str, report: Report) -> str:
     worst = report.worst
     used = percent(worst.error / worst.budget) if math.isfinite(worst.error) else "no answer"
-    kind, sign = ("holds", "✓ equal to the reference") if report.holds else ("broken", "✗ not equal to the reference")
+    kind, sign = ("holds", "✓") if report.holds else ("broken", "✗")
     return (
         f'<div class="tile {kind}"><div class="precision">{escape(precision)}</div>'
-        f'<div class="sign">{sign}</div>'
+        f'<div class="sign">{sign} {report.verdict}</div>'
         f"<div>{len(report.findings)} comparisons; the worst uses <b>{used}</b> of its budget</div>"
         f'<div class="faint">{escape(words(worst))}</div></div>'
     )

@@ -2,12 +2,15 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
+from heed.bundle import BundleError
 from heed.bundle.contract import Case, Report, write_contract
-from heed.bundle.digests import write_digests
-from heed.bundle.manifest import TOKENIZER, Manifest, Precision, is_model_name, write_manifest
+from heed.bundle.digests import bundle_files, write_digests
+from heed.bundle.manifest import MANIFEST, TOKENIZER, Manifest, Precision, is_model_name, write_manifest
 from heed.bundle.signature import read_private_key, sign
 from heed.export.atomic_folder import atomic_folder
 from heed.export.errors import ExportError
@@ -32,6 +35,8 @@ def export_bundle(
     step: Step = lambda _: None,
     key: Path | None = None,
     precisions: Collection[Precision] = (),
+    ignore_keys: Collection[str] = (),
+    note: Step = lambda _: None,
 ) -> Report:
     """Writes a model to the bundle folder `out`, proven equal to the reference.
 
@@ -39,63 +44,99 @@ def export_bundle(
         source: a checkpoint folder, an encoder of one's own, or `Checkpoint(encoder, tokenizer=...)` for one that
             takes texts.
         name: the model's name for callers; that of the folder `out` by default.
-        force: replace `out` if it exists.
+        force: replace `out` if it is a bundle; nothing else is ever replaced.
         step: is called with the name of each step before it begins.
         key: an Ed25519 private key in PEM to sign the bundle with.
         precisions: what to write beside float32. Those that this machine has no device for are written unproven, and
             the report says why.
+        ignore_keys: keys of a checkpoint's `config.json` that you know to be harmless, see `load_checkpoint`.
+        note: is called with each of the checkpoint's notes: what of its folder is not in the bundle.
 
     Returns:
         The proof, which holds.
 
     Raises:
         CheckpointError: the source cannot be loaded, or its tokenizer is not the model's.
-        ExportError: `out` exists, the name cannot be one, or the graph's answers are not the reference's.
+        ExportError: `out` exists and must not be replaced, the name cannot be one, or the graph's answers are not the
+            reference's.
         BundleError: the key cannot sign.
         WriteError: `out` cannot be written: the disk is full, there is no permission, or somebody else wrote it.
     """
     out = Path(out).resolve()
     name = name or out.name
-    _check_target(out, name, force)
+    model = _source(source, ignore_keys)
+    _check_target(out, name, force, model)
     signer = read_private_key(key) if key else None
-    model = _model(source)
     with atomic_folder(out, force) as folder:  # renamed to `out` at the end, or removed
-        manifest, cases = _write_bundle(folder, model, name, precisions, step)
+        manifest, cases = _write_bundle(folder, model, name, precisions, step, note)
         report = _prove_bundle(folder, model, step)
         write_report(folder, manifest, cases, report.by_precision())
         if signer:
             sign(folder, signer)
+        if force:
+            _check_target(out, name, force, model)  # again: an export takes minutes
     return report
 
 
-def _check_target(out: Path, name: str, force: bool) -> None:
+@dataclass(frozen=True)
+class _Source:
+    """What is exported: a folder, or a model in memory."""
+
+    model: Path | Checkpoint
+    ignore_keys: Collection[str] = ()
+
+    def load(self) -> Checkpoint:
+        if isinstance(self.model, Checkpoint):
+            return self.model
+        return load_checkpoint(self.model, self.ignore_keys)
+
+
+def _source(source: Path | str | Encoder | Checkpoint, ignore_keys: Collection[str]) -> _Source:
+    if isinstance(source, Path | str):
+        return _Source(Path(source), ignore_keys)
+    if ignore_keys:
+        raise ExportError("keys to ignore are those of a checkpoint's config.json, and a model in memory has none")
+    return _Source(Checkpoint(source.eval()) if isinstance(source, Encoder) else source)
+
+
+def _check_target(out: Path, name: str, force: bool, source: _Source) -> None:
     """Raises ExportError if `out` must not be written, or the name cannot be a model's."""
-    if out.exists() and not force:
-        raise ExportError(f"{out} exists; --force replaces it")
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"{out} is there and is no folder; --force replaces folders only")
     if not is_model_name(name):
         raise ExportError(
             f"{name!r} cannot be a model's name: letters, digits, '.', '_' and '-' can; choose one with --name"
         )
+    if not out.exists():
+        return
+    if isinstance(source.model, Path) and source.model.resolve().is_relative_to(out):
+        raise ExportError(f"{out} {'is' if source.model.resolve() == out else 'holds'} the source; choose another OUT")
+    if why := _not_a_bundle(out):
+        raise ExportError(f"{out} exists and {why}; --force replaces bundles only, so choose another OUT or move it")
+    if not force:
+        raise ExportError(f"{out} exists; --force replaces it")
 
 
-def _model(source: Path | str | Encoder | Checkpoint) -> Path | Checkpoint:
-    if isinstance(source, Encoder):
-        return Checkpoint(source.eval())
-    return Path(source) if isinstance(source, str) else source
-
-
-def _load(model: Path | Checkpoint) -> Checkpoint:
-    return model if isinstance(model, Checkpoint) else load_checkpoint(model)
+def _not_a_bundle(path: Path) -> str:
+    """Why a path is no bundle, with nothing but a bundle's files in it; empty if it is one, or an empty folder."""
+    if not path.is_dir():
+        return "is no folder"
+    names = {each.name for each in path.iterdir()}
+    if names and MANIFEST not in names:
+        return "is no bundle"
+    try:
+        others = sorted(names - bundle_files(path)) if names else []
+    except BundleError as error:
+        return f"is no whole bundle ({error})"
+    return f"holds {others[0]}, which is no file of the bundle" if others else ""
 
 
 def _write_bundle(
-    folder: Path, model: Path | Checkpoint, name: str, precisions: Collection[Precision], step: Step
+    folder: Path, source: _Source, name: str, precisions: Collection[Precision], step: Step, note: Step
 ) -> tuple[Manifest, list[Case]]:
     """Writes every file of a bundle except for its report and its signature."""
     step("loading the weights")
-    checkpoint = _load(model)
+    checkpoint = source.load()
+    for each in checkpoint.notes:
+        note(each)
     step("computing the reference's answers in float64")
     cases = make_contract(checkpoint)
     write_contract(folder, cases)
@@ -108,21 +149,21 @@ def _write_bundle(
     write_graphs(checkpoint.encoder, graphs, folder)
     if checkpoint.tokenizer:
         (folder / TOKENIZER).write_bytes(checkpoint.tokenizer_json())
-    manifest = make_manifest(checkpoint, name, graphs, source_digests(model, checkpoint))
+    manifest = make_manifest(checkpoint, name, graphs, source_digests(source.model, checkpoint))
     write_manifest(folder, manifest)
     write_digests(folder)
-    if isinstance(model, Path):
+    if isinstance(source.model, Path):
         release_weights(checkpoint.encoder)
     return manifest, cases
 
 
-def _prove_bundle(folder: Path, model: Path | Checkpoint, step: Step) -> Report:
+def _prove_bundle(folder: Path, source: _Source, step: Step) -> Report:
     """Raises ExportError if an answer is not the reference's; the message says in which layer the error begins."""
     step("comparing the graphs with the reference")
     report = prove(folder)
     if not report.holds:
         step("looking where it begins")
-        where = explain(folder, _load(model), report.worst)
+        where = explain(folder, source.load(), report.worst)
         raise ExportError(f"the graph does not answer as the reference: {report.worst}; {where}; nothing was written")
     return report
 
@@ -131,20 +172,24 @@ def own_model(reference: str) -> Checkpoint:
     """The model that `package.module:factory` makes. The module is looked for in the current folder, too.
 
     Raises:
-        ExportError: it cannot be imported, or makes something else.
+        ExportError: it cannot be imported, raises, or makes something else. What code of yours raised comes with the
+            lines that led there.
     """
     module_name, _, factory_name = reference.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ExportError(f"{module_name} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ExportError(f"{module_name} cannot be imported: {_told(error)}") from error
     finally:
         sys.path.pop(0)
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise ExportError(f"{module_name} has no function {factory_name!r}")
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:
+        raise ExportError(f"{reference} raised {_told(error)}") from error
     if isinstance(model, Encoder):
         return Checkpoint(model.eval())
     if isinstance(model, Checkpoint):
@@ -152,3 +197,14 @@ def own_model(reference: str) -> Checkpoint:
     raise ExportError(
         f"{reference} made {type(model).__name__}, expected a heed.model.Encoder or a heed.model.Checkpoint"
     )
+
+
+def _told(error: Exception) -> str:
+    """What somebody's code raised, and where: without the frames of heed and of importing around it."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen importlib")
+    ]
+    what = "".join(traceback.format_exception_only(error)).strip()
+    return f"{what}\n{''.join(traceback.format_list(frames))}".rstrip()

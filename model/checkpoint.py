@@ -1,7 +1,8 @@
 """Loads published checkpoints: folders in the Hugging Face layout, sentence-transformers folders included."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heed.model.checkpoint_files import INDEX, CheckpointError, read_json, read_shapes, read_weights, weight_files
+from heed.model.checkpoint_files import CheckpointError, StoredWeights, find_weights, read_json
+from heed.model.classification_head import LabelsConfig
 from heed.model.encoder import Encoder
 from heed.model.families import FAMILIES, Family, Head
+from heed.model.families.keys import architectures, has_code
+from heed.model.families.labels import labels_note
 from heed.model.promised_scores import with_scores
 from heed.model.sentence_transformers_folder import Prompts, SentenceFolder, read_sentence_folder
 from heed.model.tokenizer_files import read_tokenizer
 
 LONGEST = 2**17  # what a config may say of any size without a weight of that size: rotary positions have none
+ADAPTER = "adapter_config.json"  # of peft
 DEEPEST = 1000  # layers that are made whatever the weights are
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint"]
@@ -34,6 +39,7 @@ class Checkpoint:
     max_text_length: int = 0  # tokens of one text, special tokens included; 0: as many as the model takes
     files: tuple[Path, ...] = ()  # all that was read
     prompts: Prompts = Prompts()
+    ignored_keys: tuple[str, ...] = ()  # of config.json, because the user said so
     notes: tuple[str, ...] = ()  # what of the folder is not in the model, or not as its config says: for people
 
     def tokenizer_json(self) -> bytes:
@@ -44,30 +50,31 @@ class Checkpoint:
         return json.dumps(read_json(self.tokenizer) | dict(self.tokenizer_changes), ensure_ascii=False).encode()
 
 
-def load_checkpoint(folder: Path | str) -> Checkpoint:
-    """Loads a folder with `config.json`, `*.safetensors` and, where there is text, `tokenizer.json`.
+def load_checkpoint(folder: Path | str, ignore_keys: Collection[str] = ()) -> Checkpoint:
+    """Loads a folder with `config.json`, weights and, where there is text, `tokenizer.json`.
+
+    Args:
+        ignore_keys: keys of `config.json` to pass over as if they were not there: those that this version does not
+            know, and that do not change the answers by what the caller knows.
 
     Raises:
         CheckpointError: something is missing, damaged, in conflict or not supported; the message names it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give a checkpoint folder with config.json and *.safetensors")
+        raise CheckpointError(f"{folder} is not a folder; give a checkpoint folder with config.json and weights")
     outer = read_sentence_folder(folder)
     inner = outer.transformer
-    raw = read_json(inner / "config.json")
+    raw = _config(inner, ignore_keys)
     family = _family(raw)
-    weights = weight_files(inner)
-    encoder = _unweighted(family, raw, outer, read_shapes(weights))
-    head = family.head(raw.get("architectures"))
-    layers = {number: weight_files(path) for number, path in outer.weighted.items()}
-    own = _of_family(family, head, weights)
-    if outer.pooling:  # in place of the head
-        own = (weight for weight in own if not weight.name.startswith("head."))
-    _assign(encoder, chain(own, _of_layers(layers)))
+    weights = find_weights(inner)
+    layers = {number: find_weights(path) for number, path in outer.weighted.items()}
+    reading = Reading(family, raw, weights, outer)
+    encoder = reading.unweighted()
+    reading.assign(encoder, layers)
     tokenizer = read_tokenizer(inner, raw, outer.texts.lower_case)
-    settings = [inner / "config.json", inner / INDEX, *(tokenizer.files if tokenizer else ())]
-    files = (*outer.files, *(path for path in settings if path.exists()), *weights, *chain(*layers.values()))
+    settings = (inner / "config.json", *(tokenizer.files if tokenizer else ()))
+    files = (*outer.files, *settings, *chain(*(each.read_files for each in (weights, *layers.values()))))
     return Checkpoint(
         encoder=encoder.eval().requires_grad_(False),
         family=family.name,
@@ -76,31 +83,127 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         max_text_length=int(min(outer.texts.tokens, encoder.config.max_length)),
         files=tuple(dict.fromkeys(files)),
         prompts=outer.prompts,
-        notes=(*outer.notes, *_head_note(outer, head), *(tokenizer.notes if tokenizer else ())),
+        ignored_keys=tuple(dict.fromkeys(ignore_keys)),
+        notes=(
+            *outer.notes,
+            *reading.notes(encoder),
+            *_folder_notes(inner, encoder),
+            *(tokenizer.notes if tokenizer else _no_tokenizer_note(encoder)),
+        ),
     )
 
 
+def _config(folder: Path, ignore_keys: Collection[str]) -> dict[str, Any]:
+    """What config.json says, without the keys to ignore."""
+    path = folder / "config.json"
+    if not path.exists() and (folder / ADAPTER).exists():
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{folder} holds an adapter ({ADAPTER}) without its model, {base}; merge the two with peft, "
+            "PeftModel.from_pretrained(model, folder).merge_and_unload(), and save what comes out"
+        )
+    raw = read_json(path)
+    absent = [key for key in ignore_keys if key not in raw]
+    if absent:
+        raise CheckpointError(f"config.json has no {', '.join(absent)} to ignore, only {', '.join(raw)}")
+    return {key: value for key, value in raw.items() if key not in ignore_keys}
+
+
 def _family(raw: dict[str, Any]) -> Family:
+    """By `model_type`; in configs of before there was one, by `architectures`."""
     model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise CheckpointError(f"config.json: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
-
-
-def _unweighted(family: Family, raw: dict[str, Any], outer: SentenceFolder, shapes: list[list[int]]) -> Encoder:
-    """The encoder that a config describes, with its constants but without storage for its weights."""
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
     try:
-        _check_sizes(family.keys.read(raw), shapes)
-        config = with_scores(family.read(raw, outer.pooling), raw, outer.activation)
-        if len(config.layers) > max(DEEPEST, len(shapes)):
-            raise ValueError(f"config.json says {len(config.layers)} layers, but there are only {len(shapes)} weights")
-        with torch.device("meta"):
-            return Encoder(config)
-    except (TypeError, ValueError) as error:
+        names = architectures(raw) if model_type is None else []
+    except ValueError as error:
         raise CheckpointError(str(error)) from None
+    for family in FAMILIES.values():
+        if any(name in family.heads for name in names):
+            return family
+    also = f" and architectures={names!r}" if names else ""
+    raise CheckpointError(f"config.json: model_type={model_type!r}{also} is not supported, only {', '.join(FAMILIES)}")
 
 
-def _check_sizes(settings: dict[str, Any], shapes: list[list[int]]) -> None:
+@dataclass
+class Reading:
+    """A transformer's folder while it is read."""
+
+    family: Family
+    raw: dict[str, Any]
+    weights: StoredWeights
+    outer: SentenceFolder  # what lies around it
+    left_out: Counter[str] = field(default_factory=Counter)  # weights, by the beginning of their names
+
+    def unweighted(self) -> Encoder:
+        """The encoder that the config describes, with its constants but without storage for its weights."""
+        shapes = self.weights.shapes()
+        try:
+            _check_sizes(self.family.keys.read(self.raw), shapes.values())
+            config = self.family.read(self.raw, self.outer.pooling, shapes)
+            config = with_scores(config, self.raw, self.outer.activation)
+            if len(config.layers) > max(DEEPEST, len(shapes)):
+                raise ValueError(
+                    f"config.json says {len(config.layers)} layers, but there are only {len(shapes)} weights"
+                )
+            with torch.device("meta"):
+                return Encoder(config)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(str(error)) from None
+
+    def assign(self, encoder: Encoder, layers: Mapping[int, StoredWeights]) -> None:
+        """Gives the encoder its weights, and those of the layers behind its pooling."""
+        try:
+            _assign(encoder, chain(self._weights(self.family.head(self.raw)), _of_layers(layers)))
+        except CheckpointError as error:
+            unknown = ", ".join(self._unknown_architectures())
+            hint = f"; {unknown} is no class that is known here, and was read as the encoder alone" if unknown else ""
+            raise CheckpointError(f"{error}{hint}") from None
+
+    def _weights(self, head: Head | None) -> Iterator["Weight"]:
+        for published, whole in self.weights.read():
+            try:
+                parts = list(self.family.translate(published, whole, head))
+            except (IndexError, RuntimeError):  # too few axes to be taken apart
+                raise CheckpointError(f"weight {published} has shape {list(whole.shape)}, too few axes") from None
+            if not parts:
+                self.left_out[self.family.beside_of(published) or ""] += 1
+            for name, tensor in parts:
+                if not (self.outer.pooling and name.startswith("head.")):  # which stands in place of a head
+                    yield Weight(published, name, tensor)
+
+    def _unknown_architectures(self) -> list[str]:
+        return [name for name in architectures(self.raw) if name not in self.family.heads]
+
+    def notes(self, encoder: Encoder) -> Iterator[str]:
+        """What of the config and of the weights is not in the encoder."""
+        if self.outer.pooling and self.family.head(self.raw):
+            yield "left out: the head of config.json's architectures, because modules.json pools"
+        if unknown := self._unknown_architectures():
+            yield f"architectures names {', '.join(unknown)}, which is not known here: only the encoder is read"
+        if has_code(self.raw):
+            yield "auto_map names code that came with the folder; it was not run, only the weights were read"
+        by_kind: dict[str, list[str]] = {}
+        for beginning, number in self.left_out.items():
+            if kind := self.family.beside.get(beginning):
+                by_kind.setdefault(kind, []).append(f"{number} of {beginning}*")
+        yield from (f"left out: {kind} (weights: {', '.join(parts)})" for kind, parts in by_kind.items())
+        if isinstance(encoder.config.head, LabelsConfig):
+            note = labels_note(self.family.keys.read(self.raw), encoder.config.head.names)
+            yield from [note] if note else []
+
+
+def _folder_notes(folder: Path, encoder: Encoder) -> Iterator[str]:
+    if (folder / ADAPTER).exists():
+        yield f"left out: the adapter of {ADAPTER}; to have it in the model, merge it first (peft: merge_and_unload())"
+
+
+def _no_tokenizer_note(encoder: Encoder) -> Iterator[str]:
+    if encoder.config.vocabulary:
+        yield "there is no tokenizer.json: the model takes token ids, no texts"
+
+
+def _check_sizes(settings: Mapping[str, Any], shapes: Iterable[Sequence[int]]) -> None:
     """Refuses numbers that no weight can bear out, before anything of such a size is made."""
     largest = max([LONGEST, *(size for shape in shapes for size in shape)])
     for key, value in settings.items():
@@ -119,28 +222,12 @@ class Weight:
     tensor: Tensor
 
 
-def _of_family(family: Family, head: Head | None, files: list[Path]) -> Iterator[Weight]:
-    for published, whole in read_weights(files):
-        try:
-            parts = list(family.translate(published, whole, head))
-        except (IndexError, RuntimeError):  # too few axes to be taken apart
-            raise CheckpointError(f"weight {published} has shape {list(whole.shape)}, too few axes") from None
-        for name, tensor in parts:
-            yield Weight(published, name, tensor)
-
-
-def _of_layers(files: Mapping[int, list[Path]]) -> Iterator[Weight]:
+def _of_layers(layers: Mapping[int, StoredWeights]) -> Iterator[Weight]:
     """Those of the layers behind the pooling, by their numbers."""
-    for number, each in files.items():
-        for published, tensor in read_weights(each):
+    for number, layer in layers.items():
+        for published, tensor in layer.read():
             name = f"head.layers.{number}.{published.removeprefix('norm.')}"
-            yield Weight(f"{each[0].parent.name}/{published}", name, tensor)
-
-
-def _head_note(outer: SentenceFolder, head: Head | None) -> list[str]:
-    return ["left out: the head of config.json's architectures, because modules.json pools"] * bool(
-        outer.pooling and head
-    )
+            yield Weight(f"{layer.files[0].parent.name}/{published}", name, tensor)
 
 
 def _assign(encoder: Encoder, weights: Iterable[Weight]) -> None:

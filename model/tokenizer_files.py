@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heed.model.checkpoint_files import CheckpointError, read_json
+from heed.model.checkpoint_files import CheckpointError, check_is_here, read_json
 
 Json = dict[str, Any]
 
@@ -80,6 +80,7 @@ def read_tokenizer(folder: Path, config: Json, lower_case: bool) -> TokenizerFil
     if not path.exists():
         _refuse_other_files(folder, config)
         return None
+    check_is_here(path)
     read = [each for each in (path, folder / SETTINGS) if each.exists()]
     tokenizer = read_json(path)
     settings = read_json(folder / SETTINGS) if len(read) > 1 else {}

@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "server/engine": {"heed.server.requests", "heed.server.errors", "heed.bundle", "numpy", "onnxruntime"},
     "server/requests": {"heed.server.settings", "heed.server.errors", "heed.bundle", "numpy", "tokenizers"},
     "heed/cli": {
-        "heed", "grpc", "matplotlib", "numpy", "pydantic", "rich", "typer", "uvloop", "yaml",
+        "heed", "grpc", "matplotlib", "numpy", "pydantic", "rich", "sentence_transformers", "torch", "transformers",
+        "typer", "uvloop", "yaml",
     },
     "heed": {"heed"},
 }  # fmt: skip

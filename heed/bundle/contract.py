@@ -139,6 +139,15 @@ class Report:
     def worst(self) -> Finding:
         return max(self.findings, key=lambda finding: finding.error / finding.budget)
 
+    @property
+    def verdict(self) -> str:
+        """The outcome in words. float32's budget is that of rounding; other precisions have wider ones of their own."""
+        rounded = sorted({finding.precision for finding in self.findings} - {"fp32"})
+        if not rounded:
+            return "equal to the reference" if self.holds else "not equal to the reference"
+        of = f"the budget of {' and '.join(rounded)}"
+        return f"within {of}" if self.holds else f"not within {of}"
+
     def by_precision(self) -> dict[str, "Report"]:
         """One report for each precision that was compared."""
         parts: dict[str, list[Finding]] = {}

@@ -60,6 +60,15 @@ def _listed(folder: Path, content: bytes | None) -> dict[str, str]:
     return listed
 
 
+def bundle_files(folder: Path) -> set[str]:
+    """The names of the files that belong to a bundle: those that `SHA256SUMS` lists, and those that it cannot list.
+
+    Raises:
+        BundleError: the list is missing or damaged.
+    """
+    return {*_listed(folder, None), *UNLISTED}
+
+
 def check_digests(folder: Path, content: bytes | None = None) -> None:
     """Raises BundleError if a file is missing, additional or altered; the message names it.
 

@@ -115,6 +115,7 @@ class Provenance(_Part):
     source: dict[str, str]  # SHA-256 of every source file, by its name in the source folder
     tools: dict[str, str]
     command: str
+    ignored_keys: list[str] = []  # of the source's config.json, because whoever exported it said so
 
 
 class Manifest(_Part):

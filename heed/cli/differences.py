@@ -3,7 +3,8 @@
 Letters: B rows of a request, L tokens, D width, N vectors compared.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -82,6 +83,28 @@ class Comparison:
         """The largest error of all outputs."""
         return max((row.worst for rows in self.rows.values() for row in rows), default=0.0)
 
+    @property
+    def share_changed(self) -> float:
+        """Of the labels."""
+        return len(self.changed) / self.labels if self.labels else 0.0
+
+    def above(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """What is above its limit.
+
+        Args:
+            limits: by output, of its largest error; of "labels", the share that changed; of "", all other errors.
+
+        Raises:
+            Incompatible: an output with a limit was not compared.
+        """
+        measured = {output: max(row.worst for row in rows) for output, rows in self.rows.items()}
+        measured |= {"labels": self.share_changed} if self.labels else {}
+        if unknown := [name for name in limits if name and name not in measured]:
+            raise Incompatible(f"--fail-above {unknown[0]}: only {_joined(measured)} were compared")
+        everywhere = limits.get("", math.inf)
+        own = {output: limits.get(output, math.inf if output == "labels" else everywhere) for output in measured}
+        return {output: error for output, error in measured.items() if error > own[output]}
+
 
 def quantiles(values_N: np.ndarray) -> dict[str, float]:
     """Quantiles that are measured values, without interpolation."""
@@ -127,8 +150,11 @@ def _tokenizer(model: Model) -> str:
 # --- The requests -----------------------------------------------------------------------------------------------------
 
 
-def comparable(old: Model, new: Model) -> tuple[list[str], dict[str, str]]:
+def comparable(old: Model, new: Model, asked: Collection[str] = ()) -> tuple[list[str], dict[str, str]]:
     """The outputs to compare, and why those that both give are left out.
+
+    Args:
+        asked: the only ones to compare; all, if none is named.
 
     Raises:
         Incompatible: there is none to compare.
@@ -138,11 +164,14 @@ def comparable(old: Model, new: Model) -> tuple[list[str], dict[str, str]]:
     for name in olds.keys() & news.keys():
         if olds[name] != news[name]:
             left_out[name] = f"{olds[name]} in the old one, {news[name]} in the new one"
-        elif name == "logits" and old.manifest.labels != new.manifest.labels:
-            left_out[name] = "the labels differ, so that each column means something else"
+        elif name == "logits" and sorted(old.manifest.labels) != sorted(new.manifest.labels):
+            left_out[name] = f"the labels differ, so that columns mean something else: {_labels(old, new)}"
         elif name == "last_hidden_state" and _tokenizer(old) != _tokenizer(new):
             left_out[name] = "the tokenizers differ, so that each position may be another token"
-    names = [name for name in olds if name in news and name not in left_out]
+    both = [name for name in olds if name in news and name not in left_out]
+    if missing := [name for name in asked if name not in both]:
+        raise Incompatible(f"{missing[0]} cannot be compared, only {_joined(both)}")
+    names = [name for name in both if name in asked or not asked]
     if not names:
         why = "; ".join(f"{name} is {reason}" for name, reason in left_out.items())
         raise Incompatible(f"no output is the same in both: {why or f'{_joined(olds)} against {_joined(news)}'}")
@@ -153,8 +182,23 @@ def _outputs(manifest: Manifest) -> dict[str, str]:
     return {spec.name: spec.letters for spec in manifest.outputs if spec.name not in NOT_COMPARED}
 
 
-def _joined(names: dict[str, str]) -> str:
+def _joined(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def _labels(old: Model, new: Model) -> str:
+    """Which labels one of two has and the other has not."""
+    olds, news = old.manifest.labels, new.manifest.labels
+    sides = {"old": [name for name in olds if name not in news], "new": [name for name in news if name not in olds]}
+    return "; ".join(f"only the {side} one has {_joined(names)}" for side, names in sides.items() if names)
+
+
+def _by_label(old: Model, new: Model, answers: Arrays) -> Arrays:
+    """The new one's answers with the columns of its logits in the order of the old one's labels."""
+    olds, news = old.manifest.labels, new.manifest.labels
+    if "logits" not in answers or olds == news:
+        return answers
+    return answers | {"logits": answers["logits"][..., [news.index(name) for name in olds]]}
 
 
 def requests_of_texts(texts: Sequence[str]) -> list[ComparedRequest]:
@@ -188,18 +232,23 @@ def _names(case: Case) -> list[str]:
 # --- The comparison ---------------------------------------------------------------------------------------------------
 
 
-def compare(old: Model, new: Model, requests: Sequence[ComparedRequest], threads: int) -> Comparison:
+def compare(
+    old: Model, new: Model, requests: Sequence[ComparedRequest], threads: int, outputs: Collection[str] = ()
+) -> Comparison:
     """Sends each request to both bundles, several at a time.
+
+    Args:
+        outputs: the only ones to compare; all that both give, if none is named.
 
     Raises:
         Incompatible: no output is the same in both, or no request is taken by both.
     """
-    names, left_out = comparable(old, new)
+    names, left_out = comparable(old, new, outputs)
     comparison = Comparison(left_out=left_out)
 
     def answer_both(request: ComparedRequest) -> tuple[Arrays, Arrays] | str:
         try:
-            return old.answer(request.inputs, names), new.answer(request.inputs, names)
+            return old.answer(request.inputs, names), _by_label(old, new, new.answer(request.inputs, names))
         except InvalidArgument as error:
             return str(error)
 

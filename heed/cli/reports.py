@@ -36,6 +36,6 @@ def summary(report: Report) -> str:
     worst = report.worst
     where = f"worst: {error_text(worst)} of {budget_text(worst)} allowed, {worst.output} in {worst.case}"
     if report.holds:
-        return f"[green]equal to the reference[/] in {len(report.findings)} comparisons; {where}"
+        return f"[green]{report.verdict}[/] in {len(report.findings)} comparisons; {where}"
     broken = sum(not finding.holds for finding in report.findings)
-    return f"[bold red]not equal to the reference[/] in {broken} of {len(report.findings)} comparisons; {where}"
+    return f"[bold red]{report.verdict}[/] in {broken} of {len(report.findings)} comparisons; {where}"

@@ -1,6 +1,7 @@
 """Published model families: how their configs and weight names read in the words of this package.
 
-Reading order: `base.py` (what a family is), `bert.py` (one of them), then any other.
+Reading order: `base.py` (what a family is), `bert.py` (one of them), then any other; `keys.py` says which keys of a
+`config.json` can matter, `labels.py` what labels are called.
 """
 
 from heed.model.families.base import Family, Head

@@ -7,7 +7,8 @@ from heed.model.attention_config import AttentionConfig
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
 from heed.model.embeddings import TokensConfig
-from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count
+from heed.model.families.base import Family, Head, Weights, activation, count
+from heed.model.families.keys import Json, Keys
 from heed.model.feed_forward import FeedForwardConfig
 from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
@@ -86,8 +87,13 @@ WEIGHTS: Weights = {
     "encoder.layer.#.output.LayerNorm": "blocks.#.feed_forward_norm",
 }
 
-# Language-model heads, the pooler (its tanh vector feeds only the heads), and a buffer of old checkpoints.
-BESIDE = ("cls.", "lm_head.", "pooler.", "embeddings.position_ids")
+# The pooler's tanh vector feeds only heads; the buffer is of old checkpoints.
+BESIDE = {
+    "cls.": "the head of the language model",
+    "lm_head.": "the head of the language model",
+    "pooler.": "the pooler",
+    "embeddings.position_ids": "",
+}
 
 # The pooler, dense and tanh, is what the classifier reads.
 SEQUENCE = Head(

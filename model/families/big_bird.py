@@ -6,7 +6,8 @@ from heed.model.big_bird_attention import BigBirdConfig
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import AttentionConfig, EncoderConfig
 from heed.model.families import bert
-from heed.model.families.base import Family, Head, Json, Keys, activation, count, flag
+from heed.model.families.base import Family, Head, activation, count, flag
+from heed.model.families.keys import Json, Keys
 from heed.model.pooling import PoolingConfig
 from heed.model.positions import PositionRule
 

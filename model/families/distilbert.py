@@ -4,8 +4,9 @@ from heed.model.attention_config import AttentionConfig
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
 from heed.model.embeddings import TokensConfig
-from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count
+from heed.model.families.base import Family, Head, Weights, activation, count
 from heed.model.families.bert import TOKEN
+from heed.model.families.keys import Json, Keys
 from heed.model.feed_forward import FeedForwardConfig
 from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
@@ -25,6 +26,7 @@ KEYS = Keys(
             "tie_weights_",
         }
     ),
+    synonyms={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
 )
 
 
@@ -78,5 +80,5 @@ DISTILBERT = Family(
         "DistilBertForSequenceClassification": SEQUENCE,
         "DistilBertForTokenClassification": TOKEN,
     },
-    beside=("vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "embeddings.position_ids"),
+    beside={"vocab_": "the head of the language model", "embeddings.position_ids": ""},
 )

@@ -6,7 +6,8 @@ from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
 from heed.model.embeddings import TokensConfig
 from heed.model.families import bert
-from heed.model.families.base import Family, Head, Json, Keys, Weights, count
+from heed.model.families.base import Family, Head, Weights, count
+from heed.model.families.keys import Json, Keys
 from heed.model.pooling import PoolingConfig
 
 KEYS = Keys(
@@ -43,10 +44,10 @@ ELECTRA = Family(
         "ElectraForSequenceClassification": SEQUENCE,
         "ElectraForTokenClassification": bert.TOKEN,
     },
-    beside=(
-        "discriminator_predictions.",
-        "generator_predictions.",
-        "generator_lm_head.",
-        "embeddings.position_ids",
-    ),
+    beside={
+        "discriminator_predictions.": "the discriminator's head",
+        "generator_predictions.": "the generator's head",
+        "generator_lm_head.": "the generator's head",
+        "embeddings.position_ids": "",
+    },
 )

@@ -5,7 +5,8 @@ from dataclasses import replace
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
 from heed.model.families import bert, roberta
-from heed.model.families.base import Family, Json, Keys, Weights, count
+from heed.model.families.base import Family, Weights, count
+from heed.model.families.keys import Json, Keys
 from heed.model.longformer_attention import LongformerConfig
 from heed.model.pooling import PoolingConfig
 

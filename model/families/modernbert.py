@@ -7,7 +7,8 @@ from heed.model.attention_config import AttentionConfig
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig
 from heed.model.embeddings import TokensConfig
-from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, count, flag, split
+from heed.model.families.base import Family, Head, Weights, activation, count, flag, split
+from heed.model.families.keys import Json, Keys
 from heed.model.feed_forward import FeedForwardConfig
 from heed.model.norms import NormConfig
 from heed.model.patterns import Full, Window
@@ -180,5 +181,5 @@ MODERNBERT = Family(
         "ModernBertForSequenceClassification": Head(sequence_labels, HEAD),
         "ModernBertForTokenClassification": Head(labels, HEAD),
     },
-    beside=("head.", "decoder."),  # of the language model
+    beside=dict.fromkeys(("head.", "decoder."), "the head of the language model"),
 )

@@ -5,7 +5,8 @@ from dataclasses import replace
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LogBuckets
 from heed.model.families import bert
-from heed.model.families.base import Family, Json, Keys, Weights
+from heed.model.families.base import Family, Weights
+from heed.model.families.keys import Json, Keys
 from heed.model.families.roberta import SEQUENCE, counted
 from heed.model.pooling import PoolingConfig
 
@@ -55,5 +56,5 @@ MPNET = Family(
         "MPNetForSequenceClassification": SEQUENCE,
         "MPNetForTokenClassification": bert.TOKEN,
     },
-    beside=("lm_head.", "pooler.", "embeddings.position_ids"),
+    beside=bert.BESIDE,
 )

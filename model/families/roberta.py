@@ -6,7 +6,8 @@ from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig
 from heed.model.embeddings import TokensConfig
 from heed.model.families import bert
-from heed.model.families.base import Family, Head, Json, Keys
+from heed.model.families.base import Family, Head
+from heed.model.families.keys import Json, Keys
 from heed.model.pooling import PoolingConfig
 from heed.model.positions import PositionRule
 

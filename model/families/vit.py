@@ -7,7 +7,8 @@ from heed.model.attention_config import AttentionConfig
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig, LearnedConfig
 from heed.model.embeddings import ImagesConfig
-from heed.model.families.base import Family, Head, Json, Keys, Weights, activation, changed, count, flag
+from heed.model.families.base import Family, Head, Weights, activation, changed, count, flag
+from heed.model.families.keys import Json, Keys
 from heed.model.feed_forward import FeedForwardConfig
 from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig
@@ -119,5 +120,5 @@ VIT = Family(
             lambda config, names: LabelsConfig(names, per="sequence"), {"classifier": "head.out"}
         ),
     },
-    beside=("pooler.", "decoder.", "embeddings.mask_token"),
+    beside={"pooler.": "the pooler", "decoder.": "the decoder of masked images", "embeddings.mask_token": ""},
 )

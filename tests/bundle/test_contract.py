@@ -354,6 +354,18 @@ def test_a_report_holds_only_if_every_finding_does() -> None:
     assert not Report([bad, good]).holds
 
 
+def test_only_float32_is_called_equal() -> None:
+    """Its budget is that of rounding; int8's is a hundred times wider."""
+
+    def verdict(error: float, precision: str) -> str:
+        return Report([Finding("a", "logits", error, 1e-2, precision=precision)]).verdict
+
+    assert verdict(0.0, "fp32") == "equal to the reference"
+    assert verdict(0.1, "fp32") == "not equal to the reference"
+    assert verdict(0.0, "int8") == "within the budget of int8"
+    assert verdict(0.1, "int8") == "not within the budget of int8"
+
+
 def test_nothing_compared_does_not_hold() -> None:
     assert not Report([]).holds
 

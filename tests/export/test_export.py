@@ -18,7 +18,7 @@ import heed.export.atomic_folder
 import heed.exporting
 from heed.bundle import read_manifest
 from heed.bundle.contract import Finding, Report
-from heed.bundle.digests import DIGESTS, REPORT, check_digests
+from heed.bundle.digests import DIGESTS, REPORT, check_digests, write_digests
 from heed.bundle.manifest import MANIFEST
 from heed.export.passes.drop_metadata import drop_metadata
 from heed.export.torch_to_onnx import capture_graph, capture_with_attentions
@@ -237,14 +237,20 @@ def test_an_existing_folder_is_not_replaced_unasked(source: Path, tmp_path: Path
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
+    """A bundle, by its files."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/old").write_text("mine")
+    for name in ("bundle.json", "old.onnx"):
+        (tmp_path / "out" / name).write_text("mine")
+    write_digests(tmp_path / "out")
     return tmp_path / "out"
 
 
-def test_force_replaces(source: Path, old: Path, no_graph: None) -> None:
+OLD = ["out", "out/SHA256SUMS", "out/bundle.json", "out/old.onnx"]
+
+
+def test_force_replaces_a_bundle(source: Path, old: Path, no_graph: None) -> None:
     export_bundle(source, old, force=True)
-    assert not (old / "old").exists()
+    assert not (old / "old.onnx").exists()
     check_digests(old)
     assert [path.name for path in old.parent.iterdir()] == ["out"]
 
@@ -256,7 +262,7 @@ def test_what_is_to_be_replaced_stays_if_the_proof_fails(
     set_proof(monkeypatch, proof)
     with pytest.raises((ExportError, KeyboardInterrupt)):
         export_bundle(source, old, force=True)
-    assert everything_in(old.parent) == ["out", "out/old"]
+    assert everything_in(old.parent) == OLD
 
 
 def test_what_is_to_be_replaced_comes_back_if_the_replacement_is_interrupted(
@@ -273,10 +279,77 @@ def test_what_is_to_be_replaced_comes_back_if_the_replacement_is_interrupted(
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_bundle(source, old, force=True)
-    assert everything_in(old.parent) == ["out", "out/old"]
+    assert everything_in(old.parent) == OLD
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda out: (out / "bundle.json").unlink(), "is no bundle"),
+        (
+            lambda out: (out / "thesis.txt").write_text("three years"),
+            "holds thesis.txt, which is no file of the bundle",
+        ),
+        (lambda out: (out / "photos").mkdir(), "holds photos, which is no file of the bundle"),
+        (lambda out: (out / "SHA256SUMS").unlink(), "is no whole bundle"),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_bundle_is_never_replaced(
+    source: Path, old: Path, spoil: Callable[[Path], object], reason: str, force: bool
+) -> None:
+    spoil(old)
+    before = everything_in(old)
+    with pytest.raises(ExportError, match=f"out exists and {reason}.*; --force replaces bundles only, so choose"):
+        export_bundle(source, old, force=force)
+    assert everything_in(old) == before
+
+
+def test_a_file_is_never_replaced(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ExportError, match="out exists and is no folder"):
+        export_bundle(source, tmp_path / "out", force=True)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("below", "verb"), [(".", "is"), ("models/mine", "holds")])
+def test_the_source_is_never_replaced_whatever_lies_beside_it(source: Path, old: Path, below: str, verb: str) -> None:
+    shutil.copytree(source, old / below, dirs_exist_ok=True)
+    before = everything_in(old)
+    with pytest.raises(ExportError, match=f"out {verb} the source; choose another OUT"):
+        export_bundle(old / below, old, force=True)
+    assert everything_in(old) == before
+
+
+def test_what_came_to_be_there_during_the_export_is_not_replaced(
+    source: Path, old: Path, no_graph: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(_: Path) -> Report:
+        (old / "thesis.txt").write_text("three years")
+        return RIGHT
+
+    set_proof(monkeypatch, slow)
+    with pytest.raises(ExportError, match=r"holds thesis\.txt"):
+        export_bundle(source, old, force=True)
+    assert (old / "thesis.txt").read_text() == "three years"
+    assert [path.name for path in old.parent.iterdir()] == ["out"]
 
 
 # What the manifest says
+
+
+def test_keys_that_were_ignored_are_on_record(source: Path, tmp_path: Path, no_graph: None) -> None:
+    copy = shutil.copytree(source, tmp_path / "source")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rope_theta": 1e4, "architectures": ["Contriever"]}))
+    notes: list[str] = []
+    export_bundle(copy, tmp_path / "out", ignore_keys=["rope_theta"], note=notes.append)
+    provenance = read_manifest(tmp_path / "out").provenance
+    assert provenance.ignored_keys == ["rope_theta"]
+    assert provenance.command == "heed export SOURCE OUT --name out --ignore-key rope_theta"
+    assert "architectures names Contriever, which is not known here: only the encoder is read" in notes
+    with pytest.raises(ExportError, match="a model in memory has none"):
+        export_bundle(load_checkpoint(source), tmp_path / "other", ignore_keys=["rope_theta"])
 
 
 def test_the_name_is_the_folder_s_unless_one_is_given(

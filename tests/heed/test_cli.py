@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 OPTIONS = {
-    "export": ["SOURCE", "OUT", "--name", "--force", "--sign"],
+    "export": ["SOURCE", "OUT", "--name", "--force", "--sign", "--ignore-key"],
     "verify": ["BUNDLE", "--device", "--json"],
     "serve": [
         "BUNDLE", "--host", "--port", "--device", "--precision", "--attentions", "--threads", "--max-queue-tokens",
@@ -171,9 +171,8 @@ def header_beyond_the_file(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + content[8:])
 
 
-def leave_only_pickled_weights(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+def leave_only_weights_of_jax(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "flax_model.msgpack")
 
 
 def put_nan_in_a_weight(folder: Path) -> None:
@@ -205,10 +204,10 @@ BAD_SOURCES: list[tuple[str, Edit, list[str]]] = [
     ("no_weights", remove("model.safetensors"), ["model.safetensors is missing"]),
     ("truncated_weights", truncate_weights, ["model.safetensors is damaged or truncated"]),
     ("empty_weights", empty_weights, ["model.safetensors is damaged or truncated"]),
-    ("pickled_weights", leave_only_pickled_weights, ["pytorch_model.bin", "pickle", "save_pretrained"]),
+    ("weights_of_jax", leave_only_weights_of_jax, ["for Flax only (flax_model.msgpack)", "hf download NAME"]),
     ("nan_in_the_weights", put_nan_in_a_weight, ["encoder.layer.1.output.dense.bias holds NaN"]),
     ("other_family", set_config(model_type="gpt2"), ["model_type='gpt2' is not supported", "bert"]),
-    ("no_family", set_config(model_type=None), ["model_type=None is not supported"]),
+    ("no_family", set_config(model_type=None, architectures=None), ["model_type=None is not supported"]),
     ("odd_family", set_config(model_type=["bert"]), ["model_type=['bert'] is not supported"]),
     ("width", set_config(hidden_size=64), ["has shape [32]", "config.json says [64]"]),
     ("width_and_heads", set_config(num_attention_heads=5), ["width 32 does not divide into 5 heads"]),
@@ -228,7 +227,7 @@ BAD_SOURCES: list[tuple[str, Edit, list[str]]] = [
     ("infinite_epsilon", set_config(layer_norm_eps=float("inf")), ["norm_epsilon must lie between 0 and 1"]),
     ("header_of_nonsense", header_of_nonsense, ["model.safetensors is damaged or truncated"]),
     ("header_beyond_the_file", header_beyond_the_file, ["model.safetensors is damaged or truncated"]),
-    ("unknown_key", set_config(rope_theta=10_000), ["rope_theta=10000 is not known"]),
+    ("unknown_key", set_config(rope_theta=10_000), ["rope_theta=10000 is not known", "--ignore-key rope_theta"]),
     ("unknown_activation", set_config(hidden_act="mish"), ["hidden_act='mish' is none of", "gelu"]),
     ("relative_positions", set_config(position_embedding_type="relative_key"), ["position_embedding_type"]),
     ("decoder", set_config(is_decoder=True), ["is_decoder=True is not supported"]),
@@ -352,17 +351,22 @@ def test_the_name_for_callers_can_be_another(tiny: Path, tmp_path: Path) -> None
 
 @pytest.fixture
 def there(tmp_path: Path) -> Path:
-    """Something that is there already."""
-    (tmp_path / "bundles" / "out").mkdir(parents=True)
-    (tmp_path / "bundles" / "out" / "precious").write_text("mine")
-    return tmp_path / "bundles" / "out"
+    """A bundle, by its files, that is there already."""
+    folder = tmp_path / "bundles" / "out"
+    folder.mkdir(parents=True)
+    (folder / "bundle.json").write_text("mine")
+    write_digests(folder)
+    return folder
+
+
+THERE = ["out", "out/SHA256SUMS", "out/bundle.json"]
 
 
 def test_what_exists_is_not_replaced_unasked(tiny: Path, there: Path) -> None:
     done = heed("export", tiny, there)
     assert done.code == 2
     assert f"error: {there} exists; --force replaces it" in done.said
-    assert inside(there.parent) == ["out", "out/precious"]
+    assert inside(there.parent) == THERE
 
 
 @pytest.mark.usefixtures("graph_at_hand")
@@ -376,7 +380,7 @@ def test_what_exists_is_replaced_on_request(tiny: Path, there: Path) -> None:
 def test_what_exists_stays_when_its_replacement_fails(tiny: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUDGETS, ("fp32", "CPUExecutionProvider"), Budgets.uniform(1e-12))
     assert heed("export", tiny, there, "--force").code == 2
-    assert inside(there.parent) == ["out", "out/precious"]
+    assert inside(there.parent) == THERE
 
 
 @pytest.fixture

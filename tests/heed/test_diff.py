@@ -113,10 +113,20 @@ def test_the_exit_code_follows_the_limit(
 ) -> None:
     done = heed("diff", tiny_bundle, moved_bundle, "--texts", texts, "--fail-above", limit)
     assert done.code == code
-    assert ("is more than 1e-09" in done.out) == bool(code)
+    assert ("last_hidden_state: " in done.out and "is more than 1e-09" in done.out) == bool(code)
     done = heed("diff", tiny_bundle, moved_bundle, "--texts", texts, "--fail-above", limit, "--json")
     assert done.code == code
     assert json.loads(done.out)["exceeded"] == bool(code)
+    assert bool(json.loads(done.out)["above"]) == bool(code)
+    only = heed("diff", tiny_bundle, moved_bundle, "--texts", texts, "--fail-above", f"sentence_embedding={limit}")
+    assert only.code == code
+    assert "last_hidden_state: " not in only.out
+
+
+def test_a_limit_that_is_no_number_is_told(tiny_bundle: Path) -> None:
+    done = heed("diff", tiny_bundle, tiny_bundle, "--fail-above", "logits=much")
+    assert done.code == 2
+    assert "--fail-above logits=much: 'much' is no number; give X for all outputs, or OUTPUT=X for one" in done.said
 
 
 def test_what_the_bundles_say_of_themselves_comes_first(tiny_bundle: Path, tiny_cls_bundle: Path) -> None:
@@ -258,9 +268,47 @@ def test_two_that_take_nothing_in_common_are_incompatible() -> None:
 
 
 def test_logits_of_other_labels_are_not_compared() -> None:
-    names, left_out = comparable(labeller(5), labeller(5, ["high", "low"]))
+    names, left_out = comparable(labeller(5), labeller(5, ["low", "higher"]))
     assert names == ["last_hidden_state", "labels"]
-    assert "each column means something else" in left_out["logits"]
+    assert left_out["logits"] == (
+        "the labels differ, so that columns mean something else: only the old one has high; only the new one has higher"
+    )
+
+
+def test_logits_are_compared_by_the_names_of_labels() -> None:
+    """The same answers, with the columns and the names of the labels in another order."""
+    turned = labeller(5)
+    whole = turned.answers
+    turned.answers = lambda inputs: whole(inputs) | {"logits": whole(inputs)["logits"][..., ::-1]}
+    turned.manifest = labeller(5, ["high", "low"]).manifest
+    comparison = compare(labeller(5), turned, [ids([1, 6, 9])], threads=1)
+    assert comparison.errors("logits").tolist() == [0, 0, 0]
+    assert comparison.changed == []
+
+
+def test_only_the_outputs_that_are_asked_for_are_compared() -> None:
+    comparison = compare(labeller(5), labeller(7), [ids([1, 6, 9])], threads=1, outputs=["labels"])
+    assert comparison.rows == {}
+    assert len(comparison.changed) == 1
+    with pytest.raises(Incompatible, match="logit cannot be compared, only last_hidden_state, logits, labels"):
+        compare(labeller(5), labeller(7), [ids([1])], threads=1, outputs=["logit"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "above"),
+    [
+        ({}, {}),
+        ({"": 0.5}, {"last_hidden_state": 1.0, "logits": 1.0}),
+        ({"": 0.5, "logits": 1.0}, {"last_hidden_state": 1.0}),
+        ({"labels": 0.25}, {"labels": 1 / 3}),
+        ({"labels": 0.34, "logits": 1.0}, {}),
+    ],
+)
+def test_each_output_and_the_labels_may_have_a_limit(limits: dict[str, float], above: dict[str, float]) -> None:
+    comparison = compare(labeller(5), labeller(7), [ids([1, 6, 9])], threads=1)
+    assert comparison.above(limits) == above
+    with pytest.raises(Incompatible, match=r"--fail-above logit: only .*, labels were compared"):
+        comparison.above({"logit": 1.0})
 
 
 def test_what_is_no_number_is_as_far_apart_as_can_be() -> None:

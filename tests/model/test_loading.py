@@ -1,6 +1,7 @@
 """What a checkpoint folder may look like, and what each one that cannot be loaded is told."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,49 @@ def test_what_lies_beside_the_encoder_is_left_out(whole: Path, folder: Path) -> 
     assert torch.equal(answer(folder), answer(whole))
 
 
+def test_what_is_left_out_is_told(whole: Path, folder: Path) -> None:
+    beside = {
+        "embeddings.position_ids": torch.arange(40)[None],
+        "cls.predictions.bias": torch.zeros(100),
+        "cls.predictions.transform.dense.weight": torch.zeros(32, 32),
+    }
+    edit_weights(folder, lambda tensors: tensors | beside)
+    edit_json(folder / "config.json", architectures=["Contriever"])
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "tokenizer.json").unlink()
+    notes = load_checkpoint(folder).notes
+    assert [note for note in notes if note not in load_checkpoint(whole).notes] == [
+        "architectures names Contriever, which is not known here: only the encoder is read",
+        "left out: the head of the language model (weights: 2 of cls.*)",
+        "left out: the adapter of adapter_config.json; to have it in the model, merge it first (peft: "
+        "merge_and_unload())",
+        "there is no tokenizer.json: the model takes token ids, no texts",
+    ]
+
+
+def test_code_that_came_with_a_folder_is_told(whole: Path, folder: Path) -> None:
+    edit_json(folder / "config.json", auto_map={"AutoModel": "modeling.MyModel"})
+    assert "auto_map names code that came with the folder; it was not run, only the weights were read" in (
+        load_checkpoint(folder).notes
+    )
+    assert torch.equal(answer(folder), answer(whole))
+
+
+def test_a_config_of_before_model_types_is_read_by_its_architecture(whole: Path, folder: Path) -> None:
+    edit_json(folder / "config.json", model_type=None)
+    assert load_checkpoint(folder).family == "bert"
+    assert torch.equal(answer(folder), answer(whole))
+
+
+def test_keys_to_ignore_are_passed_over(whole: Path, folder: Path) -> None:
+    edit_json(folder / "config.json", rope_theta=10_000, position_embedding_type="odd")
+    checkpoint = load_checkpoint(folder, ["rope_theta", "position_embedding_type"])
+    assert checkpoint.encoder.config == load_checkpoint(whole).encoder.config
+    assert checkpoint.ignored_keys == ("rope_theta", "position_embedding_type")
+    with pytest.raises(CheckpointError, match=r"config\.json has no rope_thetas to ignore, only .*rope_theta"):
+        load_checkpoint(folder, ["rope_thetas"])
+
+
 def shard(folder: Path) -> None:
     """Two files and an index, as transformers saves large models."""
     tensors = load_file(folder / WEIGHTS)
@@ -124,6 +168,47 @@ def test_sharded_weights_are_read(whole: Path, folder: Path) -> None:
     assert torch.equal(answer(folder), answer(whole))
     names = {path.name for path in load_checkpoint(folder).files}
     assert {INDEX, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"} <= names
+
+
+def pickle_weights(folder: Path, name: str = "pytorch_model.bin", **options: Any) -> None:
+    """The weights as `torch.save` writes them."""
+    torch.save(load_file(folder / WEIGHTS), folder / name, **options)
+    (folder / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickles_of_tensors_are_read(whole: Path, folder: Path, zipped: bool) -> None:
+    """As torch writes them, and as it did before 1.6."""
+    pickle_weights(folder, _use_new_zipfile_serialization=zipped)
+    assert torch.equal(answer(folder), answer(whole))
+    assert folder / "pytorch_model.bin" in load_checkpoint(folder).files
+
+
+def test_sharded_pickles_are_read(whole: Path, folder: Path) -> None:
+    shard(folder)
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    for file in set(weight_map.values()):
+        torch.save(load_file(folder / file), (folder / file).with_suffix(".bin"))
+        (folder / file).unlink()
+    (folder / INDEX).unlink()
+    in_bin = {name: file.replace(".safetensors", ".bin") for name, file in weight_map.items()}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": in_bin}))
+    assert torch.equal(answer(folder), answer(whole))
+
+
+def test_what_transformers_loads_counts_where_weights_are_there_twice(whole: Path, folder: Path) -> None:
+    """A single safetensors, before its shards, before a pickle."""
+    shard(folder)
+    for file in {*json.loads((folder / INDEX).read_text())["weight_map"].values()}:
+        edited = {name: tensor + 1 for name, tensor in load_file(folder / file).items()}
+        save_file(edited, folder / file)
+    beside = answer(folder)
+    torch.save({}, folder / "pytorch_model.bin")
+    assert torch.equal(answer(folder), beside)
+    shutil.copyfile(whole / WEIGHTS, folder / WEIGHTS)
+    assert torch.equal(answer(folder), answer(whole))
+    assert not torch.equal(answer(folder), beside)
+    assert folder / INDEX not in load_checkpoint(folder).files
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -262,16 +347,18 @@ def test_what_the_family_means_stands_in_for_what_the_config_leaves_out(whole: P
     ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "model_type='gpt2' is not supported, only bert, roberta, xlm-roberta, "),
-        ({"model_type": None}, "model_type=None is not supported"),
+        ({"model_type": None, "architectures": None}, "model_type=None is not supported"),
+        (
+            {"model_type": None, "architectures": ["Own"]},
+            r"model_type=None and architectures=\['Own'\] is not supported",
+        ),
         ({"model_type": ["bert"]}, "model_type=.* is not supported"),
         ({"architectures": ["BertLMHeadModel"]}, "architecture BertLMHeadModel is not supported, only BertModel, "),
-        ({"architectures": 5}, "architecture 5 is not supported"),
-        ({"rotary_theta": 10000}, "rotary_theta=10000 is not known to this version and might change the answers"),
+        ({"architectures": 5}, "architectures=5 is no list of names of classes"),
+        ({"rope_theta": 10000}, "rope_theta=10000 is not known to this version and might change the answers"),
         ({"is_decoder": True}, "is_decoder=True is not supported, only False"),
         ({"add_cross_attention": True}, "add_cross_attention=True is not supported, only False"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder=True is not supported, only False"),
-        ({"output_attentions": True}, "output_attentions=True is not supported, only False"),
-        ({"output_hidden_states": True}, "output_hidden_states=True is not supported, only False"),
         ({"position_embedding_type": "relative_key"}, "='relative_key' is not supported, only 'absolute'"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads=.* is not supported, only {}"),
         ({"hidden_act": "mish"}, "hidden_act='mish' is none of gelu, .*, relu, silu, swish, tanh"),
@@ -323,6 +410,8 @@ def test_the_counted_rule_needs_a_padding_id_of_the_vocabulary(tmp_path: Path, v
 )
 @pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json", "tokenizer_config.json", INDEX])
 def test_a_file_that_is_no_object_is_refused_by_name(folder: Path, name: str, content: bytes, message: str) -> None:
+    if name == INDEX:
+        shard(folder)
     (folder / name).write_bytes(content)
     assert_refused(folder, f"{name} {message}")
 
@@ -384,10 +473,78 @@ def test_missing_weights_are_refused(folder: Path) -> None:
     assert_refused(folder, f"{WEIGHTS} is missing")
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-def test_weights_as_a_pickle_are_refused_with_a_way_out(folder: Path, name: str) -> None:
-    (folder / WEIGHTS).rename(folder / name)
-    assert_refused(folder, rf"as a pickle \({name}\), which can run code .* save it as safetensors first")
+class RunsCode:
+    """What a pickle can do when it is read."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({KEY: torch.zeros(32, 32), "code": RunsCode(tmp_path / "trace")}, folder / "pytorch_model.bin")
+    assert_refused(folder, r"pytorch_model.bin holds more than weights: it names \w+\.mkdir, which is never")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("length", [0, 5, 2000, -100])
+def test_a_truncated_pickle_is_refused(folder: Path, length: int) -> None:
+    pickle_weights(folder)
+    file = folder / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:length])
+    assert_refused(folder, "pytorch_model.bin is damaged or truncated, or was not written by torch.save")
+
+
+@pytest.mark.parametrize("content", [{"model": {KEY: torch.zeros(2)}}, [torch.zeros(2)], torch.zeros(2), {"step": 3}])
+def test_a_pickle_of_something_else_is_refused(folder: Path, content: object) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    assert_refused(folder, r"pytorch_model.bin holds something else than tensors by name; .*model.state_dict\(\)")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "model.onnx",
+            r"has its weights for ONNX only \(model.onnx\), and heed exports PyTorch's: .* hf download NAME",
+        ),
+        ("onnx/model_int8.onnx", r"for ONNX only \(onnx/model_int8.onnx\)"),
+        ("openvino/openvino_model.xml", "for OpenVINO only"),
+        ("tf_model.h5", "for TensorFlow only"),
+        ("model-q4.gguf", "for GGUF only"),
+        ("weights.pt", "if weights.pt holds the model's weights, rename it to pytorch_model.bin"),
+        (
+            "model.fp16.safetensors",
+            "if model.fp16.safetensors holds the model's weights, rename it to model.safetensors",
+        ),
+    ],
+)
+def test_a_folder_without_its_weights_is_told_what_to_fetch(folder: Path, name: str, message: str) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    assert_refused(folder, message)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "pytorch_model.bin", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_told_with_the_command(folder: Path, name: str) -> None:
+    if name == "pytorch_model.bin":
+        (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(POINTER)
+    assert_refused(folder, rf"{name} is a pointer of Git LFS, not the file itself; .*: git -C {folder} lfs pull")
+
+
+def test_an_adapter_without_its_model_is_told(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "intfloat/e5-base"}')
+    assert_refused(folder, r"an adapter \(adapter_config.json\) without its model, intfloat/e5-base; merge the two")
 
 
 def test_a_missing_shard_is_refused(folder: Path) -> None:
@@ -398,6 +555,7 @@ def test_a_missing_shard_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
 def test_an_index_without_file_names_is_refused(folder: Path, index: dict[str, object]) -> None:
+    shard(folder)
     (folder / INDEX).write_text(json.dumps(index))
     assert_refused(folder, f"{INDEX} has no weight_map of file names")
 
@@ -489,12 +647,6 @@ def test_prompts_that_cannot_be_are_refused(folder: Path, settings: dict[str, ob
 def test_a_dense_layer_is_refused_by_what_is_wrong(folder: Path, changes: dict[str, object], message: str) -> None:
     edit_json(add_dense(folder, 2, 32, 12) / "config.json", **changes)
     assert_refused(folder, message)
-
-
-def test_a_dense_layer_as_a_pickle_is_refused(folder: Path) -> None:
-    path = add_dense(folder, 2, 32, 12)
-    (path / WEIGHTS).rename(path / "pytorch_model.bin")
-    assert_refused(folder, r"2_Dense has its weights as a pickle \(pytorch_model.bin\)")
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (36,)])

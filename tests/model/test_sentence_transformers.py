@@ -104,9 +104,9 @@ def test_code_that_came_with_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
-    assert load_checkpoint(folders.save(tmp_path / "a", "cls")).notes == ()
-    notes = load_checkpoint(folders.save(tmp_path / "b", "classifier")).notes
-    assert notes == ("left out: the head of config.json's architectures, because modules.json pools",)
+    note = "left out: the head of config.json's architectures, because modules.json pools"
+    assert note not in load_checkpoint(folders.save(tmp_path / "a", "cls")).notes
+    assert note in load_checkpoint(folders.save(tmp_path / "b", "classifier")).notes
 
 
 def test_prompts_whose_tokens_are_not_pooled_are_left_out(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_prompts_whose_tokens_are_not_pooled_are_left_out(tmp_path: Path) -> Non
     folders.write(settings, prompts={"query": "query: ", "document": "", "passage": None})
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.prompts == Prompts({"document": "", "passage": ""})
-    assert checkpoint.notes == ("left out: the prompts query, because 1_Pooling does not pool their tokens",)
+    assert "left out: the prompts query, because 1_Pooling does not pool their tokens" in checkpoint.notes
     folders.write(settings, default_prompt_name="query")
     with pytest.raises(CheckpointError, match="include_prompt=false is not supported beside the default"):
         load_checkpoint(tmp_path)

@@ -30,7 +30,14 @@ def diff(
         Path | None, typer.Option(metavar="FILE", help="Your own texts, one a line, instead of the contracts' inputs.")
     ] = None,
     fail_above: Annotated[
-        float | None, typer.Option(metavar="X", help="Exit with 1 if an error is larger than this share.")
+        list[str] | None,
+        typer.Option(
+            metavar="[OUTPUT=]X",
+            help="Exit with 1 if an error is larger than this share; labels=X: if more labels changed. Repeatable.",
+        ),
+    ] = None,
+    output: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Compare this output only. Repeatable.")
     ] = None,
     old_precision: Annotated[str, typer.Option(help="What to compute the old one in.")] = "fp32",
     new_precision: Annotated[str, typer.Option(help="What to compute the new one in.")] = "fp32",
@@ -39,11 +46,13 @@ def diff(
     """Show how far the answers of two bundles are apart on the same inputs, before one takes the place of the other.
 
     The error of a vector is its largest difference, as a share of the largest value in the old answer's row, or of 1
-    if that is larger. Your own texts tell more than the contracts' inputs, which are there to hurt.
+    if that is larger. Logits are compared by the labels' names, in whichever order the two have them. Your own texts
+    tell more than the contracts' inputs, which are there to hurt.
 
     Exit code 0: compared. 1: an error is above --fail-above. 2: the two cannot be compared.
 
     [dim]heed diff build/old build/new --texts queries.txt --fail-above 0.01[/]
+    [dim]heed diff build/old build/new --texts queries.txt --fail-above logits=0.1 --fail-above labels=0.02[/]
     [dim]heed diff build/minilm build/minilm --new-precision int8[/]
     """
     from heed.bundle import BundleError
@@ -52,24 +61,37 @@ def diff(
     from heed.server.errors import HeedError
 
     check_file("--texts", texts)
+    limits = _limits(fail_above or [])
     try:
         models = _model(old, old_precision), _model(new, new_precision)
         requests = _requests(*models, texts)
         with err.status("comparing"):
-            comparison = compare(*models, requests, usable_cpus())
+            comparison = compare(*models, requests, usable_cpus(), output or ())
+        above = comparison.above(limits)
     except (BundleError, HeedError, Incompatible, OSError, UnicodeDecodeError) as error:
         fail(error)
     differences = manifest_differences(*models)
-    exceeded = fail_above is not None and comparison.largest > fail_above
     if as_json:
-        print(
-            json.dumps(_content(models, differences, comparison) | {"exceeded": exceeded}, indent=2, ensure_ascii=False)
-        )
+        content = _content(models, differences, comparison) | {"exceeded": bool(above), "above": _numbers(above)}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         _show(models, differences, comparison)
-        if exceeded:
-            out.print(f"[bold red]{comparison.largest:.1e} is more than {fail_above:g}[/], what --fail-above allows")
-    raise typer.Exit(1 if exceeded else 0)
+        for name, error in above.items():
+            limit = limits.get(name, limits.get(""))
+            out.print(f"{name}: [bold red]{error:.1e} is more than {limit:g}[/], what --fail-above allows")
+    raise typer.Exit(1 if above else 0)
+
+
+def _limits(options: list[str]) -> dict[str, float]:
+    """The limits by output; "" for all others."""
+    limits = {}
+    for option in options:
+        output, _, text = option.rpartition("=")
+        try:
+            limits[output] = float(text)
+        except ValueError:
+            fail(f"--fail-above {option}: {text!r} is no number; give X for all outputs, or OUTPUT=X for one")
+    return limits
 
 
 def _model(folder: Path, precision: str) -> "Model":
@@ -147,10 +169,14 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _numbers(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in values.items()}
+
+
 def _labels_content(comparison: "Comparison") -> dict[str, object]:
     worst = [{"row": each.name, "old": each.old, "new": each.new} for each in comparison.changed[:SHOWN]]
-    share = len(comparison.changed) / comparison.labels
-    return {"compared": comparison.labels, "changed": len(comparison.changed), "share": share, "first": worst}
+    counts = {"compared": comparison.labels, "changed": len(comparison.changed), "share": comparison.share_changed}
+    return {**counts, "first": worst}
 
 
 # For people
@@ -221,7 +247,7 @@ def histogram(values: "np.ndarray") -> str:
 
 
 def _show_labels(comparison: "Comparison") -> None:
-    share = len(comparison.changed) / comparison.labels
+    share = comparison.share_changed
     colour = "yellow" if comparison.changed else "green"
     out.print(f"[bold]labels[/]  [{colour}]{len(comparison.changed)} of {comparison.labels} changed ({share:.1%})[/]")
     for each in comparison.changed[:SHOWN]:

@@ -43,27 +43,33 @@ def _say(report: "Report") -> None:
 def export(
     source: Annotated[
         str,
-        typer.Argument(
-            help="Checkpoint folder (config.json, *.safetensors, tokenizer.json), or package.module:factory."
-        ),
+        typer.Argument(help="Checkpoint folder (config.json, weights, tokenizer.json), or package.module:factory."),
     ],
     bundle: Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder to write.")],
     name: Annotated[
         str | None, typer.Option(help="The model's name for callers; OUT's folder name by default.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is a bundle.")] = False,
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Sign the bundle with this Ed25519 private key (PEM).")
     ] = None,
     precision: Annotated[
         str, typer.Option(help="fp32, and with commas fp16 (for CUDA) and int8 (for the CPU); fp32 is always there.")
     ] = "fp32",
+    ignore_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Pass over a key of config.json that you know to be harmless; repeatable."),
+    ] = None,
 ) -> None:
     """Turn a model into a bundle, with the proof that it answers as the PyTorch reference does.
 
     SOURCE is a folder in the Hugging Face layout or a sentence-transformers folder. Families: BERT (MiniLM, E5, BGE,
     GTE are BERT), RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, MPNet, ModernBERT, Longformer, Big Bird, ViT;
-    encoders, sequence and token classifiers, cross-encoders. Weights come from safetensors, never from pickles.
+    encoders, sequence and token classifiers, cross-encoders. Weights come from safetensors, or from a pytorch_model.bin
+    that holds nothing but tensors; code that comes with a folder is never run.
+
+    A key of config.json that might change the answers, and that heed does not know, is refused by name. --ignore-key
+    goes on without it; the manifest records it.
 
     Or SOURCE is a model of your own: package.module:factory names a function that returns a heed.model.Encoder (with
     its tokenizer: a heed.model.Checkpoint).
@@ -74,6 +80,7 @@ def export(
     from heed.bundle import BundleError
 
     precisions = _precisions(precision)
+    notes: list[str] = []
     own = ":" in source and not Path(source).exists()
     if not own and not Path(source).is_dir():
         fail(
@@ -86,10 +93,12 @@ def export(
 
         try:
             model = own_model(source) if own else Path(source)
-            report = export_bundle(model, bundle, name, force, step, sign, precisions)
+            report = export_bundle(model, bundle, name, force, step, sign, precisions, ignore_key or (), notes.append)
         except (CheckpointError, ExportError, BundleError, OSError) as error:
             fail(error)
     size = sum(path.stat().st_size for path in bundle.iterdir())
+    for note in notes:
+        err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     _say(report)
     out.print(f"{bundle} [dim]({size / 1e6:.0f} MB)[/]")
     err.print(f"[dim]next: heed serve {bundle}[/]")

@@ -274,5 +274,7 @@ def _show_provenance(manifest: "Manifest") -> None:
         "with": escape(", ".join(f"{tool} {version}" for tool, version in provenance.tools.items())),
         "by": escape(provenance.command),
     }
+    if provenance.ignored_keys:
+        rows["ignored"] = f"[yellow]{escape(', '.join(provenance.ignored_keys))}[/] of config.json, by --ignore-key"
     out.print()
     out.print(_rows(rows))

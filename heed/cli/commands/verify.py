@@ -40,6 +40,10 @@ def verify(
         Path | None, typer.Option(metavar="PUBKEY", help="First see that this Ed25519 key's owner signed it (PEM).")
     ] = None,
     kernels: Annotated[bool, typer.Option(help="As `heed serve` has it: heed's own kernels where they can be.")] = True,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The checkpoint: compare with what transformers itself makes of it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Compare a bundle's answers with the PyTorch reference's, on every case of its contract.
@@ -47,13 +51,21 @@ def verify(
     The answers come from the very runtime that serves; the reference's were computed in float64 when the bundle was
     made. Needs no network and no torch. With --endpoint a running server is asked, which must serve this very bundle.
 
+    With --against the answers are those of transformers (and sentence-transformers), where they are installed, to the
+    contract's inputs: an implementation that heed has no part in, and its tokenizer.
+
     Every precision is compared on the device that it is for; where this machine has none, that is said.
 
-    Exit code 0: equal within the budget. 1: not, or the endpoint serves another bundle. 2: it could not be compared.
+    Exit code 0: every answer is within its budget; float32's is that of rounding, int8's and float16's are wider. 1:
+    one is not, or the endpoint serves another bundle. 2: it could not be compared.
     """
     if signature is not None:
         _check_signature(bundle, signature)
-    if endpoint is None:
+    if against is not None and endpoint is not None:
+        fail("--against is for what is computed here; heed verify --endpoint compares with the contract")
+    if against is not None:
+        proof = _beside_transformers(bundle, against, device or "cpu", precision or "fp32", kernels)
+    elif endpoint is None:
         proof = _offline(bundle, device or "auto", precision or "all", kernels)
     elif device is None and precision is None and kernels:
         proof = _online(bundle, endpoint, model, timeout, as_json, server)
@@ -86,6 +98,7 @@ class Proof:
     report: "Report"
     endpoint: str = ""
     left_out: tuple[str, ...] = ()  # cases too large for the endpoint's messages
+    against: str = ""  # whose answers these were compared with, if not the contract's
 
 
 def _show_progress(findings: "Iterable[Finding]") -> "Iterable[Finding]":
@@ -122,6 +135,30 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
     if not report.findings:
         fail("; ".join(dict.fromkeys(report.unproven.values())))
     return Proof(manifest.name, bundle_digest(bundle), providers, report)
+
+
+def _beside_transformers(bundle: Path, folder: Path, device: str, precision: str, kernels: bool) -> Proof:
+    """Compares with what `transformers` makes of the checkpoint."""
+    from heed.bundle import BundleError
+    from heed.bundle.contract import Report, check, plain_cases, read_contract
+    from heed.bundle.digests import bundle_digest, check_digests
+    from heed.server.engine.model import Model
+    from heed.server.errors import HeedError
+
+    try:
+        from heed.cli.against import Transformers, asked
+    except ModuleNotFoundError as error:
+        fail(f"--against needs {error.name}, which is not installed: pip install torch transformers")
+    try:
+        check_digests(bundle)
+        model = Model(bundle, device, precision, kernels=kernels)  # type: ignore[arg-type]  # it says what is wrong
+        oracle = Transformers(folder, model.manifest)
+        cases = asked(oracle, plain_cases(read_contract(bundle)))
+        findings = list(_show_progress(check(cases, model.answer, precision, model.session.provider)))
+    except (BundleError, HeedError, OSError, ValueError) as error:
+        fail(error)
+    providers = {precision: model.session.provider}
+    return Proof(model.manifest.name, bundle_digest(bundle), providers, Report(findings), against=oracle.name)
 
 
 def _online(
@@ -167,6 +204,8 @@ def _content(proof: Proof) -> dict[str, object]:
     }
     if proof.report.unproven:
         content |= {"not_compared": proof.report.unproven}
+    if proof.against:
+        content |= {"against": proof.against}
     if proof.endpoint:
         content |= {"endpoint": proof.endpoint, "left_out": list(proof.left_out)}
     return content | {"holds": proof.report.holds, "findings": [_row(finding) for finding in proof.report.findings]}
@@ -179,7 +218,7 @@ def _row(finding: "Finding") -> dict[str, object]:
 
 
 def _show(proof: Proof) -> None:
-    at = f" at {proof.endpoint}" if proof.endpoint else ""
+    at = f" at {proof.endpoint}" if proof.endpoint else f" beside {proof.against}" if proof.against else ""
     for precision, part in proof.report.by_precision().items():
         out.print(report_table(part.findings))
         out.print(f"{proof.bundle}{at}, {precision} on {proof.providers[precision]}: {summary(part)}")
