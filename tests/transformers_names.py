@@ -32,9 +32,9 @@ NOT_NAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def config_classes() -> set[type]:
     """Every config class of every model, those of their parts and their bases included."""
     from transformers import PreTrainedConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    for model_type in CONFIG_MAPPING_NAMES:
+    for model_type in CONFIG_MAPPING:
         assert issubclass(CONFIG_MAPPING[model_type], PreTrainedConfig)  # it is imported by this
     modules = [module for name, module in sys.modules.items() if name.startswith("transformers.models.")]
     found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}

@@ -46,7 +46,9 @@ class Transformers:
         options: dict[str, Any] = {"dtype": torch.float64, "local_files_only": True}
         self._manifest = manifest
         self._model = getattr(transformers, name).from_pretrained(inner, **options).eval()
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(inner) if manifest.takes_text else None
+        self._tokenizer = (
+            transformers.AutoTokenizer.from_pretrained(inner, local_files_only=True) if manifest.takes_text else None
+        )
         self._embed = _sentence_transformer(folder) if manifest.task == "embedding" else None
 
     @property

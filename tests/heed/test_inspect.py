@@ -114,3 +114,12 @@ def test_prompts_are_shown_with_the_spaces_at_their_ends(tiny_bundle: Path, tmp_
     shown = heed("inspect", bundle, "--quick").shown
     assert 'prompts query "find: " (default) none ""' in shown
     assert "prompts" not in heed("inspect", tiny_bundle, "--quick").shown
+
+
+def test_keys_that_were_ignored_are_shown(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = copytree(tiny_bundle, tmp_path / "tiny")
+    manifest = read_manifest(bundle)
+    provenance = manifest.provenance.model_copy(update={"ignored_keys": ["rope_theta", "cell"]})
+    write_manifest(bundle, manifest.model_copy(update={"provenance": provenance}))
+    assert "ignored rope_theta, cell of config.json, by --ignore-key" in heed("inspect", bundle, "--quick").shown
+    assert "ignored" not in heed("inspect", tiny_bundle, "--quick").shown

@@ -51,7 +51,7 @@ def test_another_tokenizer_is_found_too(tiny: Path, tiny_bundle: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "nowhere"], "nowhere"),
+        (["--against", "nowhere"], "--against nowhere is no folder; give the checkpoint that the bundle was made of"),
         (["--against", ".", "--endpoint", "localhost:1"], "--against is for what is computed here"),
     ],
 )

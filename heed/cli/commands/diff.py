@@ -76,9 +76,9 @@ def diff(
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         _show(models, differences, comparison)
-        for name, error in above.items():
+        for name, measured in above.items():
             limit = limits.get(name, limits.get(""))
-            out.print(f"{name}: [bold red]{error:.1e} is more than {limit:g}[/], what --fail-above allows")
+            out.print(f"{name}: [bold red]{measured:.1e} is more than {limit:g}[/], what --fail-above allows")
     raise typer.Exit(1 if above else 0)
 
 

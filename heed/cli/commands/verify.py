@@ -145,6 +145,8 @@ def _beside_transformers(bundle: Path, folder: Path, device: str, precision: str
     from heed.server.engine.model import Model
     from heed.server.errors import HeedError
 
+    if not folder.is_dir():
+        fail(f"--against {folder} is no folder; give the checkpoint that the bundle was made of")
     try:
         from heed.cli.against import Transformers, asked
     except ModuleNotFoundError as error:
