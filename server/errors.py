@@ -65,6 +65,10 @@ class StartError(HeedError):
     """The server cannot start with these settings."""
 
 
+class ServerFailure(HeedError):
+    """The server can no longer serve. The process ends, for a supervisor to start it again."""
+
+
 INTERNAL = "INTERNAL"
 STATUS: dict[type, str] = {
     InvalidArgument: "INVALID_ARGUMENT",

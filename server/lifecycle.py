@@ -24,6 +24,7 @@ from heed.server.repository.registry import ModelRegistry, ModelVersion, State
 from heed.server.settings import Settings
 from heed.server.telemetry.metrics import Metrics
 from heed.server.telemetry.observers import observers_for, start_tracing
+from heed.server.transport.accept_loop import accepted_until_stopped
 from heed.server.transport.grpc_server import enable_reflection, encryption, new_server, open_port
 from heed.server.transport.interceptors import ConcurrencyLimit
 
@@ -70,21 +71,27 @@ class Server:
 
         Raises:
             BundleError, DeviceError, StartError: it cannot start; the message says why.
+            ServerFailure: it can no longer serve. What is in flight was finished.
         """
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        start = asyncio.create_task(self.startup())
+        run = asyncio.create_task(self._run())
         stopped = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if start.done():
-                start.result()  # raises what the start raised
-                await stopped
+            await asyncio.wait({run, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if run.done():
+                run.result()  # raises why
         finally:
-            start.cancel()
+            run.cancel()
             stopped.cancel()
             await self.shutdown()
+
+    async def _run(self) -> None:
+        """Starts, and then ends only with an error."""
+        await self.startup()
+        assert self._grpc
+        await accepted_until_stopped(self._grpc)
 
     async def startup(self) -> None:
         """Listens at once and answers UNAVAILABLE; is ready when the models are verified and warm."""

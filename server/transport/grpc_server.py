@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from heed.protos import POOL
 from heed.server.errors import StartError
 from heed.server.settings import Compression, Settings
+from heed.server.transport.accept_loop import AcceptingServer
 from heed.server.transport.bearer_tokens import authorization
 from heed.server.transport.interceptors import ConcurrencyLimit, CountRefusal, ErrorsToStatuses
 
@@ -61,11 +62,8 @@ def new_server(settings: Settings, limit: ConcurrencyLimit, count_refusal: Count
         StartError: a file of tokens is not what it should be.
     """
     interceptors = [authorization(settings, count_refusal), limit, ErrorsToStatuses(count_refusal)]
-    return grpc.aio.server(
-        interceptors=[interceptor for interceptor in interceptors if interceptor],
-        options=list(_options(settings).items()),
-        compression=COMPRESSIONS[settings.compression],
-    )
+    used = [interceptor for interceptor in interceptors if interceptor]
+    return AcceptingServer(used, _options(settings), COMPRESSIONS[settings.compression], count_refusal)
 
 
 def enable_reflection(server: grpc.aio.Server, services: list[str]) -> None:
