@@ -1,6 +1,7 @@
 """Starts a server, says when it is ready, and stops it without losing a request."""
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +13,14 @@ from grpc_health.v1 import health_pb2_grpc
 from heed.protos.heed_pb2_grpc import add_InferenceServicer_to_server
 from heed.protos.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENCE
 from heed.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from heed.server.engine.host import SWITCH_SECONDS, give_freed_memory_back, settle_memory, usable_memory
+from heed.server.engine.host import (
+    SWITCH_SECONDS,
+    give_freed_memory_back,
+    settle_memory,
+    usable_cpus,
+    usable_memory,
+)
+from heed.server.engine.session import CUDA
 from heed.server.protocols.health import NOT_SERVING, SERVING, Health
 from heed.server.protocols.heed_v1 import SERVICE as HEED_V1
 from heed.server.protocols.heed_v1 import HeedV1Service
@@ -28,7 +36,19 @@ from heed.server.transport.accept_loop import accepted_until_stopped
 from heed.server.transport.grpc_server import enable_reflection, encryption, new_server, open_port
 from heed.server.transport.interceptors import ConcurrencyLimit
 
+log = logging.getLogger("heed.server")
+
 SERVICES = [OPEN_INFERENCE.services_by_name["GRPCInferenceService"].full_name, HEED_V1, *TEXT_SERVICES]
+
+
+def warn_of_threads(threads: int, cpus: int) -> None:
+    """Those of --threads, and the CPUs that this process may use."""
+    if threads > cpus:
+        log.warning(
+            "--threads %d is more than the %d that this process may use at a time (CPUs of the machine, its affinity "
+            "mask, quotas of its cgroups): batches wait for each other, and answers come later; leave --threads out",
+            *(threads, cpus),
+        )
 
 
 @dataclass(frozen=True)
@@ -120,6 +140,8 @@ class Server:
         settle_memory()
         others = [entry for entry in await self._repository.index() if entry.state is not State.READY]
         served = sorted(self._registry.all(), key=lambda one: one.name)
+        if any(one.verified and one.verified.model.session.provider != CUDA for one in served):
+            warn_of_threads(self._settings.threads, usable_cpus())
         return Ready(address, encryption(self._settings), metrics_address, served, others)
 
     async def shutdown(self) -> None:

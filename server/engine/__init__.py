@@ -5,4 +5,5 @@ graph_runner.py  the graphs of one kind, as one function from a batch of rows to
 session.py       one graph in one onnxruntime session, on the CPU or with CUDA
 kernels/         heed's own operators for CPUs, in C
 host.py          CPUs and memory that this process may use
+cgroups.py       quotas and limits of containers and services
 """

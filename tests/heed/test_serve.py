@@ -7,6 +7,7 @@ from shutil import copytree
 
 import pytest
 
+from heed.server.engine.host import usable_cpus
 from heed.server.settings import Settings
 from tests.heed.support import heed
 from tests.support import free_port
@@ -45,6 +46,14 @@ def test_a_check_says_what_would_be_served_and_why_not(tiny_bundle: Path, tmp_pa
     assert done.shown.startswith("would serve model words version 1, fp32, sha256:")
     assert "not served words version 2" in done.shown
     assert "tokenizer.json is altered" in done.shown
+
+
+def test_more_threads_than_cpus_are_warned_of(tiny_bundle: Path) -> None:
+    done = heed("serve", tiny_bundle, "--check", "--port", 0, "--metrics-port", -1, "--threads", 400)
+    assert done.code == 0
+    assert f"--threads 400 is more than the {usable_cpus()} that this process may use" in done.said
+    done = heed("serve", tiny_bundle, "--check", "--port", 0, "--metrics-port", -1, "--threads", usable_cpus())
+    assert "--threads" not in done.said
 
 
 def test_a_port_in_use_is_told(tiny_bundle: Path) -> None:
