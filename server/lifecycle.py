@@ -31,6 +31,7 @@ from heed.server.repository.model_repository import IndexEntry, ModelRepository
 from heed.server.repository.registry import ModelRegistry, ModelVersion, State
 from heed.server.settings import Settings
 from heed.server.telemetry.metrics import Metrics
+from heed.server.telemetry.metrics_endpoint import serve_metrics
 from heed.server.telemetry.observers import observers_for, start_tracing
 from heed.server.transport.accept_loop import accepted_until_stopped
 from heed.server.transport.grpc_server import enable_reflection, encryption, new_server, open_port
@@ -161,8 +162,8 @@ class Server:
 
     def _listen_for_metrics(self) -> str:
         """Opens the port of the metrics and returns its address; empty if the settings say that there is none."""
-        port = self._settings.metrics_port
-        return self._metrics.listen(self._settings.host, port) if port >= 0 else ""
+        host, port = self._settings.metrics_host or self._settings.host, self._settings.metrics_port
+        return serve_metrics(self._metrics.registry, host, port) if port >= 0 else ""
 
     async def _listen(self) -> str:
         """Opens the port and returns the address."""
