@@ -14,6 +14,7 @@ from rich.table import Table
 
 from heed.cli.console import err, fail, out
 from heed.cli.reports import budget_text, error_text
+from heed.cli.standard_streams import lost_output
 from heed.server.engine import kernels
 from heed.server.environment import PREFIX, variables
 from heed.server.settings import Settings
@@ -189,6 +190,7 @@ def serve(
         _run(Server(settings, on_ready=_show).serve)
     except (BundleError, HeedError, OSError) as error:
         fail(error)
+    lost_output()  # what a server prints is not what it is for
     err.print("stopped")
 
 
