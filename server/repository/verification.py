@@ -49,9 +49,14 @@ def memory_needed(folder: Path, precision: str) -> int:
 
 
 def check_memory(folder: Path, settings: Settings) -> None:
-    """Raises OutOfMemory if a model is not expected to fit beside those that are loaded."""
+    """Raises OutOfMemory if a model is not expected to fit beside those that are loaded, or not even alone."""
     budget = settings.memory_mib * MIB or usable_memory()
     needed, taken = memory_needed(folder, settings.precision), resident_bytes()
+    if needed > budget:
+        raise OutOfMemory(
+            f"{folder} needs about {needed // MIB} MiB and never fits into the {budget // MIB} MiB that there are; give "
+            "more memory (a container's limit, or --memory-mib), or serve another precision"
+        )
     if taken + needed > budget:
         raise OutOfMemory(
             f"{folder} needs about {needed // MIB} MiB, and {taken // MIB} of {budget // MIB} MiB are taken; "

@@ -222,7 +222,7 @@ async def test_a_model_that_would_not_fit_is_refused_until_there_is_room(
     async with serving(repository) as (served, registry):
         place(tiny_bundle, repository, "words", 2)
         monkeypatch.setattr("heed.server.repository.verification.usable_memory", lambda: 1)
-        assert "give more memory" in str(*await served.refresh())
+        assert "never fits into the 0 MiB that there are" in str(*await served.refresh())
         assert states(registry)["words", 1] is State.READY
         monkeypatch.undo()
         assert await served.refresh() == []
