@@ -56,3 +56,32 @@ def find_bundle_folders(folder: Path) -> list[BundleFolder]:
     except OSError as error:
         raise StartError(f"{error.filename} cannot be read: {error.strerror}") from None
     return sorted(folders, key=lambda found: (found.name, -found.version))
+
+
+CHECKPOINT = ("config.json", "modules.json")  # what transformers and sentence-transformers save
+
+
+def why_nothing_is_there(folder: Path) -> str:
+    """What a folder without a bundle is instead, and what to do about it."""
+    if not folder.exists():
+        return f"{folder} does not exist; `heed export SOURCE {folder}` makes a bundle there"
+    if not folder.is_dir():
+        return f"{folder} is a file; a bundle is a folder with a {MANIFEST}, and a repository has folders of them"
+    if any((folder / name).exists() for name in CHECKPOINT):
+        return (
+            f"{folder} is a checkpoint, not yet a bundle: `heed export {folder} BUNDLE` proves it and makes one, "
+            "and `heed serve BUNDLE` serves that"
+        )
+    if bundles := [found.parent for found in sorted(folder.glob(f"*/{MANIFEST}"))]:
+        if any(VERSION.fullmatch(bundle.name) for bundle in bundles):
+            return f"{folder} has the versions of one model; serve one, `heed serve {bundles[-1]}`, or {folder.parent}"
+        return (
+            f"{folder} has bundles that are no versions: {', '.join(bundle.name for bundle in bundles)}; serve one, "
+            f"`heed serve {bundles[0]}`, or make it a repository: {folder}/{bundles[0].name}/1/{MANIFEST}"
+        )
+    if repositories := [found.parents[2] for found in sorted(folder.glob(f"*/*/*/{MANIFEST}"))]:
+        return f"{folder} holds a repository: `heed serve {repositories[0]}`"
+    return (
+        f"{folder} has no {MANIFEST}; `heed export SOURCE BUNDLE` makes a bundle. "
+        "A repository has folders NAME/VERSION/ with one each"
+    )

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 
 from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.contract import Report, StoredCases
-from heed.bundle.manifest import MANIFEST
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, HeedError, NotFound, StartError
 from heed.server.repository.attention_weights import Attentions
-from heed.server.repository.folders import BundleFolder, FileStates, find_bundle_folders
+from heed.server.repository.folders import BundleFolder, FileStates, find_bundle_folders, why_nothing_is_there
 from heed.server.repository.periodic_verification import Recheck
 from heed.server.repository.registry import ModelRegistry, ModelVersion, ServedModel, State
 from heed.server.repository.verification import OutOfMemory, VerifiedModel, load
@@ -55,6 +54,7 @@ class ModelRepository:
         self._unloaded: set[str] = set()  # by a caller: the watch does not load them again
         self._retiring: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._started = False
 
     async def start(self) -> None:
         """Loads the newest versions, and from then on watches the folder if the settings say so.
@@ -68,8 +68,11 @@ class ModelRepository:
         for name in {folder.name: folder for folder in reversed(folders)}.values():  # the newest of each model
             self._announce(name)
         errors = await self.refresh()
-        if errors and not any(one.state is State.READY for one in self._registry.all()):
+        self._started = not errors or any(one.state is State.READY for one in self._registry.all())
+        if not self._started:
             raise errors[0] if len(errors) == 1 else StartError("; ".join(map(str, errors)))
+        for (name, version), reason in self._registry.failures.items():
+            _log_failure(name, version, reason)
         if not folders and not (self._settings.watch_seconds or self._settings.repository_control):
             raise self._nothing_there()
         self._check_default({folder.name for folder in folders})
@@ -150,11 +153,7 @@ class ModelRepository:
         return await asyncio.to_thread(find_bundle_folders, self._settings.bundle)
 
     def _nothing_there(self) -> StartError:
-        folder = self._settings.bundle
-        return StartError(
-            f"{folder} has no {MANIFEST}; `heed export SOURCE {folder}` makes a bundle. "
-            "A repository has folders NAME/VERSION/ with one each"
-        )
+        return StartError(why_nothing_is_there(self._settings.bundle))
 
     def _check_default(self, names: set[str]) -> None:
         """The default model must be in the repository, unless it may come later."""
@@ -305,7 +304,8 @@ class ModelRepository:
         reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
         self._registry.failures[folder.name, folder.version] = reason
         self._metrics.load_failed(folder.name)
-        log.error("version %d of %s is not served: %s", folder.version, folder.name, reason)
+        if self._started:  # a start that fails tells it itself
+            _log_failure(folder.name, folder.version, reason)
 
     def _retire(self, version: ModelVersion) -> None:
         """It admits nothing more, and is unloaded when every admitted request is answered."""
@@ -328,3 +328,7 @@ class ModelRepository:
         version.verified = version.served = version.recheck = None  # nothing holds the model any more
         del served
         settle_memory()
+
+
+def _log_failure(name: str, version: int, reason: str) -> None:
+    log.error("version %d of %s is not served: %s", version, name, reason)

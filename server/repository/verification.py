@@ -54,8 +54,8 @@ def check_memory(folder: Path, settings: Settings) -> None:
     needed, taken = memory_needed(folder, settings.precision), resident_bytes()
     if needed > budget:
         raise OutOfMemory(
-            f"{folder} needs about {needed // MIB} MiB and never fits into the {budget // MIB} MiB that there are; give "
-            "more memory (a container's limit, or --memory-mib), or serve another precision"
+            f"{folder} needs about {needed // MIB} MiB and never fits into the {budget // MIB} MiB that there are; "
+            "give more memory (a container's limit, or --memory-mib), or serve another precision"
         )
     if taken + needed > budget:
         raise OutOfMemory(

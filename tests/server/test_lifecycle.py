@@ -337,14 +337,14 @@ def test_port_0_serves_on_a_free_port_that_it_names(tiny_bundle: Path, tmp_path:
 def test_a_missing_bundle_stops_it_with_the_next_step(tmp_path: Path) -> None:
     code, said = exit_of(tmp_path / "nothing", tmp_path / "log")
     assert code == 2
-    assert f"error: {tmp_path}/nothing has no bundle.json; `heed export SOURCE {tmp_path}/nothing` makes" in said
+    assert f"error: {tmp_path}/nothing does not exist; `heed export SOURCE {tmp_path}/nothing` makes" in said
     assert "Traceback" not in said
 
 
 def test_a_folder_that_is_no_bundle_stops_it_with_the_next_step(tiny: Path, tmp_path: Path) -> None:
     code, said = exit_of(tiny, tmp_path / "log")
     assert code == 2
-    assert f"error: {tiny} has no bundle.json; `heed export SOURCE" in said
+    assert f"error: {tiny} is a checkpoint, not yet a bundle: `heed export {tiny} BUNDLE`" in said
 
 
 def test_an_altered_bundle_stops_it_before_it_serves(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -355,6 +355,7 @@ def test_an_altered_bundle_stops_it_before_it_serves(tiny_bundle: Path, tmp_path
     code, said = exit_of(bundle, tmp_path / "log")
     assert code == 2
     assert f"error: {bundle}/weights.fp32.data is altered" in said
+    assert said.count("is altered") == 1
     assert "READY" not in said
 
 
