@@ -71,8 +71,8 @@ class ModelRepository:
         self._started = not errors or any(one.state is State.READY for one in self._registry.all())
         if not self._started:
             raise errors[0] if len(errors) == 1 else StartError("; ".join(map(str, errors)))
-        for (name, version), reason in self._registry.failures.items():
-            _log_failure(name, version, reason)
+        for (failed, version), reason in self._registry.failures.items():
+            _log_failure(failed, version, reason)
         if not folders and not (self._settings.watch_seconds or self._settings.repository_control):
             raise self._nothing_there()
         self._check_default({folder.name for folder in folders})
