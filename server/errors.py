@@ -13,6 +13,7 @@ Reason = Literal[
     "too_large",
     "unauthenticated",
     "permission_denied",
+    "not_finite",
 ]
 
 
@@ -57,6 +58,13 @@ class Unimplemented(HeedError):
     """Part of the protocol, and not of this server. The message says what to do instead."""
 
 
+class NotFinite(HeedError):
+    """The model's own arithmetic overflows on this input, so there is no number to answer with."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "not_finite")
+
+
 class DeviceError(HeedError):
     """The execution provider that was requested cannot be used."""
 
@@ -78,6 +86,7 @@ STATUS: dict[type, str] = {
     Unavailable: "UNAVAILABLE",
     FailedPrecondition: "FAILED_PRECONDITION",
     Unimplemented: "UNIMPLEMENTED",
+    NotFinite: INTERNAL,
 }
 
 
@@ -99,4 +108,4 @@ def reference_of(error: Exception) -> str:
     return reference
 
 
-REASONS = (*get_args(Reason), *(status.lower() for status in (*STATUS.values(), INTERNAL)))
+REASONS = (*get_args(Reason), *(status.lower() for status in STATUS.values()))

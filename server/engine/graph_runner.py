@@ -92,6 +92,8 @@ class Graphs:
     ) -> list[Answer]:
         """The answers to a batch of rows, of one request or of several. Safe in several threads.
 
+        An output with NaN or infinity is missing in the answer to that row, and in no other.
+
         Args:
             outputs: these, or all.
             exclusive: nothing else runs or waits in the process.
@@ -122,9 +124,19 @@ class Graphs:
             feeds |= by_length(feeds)
         computed = session.run(feeds, outputs)
         by_output = {name: self._split(name, values, rows) for name, values in computed.items()}
-        return [dict(zip(by_output, values, strict=True)) for values in zip(*by_output.values(), strict=True)]
+        answers = [dict(zip(by_output, values, strict=True)) for values in zip(*by_output.values(), strict=True)]
+        for name, values in computed.items():
+            if not np.isfinite(values).all():  # one look at the batch: few models ever overflow
+                _leave_out_what_is_not_finite(name, answers)
+        return answers
 
     def _split(self, name: str, values: np.ndarray, rows: list[TokenSequence]) -> list[np.ndarray]:
         if name == "attentions":
             return list(split_attentions(rows, values, self._aligned))
         return split(rows, values) if name in self._per_token else list(values)
+
+
+def _leave_out_what_is_not_finite(name: str, answers: list[Answer]) -> None:
+    for answer in answers:
+        if not np.isfinite(answer[name]).all():
+            del answer[name]

@@ -92,6 +92,8 @@ class Model:
         for output_set in graphs.output_sets:
             for answer, computed in zip(answers, graphs.run(request.rows, output_set), strict=True):
                 answer.update(computed)
+                for name in output_set - computed.keys():  # not finite, computed like this
+                    answer.pop(name, None)
         return request.assemble(answers)
 
     def check_contract(self, everything: bool) -> Iterator[Finding]:

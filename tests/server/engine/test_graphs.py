@@ -13,6 +13,7 @@ from heed.bundle.manifest import Graph, PositionRule
 from heed.bundle.sequence_packing import Arrays, Bools, TokenSequence, token_sequence
 from heed.server.engine.graph_runner import Graphs
 from heed.server.engine.model import Model
+from heed.server.errors import NotFinite
 from heed.server.repository.warmup import random_sequence
 from tests.server.support import manifest_of
 
@@ -166,3 +167,31 @@ def test_a_model_that_reads_every_token_is_computed_in_one_way(tiny_bundle: Path
     model = Model(tiny_bundle, "cpu")
     assert model.graphs.output_sets == [frozenset()]
     assert "kept" not in model.session.inputs
+
+
+@pytest.mark.parametrize("outputs", [(), ("sentence_embedding",)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_missing_in_the_answer_to_its_own_row(
+    tiny_cls_bundle: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...], value: float
+) -> None:
+    model = Model(tiny_cls_bundle, "cpu")
+    rows, run = rows_of(model), model.session.run
+    before = model.graphs.run(rows, outputs)
+
+    def overflowing(feeds: Arrays, names: Collection[str] = ()) -> Arrays:
+        computed = run(feeds, names)
+        computed["sentence_embedding"][2, 5] = value
+        return computed
+
+    monkeypatch.setattr(model.session, "run", overflowing)
+    after = model.graphs.run(rows, outputs)
+    assert after[2].keys() == before[2].keys() - {"sentence_embedding"}
+    del before[2]["sentence_embedding"]
+    for one, other in zip(before, after, strict=True):
+        assert {name: array.tobytes() for name, array in one.items()} == {
+            name: array.tobytes() for name, array in other.items()
+        }
+    ids = {"input_ids": np.array([[2, 5, 3]] * 4)}
+    with pytest.raises(NotFinite, match="sentence_embedding of row 2 is NaN or infinite"):
+        model.answer(ids, ["sentence_embedding"])
+    assert set(model.answer(ids, ["last_hidden_state"])) == {"last_hidden_state"}
