@@ -468,3 +468,47 @@ def test_what_a_start_checks_stays_small_and_is_of_every_kind(fixture: str, requ
     assert any("text" in case.inputs for case in at_start) == takes_text == (fixture != "tiny_roberta_bundle")
     assert ("text_pair" in {case.name for case in at_start}) == takes_text
     assert len(at_start) < len(cases)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.int64).reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.float32([[[1.5]]]),
+        np.array([True, False]),
+        np.array(["ä", "longer"]),
+        np.zeros((0, 3)),
+        np.array(7),
+    ],
+)
+def test_arrays_are_read_as_numpy_saves_them(tmp_path: Path, array: np.ndarray) -> None:
+    write_contract(tmp_path, [Case("a", {"x": array}, {"y": array}, at_start=True)])
+    (case,) = read_contract(tmp_path)
+    for read in (case.inputs["x"], case.outputs["y"]):
+        assert read.shape == array.shape and (read == array).all()
+        assert read.dtype == (object if array.dtype.kind == "U" else array.dtype)
+
+
+def test_reading_parses_no_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11's parser fails now and then while other threads run, and a right bundle would be refused."""
+    write_contract(tmp_path, [Case("a", {"x": np.zeros((2, 3))}, {"y": np.zeros(2)}, at_start=True)])
+
+    def fail(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch (before=54, after=55)")
+
+    monkeypatch.setattr("ast.literal_eval", fail)
+    monkeypatch.setattr("ast.parse", fail)
+    assert len(read_contract(tmp_path)) == 1
+
+
+def test_a_file_that_is_written_into_after_it_was_opened_is_no_other_contract(tmp_path: Path) -> None:
+    """As `cp` does it: the same file, with another bundle's cases of the same names and sizes."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder, value in ((tmp_path, 1.0), (other, 2.0)):
+        write_contract(folder, [Case("a", {"x": np.zeros(2)}, {"y": np.full(10_000, value)}, at_start=True)])
+    cases = StoredCases(tmp_path)
+    (tmp_path / CONTRACT).write_bytes((other / CONTRACT).read_bytes())
+    with pytest.raises(BundleError, match="is damaged: Bad CRC-32"):
+        cases[0]
