@@ -41,7 +41,9 @@ MAY_IMPORT = {
         "onnxruntime",        "opentelemetry", "prometheus_client",
     },
     "server/scheduling": {"heed.server.errors", "numpy"},
-    "server/engine": {"heed.server.requests", "heed.server.errors", "heed.bundle", "numpy", "onnxruntime"},
+    "server/engine": {
+        "heed.server.requests", "heed.server.errors", "heed.bundle", "heed.protos", "google", "numpy", "onnxruntime",
+    },
     "server/requests": {"heed.server.settings", "heed.server.errors", "heed.bundle", "numpy", "tokenizers"},
     "heed/cli": {
         "heed", "grpc", "matplotlib", "numpy", "pydantic", "rich", "typer", "uvloop", "yaml",

@@ -486,7 +486,8 @@ def test_arrays_are_read_as_numpy_saves_them(tmp_path: Path, array: np.ndarray) 
     write_contract(tmp_path, [Case("a", {"x": array}, {"y": array}, at_start=True)])
     (case,) = read_contract(tmp_path)
     for read in (case.inputs["x"], case.outputs["y"]):
-        assert read.shape == array.shape and (read == array).all()
+        assert read.shape == array.shape
+        assert (read == array).all()
         assert read.dtype == (object if array.dtype.kind == "U" else array.dtype)
 
 

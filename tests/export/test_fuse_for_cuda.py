@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from bench.gpu.subjects import CONFIGS, randomised
+from heed.bundle.files import BundleFiles
 from heed.bundle.manifest import PositionRule, Precision
 from heed.bundle.sequence_packing import Arrays, TokenSequence, by_length, pack, token_sequence
 from heed.export.passes.convert_to_float16 import convert_to_float16
@@ -248,7 +249,7 @@ def test_on_cuda_it_takes_the_rows_whose_tokens_are_all_real(bundle: Path, monke
         return opened.setdefault(graph.file, Recorded(graph.file))
 
     monkeypatch.setattr(Graphs, "_open", open_one)
-    graphs = Graphs(bundle, Model(bundle, "cpu").manifest, "fp16", "answers", "cuda")
+    graphs = Graphs(BundleFiles(bundle), Model(bundle, "cpu").manifest, "fp16", "answers", "cuda")
     whole, holed = rows(), rows(holes=True)
     assert len(graphs.run([whole[0], holed[1], whole[2], holed[3]])) == len(LENGTHS)
     assert opened["fused.fp16.onnx"].lengths == [[LENGTHS[0], LENGTHS[2]]]

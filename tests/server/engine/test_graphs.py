@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from heed.bundle import BundleError, Manifest
+from heed.bundle.files import BundleFiles
 from heed.bundle.manifest import Graph, PositionRule
 from heed.bundle.sequence_packing import Arrays, Bools, TokenSequence, token_sequence
 from heed.server.engine.graph_runner import Graphs
@@ -73,7 +74,7 @@ def whole(value: float, length: int) -> TokenSequence:
 
 
 def test_each_sequence_goes_to_the_graph_for_its_span_and_comes_back_in_order(folder: Path) -> None:
-    graphs = Graphs(folder, made(), "fp32", "answers", "cpu")
+    graphs = Graphs(BundleFiles(folder), made(), "fp32", "answers", "cpu")
     lengths = [3, 9, 4, 5, 1, 40]
     answers = graphs.run([whole(number, length) for number, length in enumerate(lengths)])
     for number, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
@@ -85,25 +86,25 @@ def test_each_sequence_goes_to_the_graph_for_its_span_and_comes_back_in_order(fo
 @pytest.mark.parametrize(("aligned", "scale"), [(True, 100), (False, 10)])
 def test_where_columns_count_a_span_reaches_to_the_last_real_column(folder: Path, aligned: bool, scale: int) -> None:
     far = row(1, np.array([True, False, False, False, False, True]))
-    (answer,) = Graphs(folder, made(aligned), "fp32", "answers", "cpu").run([far])
+    (answer,) = Graphs(BundleFiles(folder), made(aligned), "fp32", "answers", "cpu").run([far])
     assert answer["sentence_embedding"].tolist() == [scale] * 2
 
 
 def test_a_graph_of_other_outputs_is_refused(folder: Path) -> None:
     other = [graph.model_copy(update={"outputs": OUTPUTS[:1]}) for graph in GRAPHS]
     with pytest.raises(BundleError, match=r"long\.onnx computes .*, the manifest says \['last_hidden_state'\]"):
-        Graphs(folder, made(graphs=other), "fp32", "answers", "cpu")
+        Graphs(BundleFiles(folder), made(graphs=other), "fp32", "answers", "cpu")
 
 
 def test_a_missing_graph_is_named(folder: Path) -> None:
     (folder / "long.onnx").unlink()
     with pytest.raises(BundleError, match=r"long\.onnx is missing"):
-        Graphs(folder, made(), "fp32", "answers", "cpu")
+        Graphs(BundleFiles(folder), made(), "fp32", "answers", "cpu")
 
 
 def test_a_kind_that_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(BundleError, match="made has no fp32 graph of attentions, only fp32 answers, fp32 answers"):
-        Graphs(folder, made(), "fp32", "attentions", "cpu")
+        Graphs(BundleFiles(folder), made(), "fp32", "attentions", "cpu")
 
 
 def rows_of(model: Model) -> list[TokenSequence]:
