@@ -9,6 +9,7 @@ Reason = Literal[
     "no_time",
     "loading",
     "draining",
+    "drifted",
     "too_many_requests",
     "too_large",
     "unauthenticated",

@@ -70,7 +70,7 @@ class Server:
     def __init__(self, settings: Settings, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
         self._settings = settings
         self._on_ready = on_ready
-        self._registry = ModelRegistry(settings.default_model)
+        self._registry = ModelRegistry(settings.default_model, self._report_health)
         self._health = Health(SERVICES)
         self._metrics = Metrics(settings.max_queue_tokens, usable_memory())
         self._tracing = start_tracing() if settings.traces else None
@@ -86,6 +86,7 @@ class Server:
         )
         self._tei = TeiServices(self._registry, settings, observers, self._concurrency, self._streams)
         self._grpc: grpc.aio.Server | None = None
+        self._stopping = False
 
     async def serve(self) -> None:
         """Serves until SIGTERM or SIGINT, then finishes what is in flight.
@@ -118,8 +119,12 @@ class Server:
         """Listens at once and answers UNAVAILABLE; is ready when the models are verified and warm."""
         ready = await self._prepare()
         self._registry.ready = True
-        await self._health.report(SERVING)
+        self._report_health()
         self._on_ready(ready)
+
+    def _report_health(self) -> None:
+        ready = self._registry.is_ready and not self._stopping
+        self._health.report(SERVING if ready else NOT_SERVING)
 
     async def check(self) -> None:
         """Does what a start does, reports it, and ends without having been ready.
@@ -149,7 +154,8 @@ class Server:
         """NOT_SERVING, a while for load balancers to notice it, then no new calls, then the end of those in flight."""
         if self._grpc is None:
             return
-        await self._health.report(NOT_SERVING)
+        self._stopping = True
+        self._report_health()
         if self._registry.ready:
             await asyncio.sleep(self._settings.linger_seconds)
         self._registry.ready = False

@@ -10,6 +10,7 @@ from heed.bundle.manifest import Device, Precision
 Compression = Literal["none", "deflate", "gzip"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+OnDrift = Literal["serve", "unready"]
 
 # IPv6 as in a URL, [::1], is IPv6.
 Host = Annotated[str, AfterValidator(lambda host: host.strip("[]"))]
@@ -52,6 +53,12 @@ class Settings(BaseModel):
         60.0,
         ge=0,
         description="While serving, a case of the contract is repeated at this interval; 0: never.",
+        json_schema_extra=MODELS,
+    )
+    on_drift: OnDrift = Field(
+        "unready",
+        description="If a case no longer holds: unready (NOT_SERVING, and the model is refused to callers until it "
+        "holds again), or serve (only the log and the metrics say so).",
         json_schema_extra=MODELS,
     )
     attentions: bool = Field(

@@ -31,7 +31,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()  # each change has its own
         self._ended = False
 
-    async def report(self, status: int) -> None:
+    def report(self, status: int) -> None:
         """The same status for the server and each of its services."""
         self._status = status
         self._wake_watchers()

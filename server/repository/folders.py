@@ -23,8 +23,9 @@ class BundleFolder:
     path: Path
 
     def files(self) -> FileStates:
-        """Changes when the bundle does."""
-        stats = [(path.name, path.stat()) for path in sorted(self.path.iterdir())]
+        """Changes when the bundle does, through links as well. What has a leading dot is no part of it."""
+        names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        stats = [(name, (self.path / name).stat()) for name in names]
         # Weights of one architecture are of one size, and copies keep the time of their contents.
         return tuple((name, stat.st_ino, stat.st_size, stat.st_ctime_ns) for name, stat in stats)
 

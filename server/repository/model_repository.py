@@ -8,6 +8,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.contract import Report, StoredCases
@@ -173,7 +174,8 @@ class ModelRepository:
         if reason := self._registry.failures.get((name, version)):
             return IndexEntry(name, version, state, reason, failed=True)
         if state is not State.UNAVAILABLE:
-            return IndexEntry(name, version, state)
+            served = next((one for one in self._registry.all(name) if one.version == version), None)
+            return IndexEntry(name, version, state, served.drift if served else "")
         if name in self._unloaded:
             return IndexEntry(name, version, state, "unloaded by a caller")
         return IndexEntry(name, version, state, f"newer ones are served, and --versions is {self._settings.versions}")
@@ -276,7 +278,8 @@ class ModelRepository:
                 self._retire(other)
         self._registry.failures.pop((version.name, version.version), None)
         if seconds := self._settings.recheck_seconds:
-            recheck = Recheck(served.model, served.scheduler, cases, served.metrics.contract, seconds)
+            drifted = partial(self._registry.set_drift, version) if self._settings.on_drift == "unready" else None
+            recheck = Recheck(served.model, served.scheduler, cases, served.metrics.contract, seconds, drifted)
             version.recheck = asyncio.create_task(recheck.run())
 
     def _make_served(self, verified: VerifiedModel) -> ServedModel:
@@ -312,6 +315,8 @@ class ModelRepository:
         if version.state is State.UNLOADING:
             return
         version.state = State.UNLOADING
+        if version.drift:
+            self._registry.set_drift(version, "")
         if version.served is None:
             return self._registry.remove(version)
         if version.recheck:

@@ -20,9 +20,9 @@ from heed.server.settings import Settings
 log = logging.getLogger("heed.loading")
 
 MIB = 2**20
-# Of a precision's graphs and weights: they are held once, and each session keeps matrices in the order that it
-# multiplies them in (a second session is for lone requests; with heed's kernels the two share them).
-MEMORY_FACTOR = 2.5
+# Of a precision's graphs and weights: they are held once, and matrices a second time, in the order that a session
+# multiplies them in.
+MEMORY_FACTOR = 2.0
 
 
 class OutOfMemory(StartError):
