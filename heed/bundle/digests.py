@@ -94,10 +94,10 @@ def check_names(folder: Path, listed: Listed) -> list[str]:
     """
     try:
         present = {path.name for path in folder.iterdir()} - set(UNLISTED)
+        for name in sorted(listed):
+            _check_file(folder / name)
     except OSError as error:
         raise BundleError(explain_os_error(error)) from None
-    for name in sorted(listed):
-        _check_file(folder / name)
     others = sorted(present - listed.keys())
     if loaded := [name for name in others if LOADED.fullmatch(name)]:
         raise BundleError(f"{folder / loaded[0]} is not listed in {DIGESTS}, and could be loaded; remove it")
@@ -113,6 +113,7 @@ def _check_file(path: Path) -> None:
         raise BundleError(f"{path} is missing, but {DIGESTS} lists it")
     if not path.is_file():
         raise BundleError(f"{path} is not a file, but {DIGESTS} lists it")
+    path.open("rb").close()  # readable
 
 
 def check_digest(path: Path, expected: str, found: str) -> None:

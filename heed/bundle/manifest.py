@@ -233,14 +233,19 @@ def parse_manifest(folder: Path, content: bytes) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        why = _other_version(content) or f"{where}: {first['msg']}"
+        wrong = {".".join(map(str, one["loc"])) or "the whole file": one for one in error.errors()}
+        unknown = [where for where, one in wrong.items() if one["type"] == "extra_forbidden"]
+        where, first = next(iter(wrong.items()))
+        why = _other_version(content, unknown) or f"{where}: {first['msg']}"
         raise BundleError(f"{folder / MANIFEST}: {why}") from None
 
 
-def _other_version(content: bytes) -> str:
-    """What another version of heed wrote here that this one cannot read, and what to do; empty if it is not that."""
+def _other_version(content: bytes, unknown: list[str]) -> str:
+    """What another version of heed wrote here that this one cannot read, and what to do; empty if it is not that.
+
+    Args:
+        unknown: the keys that this version does not know.
+    """
     try:
         written = json.loads(content)
     except ValueError:
@@ -250,7 +255,7 @@ def _other_version(content: bytes) -> str:
     by, here = _maker(written), f"this is heed {version('heed-serve')}, which reads format {FORMAT}"
     if written["format"] != FORMAT:
         return f"the bundle has format {written['format']}{by}; {here}: use a heed for it, or export the bundle again"
-    if unknown := sorted(written.keys() - Manifest.model_fields.keys()):
+    if unknown:
         return (
             f"{', '.join(unknown)} {'are' if unknown[1:] else 'is'} unknown{by}; {here} as it was then: "
             "use a newer heed, or export the bundle again with this one"

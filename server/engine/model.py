@@ -75,8 +75,8 @@ class Model:
     def _load_tokenizer(self) -> TextTokenizer | None:
         if not self.manifest.takes_text:
             return None
-        tokenizer = TextTokenizer(self.folder / TOKENIZER, self.manifest.limits.text_length)
-        self.files.read(TOKENIZER)  # compared with its digest after it was read
+        content = bytes(self.files.read(TOKENIZER))
+        tokenizer = TextTokenizer(self.folder / TOKENIZER, self.manifest.limits.text_length, content)
         if tokenizer.vocabulary > self.manifest.limits.vocabulary:
             raise BundleError(
                 f"{TOKENIZER} gives ids up to {tokenizer.vocabulary - 1}, "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heed.bundle import Manifest, read_manifest
+from heed.bundle.errors import explain_os_error
 from heed.bundle.manifest import MANIFEST
 from heed.server.errors import StartError
 
@@ -34,8 +35,15 @@ class BundleFolder:
         return own.model_copy(update={"name": self.name, "version": self.version})
 
 
-def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    return [path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_dir()]
+def _folders(folder: Path) -> list[Path]:
+    """Those that somebody may mean to be served: not `.git`, not `lost+found`."""
+    return sorted(
+        path for path in folder.iterdir() if path.name[0] != "." and path.name != "lost+found" and path.is_dir()
+    )
+
+
+def _numbered(model: Path) -> list[Path]:
+    return [path for path in _folders(model) if VERSION.fullmatch(path.name)] if NAME.fullmatch(model.name) else []
 
 
 def find_bundle_folders(folder: Path) -> list[BundleFolder]:
@@ -45,17 +53,17 @@ def find_bundle_folders(folder: Path) -> list[BundleFolder]:
         BundleError: the folder is a bundle that cannot be read.
         StartError: the folder cannot be read.
     """
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        return [BundleFolder(manifest.name, manifest.version, folder)]
     try:
+        if (folder / MANIFEST).exists():
+            manifest = read_manifest(folder)
+            return [BundleFolder(manifest.name, manifest.version, folder)]
         folders = [
             BundleFolder(model.name, int(version.name), version)
-            for model in _folders(folder, NAME)
-            for version in _folders(model, VERSION)
+            for model in _folders(folder)
+            for version in _numbered(model)
         ]
     except OSError as error:
-        raise StartError(f"{error.filename} cannot be read: {error.strerror}") from None
+        raise StartError(explain_os_error(error)) from None
     return sorted(folders, key=lambda found: (found.name, -found.version))
 
 
@@ -86,3 +94,23 @@ def why_nothing_is_there(folder: Path) -> str:
         f"{folder} has no {MANIFEST}; `heed export SOURCE BUNDLE` makes a bundle. "
         "A repository has folders NAME/VERSION/ with one each"
     )
+
+
+def passed_over(folder: Path) -> list[str]:
+    """The folders in a repository that are not served for where they lie or what they are called, and why."""
+    if (folder / MANIFEST).exists():
+        return []
+    found = []
+    for model in _folders(folder):
+        if not NAME.fullmatch(model.name):
+            found.append(f"{model} is passed over: a model's name has letters, digits, dots, hyphens and underscores")
+        elif (model / MANIFEST).exists():
+            found.append(
+                f"{model} is passed over: it is a bundle, where a folder NAME/VERSION/ is one; move it to {model}/1"
+            )
+        else:
+            others = [path for path in _folders(model) if not VERSION.fullmatch(path.name)]
+            found += [f"{path} is passed over: a version is a whole number from 1 on" for path in others]
+            if not others and not _numbered(model):
+                found.append(f"{model} is passed over: it has no versions, folders {model.name}/1/ and so on")
+    return found

@@ -6,16 +6,24 @@ version that fails never takes over; the index says why. A single bundle is a re
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.contract import Report, StoredCases
+from heed.bundle.errors import explain_os_error
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, HeedError, NotFound, StartError
 from heed.server.repository.attention_weights import Attentions
-from heed.server.repository.folders import BundleFolder, FileStates, find_bundle_folders, why_nothing_is_there
+from heed.server.repository.folders import (
+    BundleFolder,
+    FileStates,
+    find_bundle_folders,
+    passed_over,
+    why_nothing_is_there,
+)
 from heed.server.repository.periodic_verification import Recheck
 from heed.server.repository.registry import ModelRegistry, ModelVersion, ServedModel, State
 from heed.server.repository.verification import OutOfMemory, VerifiedModel, load
@@ -52,6 +60,7 @@ class ModelRepository:
         self._one_at_a_time = asyncio.Lock()
         self._failed: dict[BundleFolder, FileStates] = {}  # not tried again until they change
         self._seen: dict[BundleFolder, FileStates] = {}  # by the watch, at its last look
+        self._passed_over: set[str] = set()  # what the log has told of
         self._unloaded: set[str] = set()  # by a caller: the watch does not load them again
         self._retiring: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -63,7 +72,7 @@ class ModelRepository:
         Raises:
             BundleError, StartError, DeviceError: nothing can be served.
         """
-        if not self._settings.bundle.exists():
+        if not os.path.lexists(self._settings.bundle):
             raise self._nothing_there()
         folders = await self._find_folders()
         for name in {folder.name: folder for folder in reversed(folders)}.values():  # the newest of each model
@@ -151,7 +160,13 @@ class ModelRepository:
             self._workers.close()
 
     async def _find_folders(self) -> list[BundleFolder]:
-        return await asyncio.to_thread(find_bundle_folders, self._settings.bundle)
+        """Those to be served; the log tells of those that are not, once each."""
+        folders = await asyncio.to_thread(find_bundle_folders, self._settings.bundle)
+        for line in await asyncio.to_thread(passed_over, self._settings.bundle):
+            if line not in self._passed_over:
+                self._passed_over.add(line)
+                log.warning("%s", line)
+        return folders
 
     def _nothing_there(self) -> StartError:
         return StartError(why_nothing_is_there(self._settings.bundle))
@@ -304,7 +319,9 @@ class ModelRepository:
     def _fail(self, folder: BundleFolder, files: FileStates, error: Exception) -> None:
         if not isinstance(error, OutOfMemory):  # then it is tried again
             self._failed[folder] = files
-        reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
+        reason = str(error) if isinstance(error, BundleError | HeedError) else repr(error)
+        if isinstance(error, OSError) and error.filename:
+            reason = explain_os_error(error)
         self._registry.failures[folder.name, folder.version] = reason
         self._metrics.load_failed(folder.name)
         if self._started:  # a start that fails tells it itself

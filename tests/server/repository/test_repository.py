@@ -13,7 +13,7 @@ import pytest
 
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, NotFound, StartError
-from heed.server.repository.folders import BundleFolder, find_bundle_folders
+from heed.server.repository.folders import BundleFolder, find_bundle_folders, passed_over
 from heed.server.repository.model_repository import ModelRepository
 from heed.server.repository.registry import ModelRegistry, State
 from heed.server.repository.verification import memory_needed
@@ -77,6 +77,19 @@ def test_versions_are_positive_numbers_and_the_newest_comes_first(tiny_bundle: P
     assert found == [("a", 1), ("b", 10), ("b", 2)]
     (bundle,) = find_bundle_folders(tiny_bundle)
     assert (bundle.name, bundle.version, bundle.path) == ("tiny", 1, tiny_bundle)
+
+
+def test_folders_that_are_passed_over_are_told(tiny_bundle: Path, repository: Path) -> None:
+    for name in ("b/2", "b/01", "b/next", "a b/1", "empty", "lost+found", ".git/1"):
+        (repository / name).mkdir(parents=True)
+    shutil.copytree(tiny_bundle, repository / "flat")
+    (repository / "README.md").touch()
+    told = [line.removeprefix(f"{repository}/") for line in passed_over(repository)]
+    assert [line.split(": ")[0] for line in told] == [
+        f"{name} is passed over" for name in ("a b", "b/01", "b/next", "empty", "flat")
+    ]
+    assert told[-1].endswith(f"move it to {repository / 'flat/1'}")
+    assert passed_over(tiny_bundle) == []
 
 
 async def test_the_newest_version_is_served_and_the_index_tells_of_the_others(
