@@ -61,7 +61,12 @@ def _entries(tensor: Tensor) -> dict[str, str]:
 def _array(files: BundleFiles, name: str, tensor: Tensor) -> np.ndarray:
     """The tensor in the memory of its file."""
     stored = _entries(tensor)
-    content = files.read(stored.get("location", ""))
+    location = stored.get("location", "")
+    if Path(location).name != location:
+        raise BundleError(
+            f"{files.folder / name} cannot be loaded: its weights lie outside of the bundle, in {location!r}"
+        )
+    content = files.read(location)
     try:
         return np.frombuffer(content, TYPES[tensor.data_type], prod(tensor.dims), int(stored.get("offset", 0))).reshape(
             tensor.dims
