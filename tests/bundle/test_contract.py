@@ -475,7 +475,7 @@ def test_what_a_start_checks_stays_small_and_is_of_every_kind(fixture: str, requ
     [
         np.arange(6, dtype=np.int64).reshape(2, 3),
         np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-        np.float32([[[1.5]]]),
+        np.array([[[1.5]]], np.float32),
         np.array([True, False]),
         np.array(["ä", "longer"]),
         np.zeros((0, 3)),

@@ -43,7 +43,7 @@ class Watched:
         assert version.served
         session: Any = version.served.model.session
         self.session = session.run = Spoiled(session.run)
-        self._inference: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._inference: Any = GRPCInferenceServiceStub(channel)
         self._health: Any = health_pb2_grpc.HealthStub(channel)
         self._server = server
 
