@@ -11,9 +11,10 @@ def explain_os_error(error: OSError) -> str:
     path = Path(os.fsdecode(error.filename))
     if not isinstance(error, PermissionError):
         return f"{path} cannot be read: {error.strerror}"
+    place = _reachable(path)
     return (
-        f"{path} cannot be read: it is not for {_user(os.geteuid())}, and belongs to {_owner(path)}; "
-        f"make it readable (chmod -R a+rX {_above(path)}), or serve as its owner"
+        f"{path} cannot be read: it is not for {_user(os.geteuid())}, and belongs to {_user(place.stat().st_uid)}; "
+        f"make it readable (chmod -R a+rX {place if place.is_dir() else place.parent}), or serve as its owner"
     )
 
 
@@ -26,15 +27,12 @@ def _user(number: int) -> str:
         return f"user {number}"
 
 
-def _owner(path: Path) -> str:
-    """Of the path, or of the nearest folder above it that can be looked at."""
+def _reachable(path: Path) -> Path:
+    """The path, or the folder above it that is closed."""
     for each in (path, *path.parents):
         try:
-            return _user(each.stat().st_uid)
+            each.stat()
         except OSError:
             continue
-    return "somebody"
-
-
-def _above(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+        return each
+    return Path(path.anchor)

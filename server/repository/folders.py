@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from heed.bundle import Manifest, read_manifest
+from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.errors import explain_os_error
 from heed.bundle.manifest import MANIFEST
 from heed.server.errors import StartError
@@ -24,9 +24,16 @@ class BundleFolder:
     path: Path
 
     def files(self) -> FileStates:
-        """Changes when the bundle does, through links as well. What has a leading dot is no part of it."""
-        names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
-        stats = [(name, (self.path / name).stat()) for name in names]
+        """Changes when the bundle does, through links as well. What has a leading dot is no part of it.
+
+        Raises:
+            BundleError: they cannot be looked at.
+        """
+        try:
+            names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+            stats = [(name, (self.path / name).stat()) for name in names]
+        except OSError as error:
+            raise BundleError(explain_os_error(error)) from None
         # Weights of one architecture are of one size, and copies keep the time of their contents.
         return tuple((name, stat.st_ino, stat.st_size, stat.st_ctime_ns) for name, stat in stats)
 

@@ -13,7 +13,6 @@ from functools import partial
 
 from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.contract import Report, StoredCases
-from heed.bundle.errors import explain_os_error
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, HeedError, NotFound, StartError
 from heed.server.repository.attention_weights import Attentions
@@ -319,9 +318,7 @@ class ModelRepository:
     def _fail(self, folder: BundleFolder, files: FileStates, error: Exception) -> None:
         if not isinstance(error, OutOfMemory):  # then it is tried again
             self._failed[folder] = files
-        reason = str(error) if isinstance(error, BundleError | HeedError) else repr(error)
-        if isinstance(error, OSError) and error.filename:
-            reason = explain_os_error(error)
+        reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
         self._registry.failures[folder.name, folder.version] = reason
         self._metrics.load_failed(folder.name)
         if self._started:  # a start that fails tells it itself

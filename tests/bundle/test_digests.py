@@ -228,14 +228,20 @@ def test_nothing_but_files_of_the_bundle_is_read(folder: Path, name: str) -> Non
 def test_another_user_s_file_is_told_with_the_users_and_the_mend(folder: Path) -> None:
     for path in (folder, *folder.parents[:3]):
         path.chmod(0o755)
-    (folder / "b.data").chmod(0o600)
     code = (
         "import os, pathlib, sys; from heed.bundle.digests import check_digests; "
         "os.setuid(65534); check_digests(pathlib.Path(sys.argv[1]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, capture_output=True, text=True)
-    assert re.search(
-        rf"b\.data cannot be read: it is not for user .*65534.*, and belongs to user .*0.*; "
-        rf"make it readable \(chmod -R a\+rX {folder}\), or serve as its owner",
-        done.stderr,
-    )
+
+    def said() -> str:
+        done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, capture_output=True, text=True)
+        return done.stderr
+
+    mend = rf"make it readable \(chmod -R a\+rX {folder}\), or serve as its owner"
+    for closed, mode, named in ((folder / "b.data", 0o600, r"b\.data"), (folder, 0o700, DIGESTS)):
+        before = closed.stat().st_mode
+        closed.chmod(mode)
+        assert re.search(
+            rf"{named} cannot be read: it is not for user .*65534.*, and belongs to user .*0.*; {mend}", said()
+        )
+        closed.chmod(before)
