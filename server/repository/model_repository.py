@@ -71,9 +71,11 @@ class ModelRepository:
         Raises:
             BundleError, StartError, DeviceError: nothing can be served.
         """
-        if not os.path.lexists(self._settings.bundle):
-            raise self._nothing_there()
-        folders = await self._find_folders()
+        bundle = self._settings.bundle
+        there = os.path.lexists(bundle)
+        folders = await asyncio.to_thread(find_bundle_folders, bundle) if there else []
+        if not there or not (folders or self._may_come):
+            raise StartError(why_nothing_is_there(bundle))
         for name in {folder.name: folder for folder in reversed(folders)}.values():  # the newest of each model
             self._announce(name)
         errors = await self.refresh()
@@ -82,8 +84,6 @@ class ModelRepository:
             raise errors[0] if len(errors) == 1 else StartError("; ".join(map(str, errors)))
         for (failed, version), reason in self._registry.failures.items():
             _log_failure(failed, version, reason)
-        if not folders and not (self._settings.watch_seconds or self._settings.repository_control):
-            raise self._nothing_there()
         self._check_default({folder.name for folder in folders})
         if self._settings.watch_seconds:
             self._watching = asyncio.create_task(self._watch(self._settings.watch_seconds))
@@ -167,8 +167,10 @@ class ModelRepository:
                 log.warning("%s", line)
         return folders
 
-    def _nothing_there(self) -> StartError:
-        return StartError(why_nothing_is_there(self._settings.bundle))
+    @property
+    def _may_come(self) -> bool:
+        """Whether models may be loaded after the start."""
+        return bool(self._settings.watch_seconds or self._settings.repository_control)
 
     def _check_default(self, names: set[str]) -> None:
         """The default model must be in the repository, unless it may come later."""
@@ -176,7 +178,7 @@ class ModelRepository:
         if default in ("", *names):
             return
         message = f"--default-model {default}: there is no such model, only {', '.join(sorted(names)) or 'none'}"
-        if not (self._settings.watch_seconds or self._settings.repository_control):
+        if not self._may_come:
             raise StartError(message)
         log.warning("%s; calls that name no model are refused until it comes", message)
 
