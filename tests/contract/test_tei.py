@@ -80,7 +80,7 @@ def serve(source: Path, folder: Path, name: str, *flags: str) -> Iterator[grpc.C
 def small(folder: Path, task: Literal["encoder", "sequence", "token"], labels: list[str] | None = None) -> Path:
     source = folder / "source"
     source.mkdir()
-    settings: dict[str, Any] = {"vocab_size": save_wordpiece(source), "num_hidden_layers": 1}
+    settings: dict[str, Any] = {"vocab_size": save_wordpiece(source)}
     if labels:
         settings["id2label"] = dict(enumerate(labels))
     return save_family(source, "bert", task, **settings)
