@@ -513,3 +513,39 @@ def test_a_file_that_is_written_into_after_it_was_opened_is_no_other_contract(tm
     (tmp_path / CONTRACT).write_bytes((other / CONTRACT).read_bytes())
     with pytest.raises(BundleError, match="is damaged: Bad CRC-32"):
         cases[0]
+
+
+# What float32 cannot hold
+
+
+@pytest.mark.parametrize(
+    ("float32", "allowed"), [(0.0, 1e-5), (4.9e-6, 1e-5), (2e-5, 4e-5), (4e-4, 8e-4), (6e-4, 1e-3), (1.0, 1e-3)]
+)
+def test_twice_the_error_of_float32_itself_is_allowed_within_bounds(float32: float, allowed: float) -> None:
+    case = Case("a", {}, {"y": REFERENCE}, True, {"y": float32})
+    for off, holds in ((0.99 * allowed, True), (1.01 * allowed, False)):
+        answers = {"y": REFERENCE + off * max(1.0, float(np.abs(REFERENCE).max()))}
+        (finding,) = check([case], lambda *_, answers=answers: answers, "fp32", CPU)
+        assert (finding.holds, finding.budget) == (holds, pytest.approx(allowed))
+
+
+def test_what_float32_loses_says_nothing_of_another_output_or_of_a_cosine() -> None:
+    case = Case("a", {}, {"last_hidden_state": AXIS}, True, {"another": 1e-4, "last_hidden_state": 1e-3})
+    (finding,) = check([case], lambda *_: {"last_hidden_state": AXIS}, "int8", CPU)
+    assert finding.budget == BUDGETS["int8", CPU].vectors.limit
+    case = Case("a", {}, {"y": REFERENCE}, True, {"another": 1e-4})
+    (finding,) = check([case], lambda *_: {"y": REFERENCE}, "fp32", CPU)
+    assert finding.budget == 1e-5
+
+
+def test_errors_of_float32_are_stored(tmp_path: Path) -> None:
+    write_contract(tmp_path, [Case("a", {}, {"y": REFERENCE}, True, {"y": 2.5e-5})])
+    (case,) = read_contract(tmp_path)
+    assert case.float32_errors == {"y": 2.5e-5}
+
+
+@pytest.mark.parametrize("error", [np.array(-1e-5), np.array(np.nan), np.array(np.inf), np.array([0.1]), np.array("x")])
+def test_an_error_of_float32_that_is_no_number_is_refused(tmp_path: Path, error: np.ndarray) -> None:
+    write_contract(tmp_path, [Case("a", {}, {"y": REFERENCE}, True, {"y": error})])  # type: ignore[dict-item]
+    with pytest.raises(BundleError, match="float32's error is"):
+        read_contract(tmp_path)
