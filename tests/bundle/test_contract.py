@@ -518,10 +518,8 @@ def test_a_file_that_is_written_into_after_it_was_opened_is_no_other_contract(tm
 # What float32 cannot hold
 
 
-@pytest.mark.parametrize(
-    ("float32", "allowed"), [(0.0, 1e-5), (4.9e-6, 1e-5), (2e-5, 4e-5), (4e-4, 8e-4), (6e-4, 1e-3), (1.0, 1e-3)]
-)
-def test_twice_the_error_of_float32_itself_is_allowed_within_bounds(float32: float, allowed: float) -> None:
+@pytest.mark.parametrize(("float32", "allowed"), [(0.0, 1e-5), (2.4e-6, 1e-5), (5e-6, 2e-5), (1e-3, 4e-3)])
+def test_four_times_the_error_of_float32_itself_is_allowed(float32: float, allowed: float) -> None:
     case = Case("a", {}, {"y": REFERENCE}, True, {"y": float32})
     for off, holds in ((0.99 * allowed, True), (1.01 * allowed, False)):
         answers = {"y": REFERENCE + off * max(1.0, float(np.abs(REFERENCE).max()))}
