@@ -24,7 +24,7 @@ from heed.model import Checkpoint
 from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig, VectorsConfig
 
 B, L = -1, -1
-TOOLS = ("torch", "onnx", "onnxscript", "tokenizers", "numpy")
+TOOLS = ("heed-serve", "torch", "onnx", "onnxscript", "tokenizers", "numpy")
 
 
 def make_manifest(checkpoint: Checkpoint, name: str, graphs: list[Graph], source: dict[str, str]) -> Manifest:

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from heed.bundle.contract import START_TOKENS, Case
+from heed.bundle.contract import START_TOKENS, Case, error_of
 from heed.bundle.sequence_packing import Arrays
 from heed.export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
 from heed.export.manifest import gives_attentions, limits
@@ -63,6 +63,21 @@ def _in_float64(encoder: Encoder) -> Encoder:
     return copied.eval()
 
 
+def _answer(encoder: Encoder, inputs: Arrays, attentions: bool) -> Arrays:
+    with torch.no_grad(), one_thread():
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        outputs = encoder(**tensors, attentions=attentions)
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def _float32_errors(encoder: Encoder, inputs: Arrays, reference: Arrays, attentions: bool) -> dict[str, float]:
+    """How far PyTorch's own float32 is from the reference, by output, as `error_of` counts. To two digits: the last
+    bits are not the same on every machine, and a bundle's digests should be."""
+    answers = _answer(encoder, inputs, attentions)
+    errors = {name: error_of(answer, reference[name]) for name, answer in answers.items()}
+    return {name: float(f"{error:.1e}") for name, error in errors.items() if np.isfinite(error)}
+
+
 class Reference:
     """An encoder in float64, from the same float32 weights."""
 
@@ -71,10 +86,7 @@ class Reference:
 
     def answer(self, inputs: Arrays, attentions: bool = False) -> Arrays:
         """The reference's answer to padded rows: every output as float64, and labels as their names."""
-        with torch.no_grad(), one_thread():
-            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-            outputs = self._encoder(**tensors, attentions=attentions)
-        answers = {name: tensor.numpy() for name, tensor in outputs.items()}
+        answers = _answer(self._encoder, inputs, attentions)
         return answers | self._labels(answers, inputs)
 
     def _labels(self, answers: Arrays, inputs: Arrays) -> Arrays:
@@ -139,10 +151,12 @@ def make_contract(checkpoint: Checkpoint) -> list[Case]:
     left = START_TOKENS
     cases: list[Case] = []
     for name, inputs, tensors in _requests(checkpoint):
-        outputs = reference.answer(tensors, attentions=has_weights and name in WITH_ATTENTIONS)
+        attentions = has_weights and name in WITH_ATTENTIONS
+        outputs = reference.answer(tensors, attentions)
+        errors = _float32_errors(checkpoint.encoder, tensors, outputs, attentions)
         batch, length = outputs["last_hidden_state"].shape[:2]
         tokens = int(tensors["attention_mask"].sum()) if "attention_mask" in tensors else batch * length
         at_start = not cases or (tokens <= left and name not in NOT_AT_START)
         left -= tokens if at_start else 0
-        cases.append(Case(name, inputs, outputs, at_start))
+        cases.append(Case(name, inputs, outputs, at_start, errors))
     return cases

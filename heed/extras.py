@@ -3,7 +3,7 @@
 EXTRAS = {
     "cli": ("rich", "typer"),
     "server": (
-        *("cryptography", "grpc_health", "grpc_reflection", "prometheus_client", "pydantic", "pydantic_settings"),
+        *("cryptography", "grpc_health", "grpc_reflection", "prometheus_client", "pydantic"),
         *("tokenizers", "uvloop", "yaml"),
     ),
     "cpu": ("onnxruntime",),

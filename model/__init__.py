@@ -22,8 +22,8 @@ Other ways to attend:
     score_functions.py      scaled and unscaled dot product, additive
     softmax.py              softmax, hardmax
     head_groups.py          heads of one layer that attend in different ways
-    longformer.py           Longformer: global tokens with projections of their own
-    big_bird.py             Big Bird as its published checkpoints compute it
+    longformer_attention.py Longformer: global tokens with projections of their own
+    big_bird_attention.py   Big Bird as its published checkpoints compute it
     linear_attention.py     approximations: Linear Transformer, Performer, Linformer
 
 How attention is computed, which changes its cost and not its answer:

@@ -9,6 +9,7 @@ scheduling/    admission, queue, batching, threads
 engine/        graphs, sessions, kernels
 requests/      tensors, texts and images to rows of tokens
 settings.py    every flag, variable and line of a settings file
+environment.py variables `HEED_...`, and addresses
 errors.py      the errors, and the status code of each
 """
 

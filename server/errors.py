@@ -9,10 +9,12 @@ Reason = Literal[
     "no_time",
     "loading",
     "draining",
+    "drifted",
     "too_many_requests",
     "too_large",
     "unauthenticated",
     "permission_denied",
+    "not_finite",
 ]
 
 
@@ -57,12 +59,23 @@ class Unimplemented(HeedError):
     """Part of the protocol, and not of this server. The message says what to do instead."""
 
 
+class NotFinite(HeedError):
+    """The model's own arithmetic overflows on this input, so there is no number to answer with."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "not_finite")
+
+
 class DeviceError(HeedError):
     """The execution provider that was requested cannot be used."""
 
 
 class StartError(HeedError):
     """The server cannot start with these settings."""
+
+
+class ServerFailure(HeedError):
+    """The server can no longer serve. The process ends, for a supervisor to start it again."""
 
 
 INTERNAL = "INTERNAL"
@@ -74,6 +87,7 @@ STATUS: dict[type, str] = {
     Unavailable: "UNAVAILABLE",
     FailedPrecondition: "FAILED_PRECONDITION",
     Unimplemented: "UNIMPLEMENTED",
+    NotFinite: INTERNAL,
 }
 
 
@@ -95,4 +109,4 @@ def reference_of(error: Exception) -> str:
     return reference
 
 
-REASONS = (*get_args(Reason), *(status.lower() for status in (*STATUS.values(), INTERNAL)))
+REASONS = (*get_args(Reason), *(status.lower() for status in STATUS.values()))

@@ -1,16 +1,19 @@
 """Every setting of `heed serve`: a flag, an environment variable `HEED_...`, a line of a YAML file; what it means."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from heed.bundle.manifest import Device, Precision
 
 Compression = Literal["none", "deflate", "gzip"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+OnDrift = Literal["serve", "unready"]
+
+# IPv6 as in a URL, [::1], is IPv6.
+Host = Annotated[str, AfterValidator(lambda host: host.strip("[]"))]
 
 
 def _in(group: str) -> dict[str, Any]:
@@ -22,10 +25,10 @@ MODELS, COMPUTING, NETWORK = _in("Models"), _in("Computing"), _in("Network")
 SECURITY, LIMITS, OPERATIONS = _in("Security"), _in("Limits"), _in("Operations")
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Units stand in the help. `heed serve --help` is made from these fields."""
 
-    model_config = SettingsConfigDict(env_prefix="HEED_", extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: Path = Field(description="A bundle folder, or a repository of them: NAME/VERSION/.")
 
@@ -50,6 +53,12 @@ class Settings(BaseSettings):
         60.0,
         ge=0,
         description="While serving, a case of the contract is repeated at this interval; 0: never.",
+        json_schema_extra=MODELS,
+    )
+    on_drift: OnDrift = Field(
+        "unready",
+        description="If a case no longer holds: unready (NOT_SERVING, and the model is refused to callers until it "
+        "holds again), or serve (only the log and the metrics say so).",
         json_schema_extra=MODELS,
     )
     attentions: bool = Field(
@@ -84,9 +93,9 @@ class Settings(BaseSettings):
         json_schema_extra=COMPUTING,
     )
 
-    host: str = Field(
+    host: Host = Field(
         "127.0.0.1",
-        description="Address to listen on; 0.0.0.0 for all, in a container say.",
+        description="Address or name to listen on; 0.0.0.0 for all, in a container say, :: for those of IPv6 too.",
         json_schema_extra=NETWORK,
     )
     port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one.", json_schema_extra=NETWORK)
@@ -96,6 +105,9 @@ class Settings(BaseSettings):
         le=65535,
         description="Port for Prometheus, over HTTP; 0 picks a free one, -1: no metrics.",
         json_schema_extra=NETWORK,
+    )
+    metrics_host: Host = Field(
+        "", description="Address or name for the metrics; that of --host if left out.", json_schema_extra=NETWORK
     )
     compression: Compression = Field(
         "none",

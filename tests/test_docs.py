@@ -275,7 +275,8 @@ def test_our_name_is_not(text: str) -> None:
 
 def _listed(names: set[str]) -> set[str]:
     """Rooms as the map writes them, by the names that they are imported by."""
-    rooms = {name for name in names if name.startswith("heed")} - {"heed.server.settings", "heed.server.errors"}
+    for_all = {f"heed.server.{name}" for name in ("settings", "environment", "errors")}
+    rooms = {name for name in names if name.startswith("heed")} - for_all
     real = {name: name.replace(".", "/") for name in rooms - {"heed.extras"}}
     linked = ("heed/server", "heed/model", "heed/export")
     return {

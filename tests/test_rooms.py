@@ -22,26 +22,28 @@ MAY_IMPORT = {
         "heed.model", "heed.bundle", "numpy", "onnx", "onnx_ir", "onnxscript", "pydantic", "tokenizers", "torch",
     },
     # The server's rooms by stage, from the top down.
-    "server": {"heed.server", "heed.bundle", "heed.protos", "grpc", "grpc_health", "pydantic", "pydantic_settings"},
+    "server": {"heed.server", "heed.bundle", "heed.protos", "grpc", "grpc_health", "pydantic"},
     "server/protocols": {
         "heed.server.transport", "heed.server.repository", "heed.server.telemetry", "heed.server.scheduling",
         "heed.server.engine", "heed.server.requests", "heed.server.settings", "heed.server.errors",
         "heed.bundle", "heed.protos", "google", "grpc", "grpc_health", "numpy",
     },
     "server/transport": {
-        "heed.server.settings", "heed.server.errors", "heed.protos", "cryptography", "google", "grpc", "grpc_health",
-        "grpc_reflection",
+        "heed.server.settings", "heed.server.environment", "heed.server.errors", "heed.protos", "cryptography",
+        "google", "grpc", "grpc_health", "grpc_reflection",
     },
     "server/repository": {
         "heed.server.telemetry", "heed.server.scheduling", "heed.server.engine", "heed.server.requests",
         "heed.server.settings", "heed.server.errors", "heed.bundle", "numpy",
     },
     "server/telemetry": {
-        "heed.extras", "heed.server.settings", "heed.server.errors", "heed.bundle", "grpc", "onnxruntime",
-        "opentelemetry", "prometheus_client",
+        "heed.extras", "heed.server.settings", "heed.server.environment", "heed.server.errors", "heed.bundle", "grpc",
+        "onnxruntime",        "opentelemetry", "prometheus_client",
     },
     "server/scheduling": {"heed.server.errors", "numpy"},
-    "server/engine": {"heed.server.requests", "heed.server.errors", "heed.bundle", "numpy", "onnxruntime"},
+    "server/engine": {
+        "heed.server.requests", "heed.server.errors", "heed.bundle", "heed.protos", "google", "numpy", "onnxruntime",
+    },
     "server/requests": {"heed.server.settings", "heed.server.errors", "heed.bundle", "numpy", "tokenizers"},
     "heed/cli": {
         "heed", "grpc", "matplotlib", "numpy", "pydantic", "rich", "sentence_transformers", "torch", "transformers",

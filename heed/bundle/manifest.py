@@ -6,15 +6,17 @@ Letters in shapes: -1 stands for any size (batch, length).
 import json
 import math
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from heed.bundle.errors import BundleError
+from heed.bundle.errors import BundleError, explain_os_error
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
+FORMAT = 1  # what is added to it later is refused by name
 
 Datatype = Literal["BOOL", "INT64", "FP32", "BYTES"]
 Device = Literal["auto", "cpu", "cuda"]  # that a model is computed on
@@ -221,15 +223,62 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """Raises BundleError if there is none, or if it is not one that this version understands."""
     try:
-        return _with_scores(Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
+        return parse_manifest(folder, (folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise BundleError(f"{folder} has no {MANIFEST}; `heed export SOURCE {folder}` makes a bundle") from None
     except NotADirectoryError:
         raise BundleError(f"{folder} is not a folder") from None
+    except OSError as error:
+        raise BundleError(explain_os_error(error)) from None
+
+
+def parse_manifest(folder: Path, content: bytes) -> Manifest:
+    """
+    Args:
+        folder: for errors.
+        content: of `bundle.json`.
+
+    Raises:
+        BundleError: it is not one that this version understands.
+    """
+    try:
+        return _with_scores(Manifest.model_validate_json(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise BundleError(f"{folder / MANIFEST}: {where}: {first['msg']}") from None
+        wrong = {".".join(map(str, one["loc"])) or "the whole file": one for one in error.errors()}
+        unknown = [where for where, one in wrong.items() if one["type"] == "extra_forbidden"]
+        where, first = next(iter(wrong.items()))
+        why = _other_version(content, unknown) or f"{where}: {first['msg']}"
+        raise BundleError(f"{folder / MANIFEST}: {why}") from None
+
+
+def _other_version(content: bytes, unknown: list[str]) -> str:
+    """What another version of heed wrote here that this one cannot read, and what to do; empty if it is not that.
+
+    Args:
+        unknown: the keys that this version does not know.
+    """
+    try:
+        written = json.loads(content)
+    except ValueError:
+        return ""
+    if not isinstance(written, dict) or not isinstance(written.get("format"), int):
+        return ""
+    by, here = _maker(written), f"this is heed {version('heed-serve')}, which reads format {FORMAT}"
+    if written["format"] != FORMAT:
+        return f"the bundle has format {written['format']}{by}; {here}: use a heed for it, or export the bundle again"
+    if unknown:
+        return (
+            f"{', '.join(unknown)} {'are' if unknown[1:] else 'is'} unknown{by}; {here} as it was then: "
+            "use a newer heed, or export the bundle again with this one"
+        )
+    return ""
+
+
+def _maker(written: dict[str, object]) -> str:
+    provenance = written.get("provenance")
+    tools = provenance.get("tools") if isinstance(provenance, dict) else None
+    maker = tools.get("heed-serve") if isinstance(tools, dict) else None
+    return f", made by heed {maker}" if maker else ""
 
 
 def scores_spec(logits: TensorSpec) -> TensorSpec:

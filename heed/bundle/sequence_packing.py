@@ -17,6 +17,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 Arrays = dict[str, np.ndarray]
 # One row's answers by output: [t, D] for what every token has, [D] for what the row has, attentions [layers, N, t, t].
+# An output that is not finite for this row is not among them.
 Answer = dict[str, np.ndarray]
 
 # Inputs of a graph with a value or a vector for each token, and the layout of the tokens. No graph has all of them.

@@ -11,8 +11,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from heed.bundle.digests import DIGESTS, SIGNATURE, check_digests
-from heed.bundle.errors import BundleError
+from heed.bundle.digests import DIGESTS, SIGNATURE, check_digests, read_digests
+from heed.bundle.errors import BundleError, explain_os_error
 
 
 def _kind(key: object) -> str:
@@ -77,16 +77,23 @@ def check_signature(folder: Path, public_key: Path) -> None:
 
     Digests are checked too: a signature says nothing of files that are not what `SHA256SUMS` lists.
     """
+    check_digests(folder, signed_digests(folder, public_key))
+
+
+def signed_digests(folder: Path, public_key: Path) -> bytes:
+    """What `SHA256SUMS` holds (see `read_digests`), if it is signed by this key.
+
+    Raises:
+        BundleError: it is not, or the key is none.
+    """
     key = read_public_key(public_key)
+    signed = read_digests(folder)
     try:
         signature = (folder / SIGNATURE).read_bytes()
-        signed = (folder / DIGESTS).read_bytes()
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        why = "is not signed" if missing == SIGNATURE else "is no bundle"
-        raise BundleError(f"{folder} {why}: it has no {missing}") from None
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is not signed: it has no {SIGNATURE}") from None
     except OSError as error:  # a folder of that name, or not for us to read
-        raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from None
+        raise BundleError(explain_os_error(error)) from None
     try:
         key.verify(signature, signed)
     except InvalidSignature:
@@ -94,4 +101,4 @@ def check_signature(folder: Path, public_key: Path) -> None:
             f"{folder}: {SIGNATURE} is not a signature of this {DIGESTS} by the key of {public_key}; "
             "the bundle was altered after it was signed, or another key signed it"
         ) from None
-    check_digests(folder, signed)
+    return signed

@@ -8,5 +8,6 @@ drawing.py          attention weights as a picture           (attend)
 differences.py      the answers of two bundles compared      (diff)
 reports.py          a proof as a table                       (export, inspect, verify)
 verify_endpoint.py  a contract asked of a running server     (verify)
+standard_streams.py stdout and stderr that break nothing
 interrupts.py       Ctrl-C and SIGTERM while files are written (export)
 """

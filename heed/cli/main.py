@@ -1,6 +1,6 @@
 """`heed`: the commands, their help and their exit codes.
 
-0: done. 1: a check did not hold. 2: it could not be done; the message says why.
+0: done. 1: a check did not hold. 2: it could not be done; the message says why. An error that nobody foresaw is 2 too.
 130 and 143: stopped by Ctrl-C or SIGTERM; nothing is left half-done. (A server that they stop has done its work: 0.)
 """
 

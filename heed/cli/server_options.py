@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,19 @@ def explain_error(error: object) -> str:
     message = str(error)
     for words, option in OPTIONS.items():
         message = message.replace(words, option)
-    return "; ".join([message, *(hint for pattern, hint in HINTS.items() if re.search(pattern, message))])
+    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, message)]
+    return "; ".join([message, *hints, *_proxy_hint(message)])
+
+
+def _proxy_hint(message: str) -> list[str]:
+    """gRPC's error has the proxy's address, and looks as if it were the server's. A proxy's URL may hold a password."""
+    if "UNAVAILABLE" not in message:
+        return []
+    variables = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)]
+    return [
+        f"{name} is set: gRPC calls other machines through that proxy; put the server's host into no_proxy"
+        for name in variables[:1]
+    ]
 
 
 def _check_address(address: str) -> None:

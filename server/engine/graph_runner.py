@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from heed.bundle import BundleError, Manifest
+from heed.bundle.files import BundleFiles
 from heed.bundle.manifest import Device, Graph, GraphKind
 from heed.bundle.sequence_packing import Answer, TokenSequence, by_length, pack, split, split_attentions
 from heed.server.engine.session import CUDA, Session
+from heed.server.engine.weights import load_graph
 from heed.server.errors import DeviceError
 
 
@@ -18,7 +19,7 @@ class Graphs:
 
     def __init__(
         self,
-        folder: Path,
+        files: BundleFiles,
         manifest: Manifest,
         precision: str,
         kind: GraphKind,
@@ -33,7 +34,7 @@ class Graphs:
             BundleError: a graph is not usable, or there is none.
             DeviceError: the device is not usable.
         """
-        self._folder, self._kernels = folder, kernels
+        self._files, self._kernels = files, kernels
         self._aligned, self._first_real = manifest.aligned, manifest.first_token == "real"
         self._per_token = {spec.name for spec in manifest.outputs if spec.shape[:2] == [-1, -1]}
         *others, last = manifest.graphs_of(precision, kind)
@@ -46,15 +47,13 @@ class Graphs:
         self._multi_threaded: list[Session] = []  # the same graphs, for a run that is alone in the process
 
     def _open(self, graph: Graph, device: Device, threads: int = 1) -> Session:
-        path = self._folder / graph.file
-        if not path.is_file():
-            raise BundleError(f"{path} is missing")
+        loaded = load_graph(self._files, graph.file)
         try:
-            session = Session(path, device, threads, self._kernels)
+            session = Session(loaded, device, threads, self._kernels)
         except DeviceError:
             raise
         except Exception as error:  # onnxruntime's errors have no other class in common
-            raise BundleError(f"{path} cannot be loaded: {error}") from None
+            raise BundleError(f"{self._files.folder / graph.file} cannot be loaded: {error}") from None
         if session.outputs != graph.outputs:
             raise BundleError(f"{graph.file} computes {session.outputs}, the manifest says {graph.outputs}")
         return session
@@ -92,6 +91,8 @@ class Graphs:
     ) -> list[Answer]:
         """The answers to a batch of rows, of one request or of several. Safe in several threads.
 
+        An output with NaN or infinity is missing in the answer to that row, and in no other.
+
         Args:
             outputs: these, or all.
             exclusive: nothing else runs or waits in the process.
@@ -122,9 +123,19 @@ class Graphs:
             feeds |= by_length(feeds)
         computed = session.run(feeds, outputs)
         by_output = {name: self._split(name, values, rows) for name, values in computed.items()}
-        return [dict(zip(by_output, values, strict=True)) for values in zip(*by_output.values(), strict=True)]
+        answers = [dict(zip(by_output, values, strict=True)) for values in zip(*by_output.values(), strict=True)]
+        for name, values in computed.items():
+            if not np.isfinite(values).all():  # one look at the batch: few models ever overflow
+                _leave_out_what_is_not_finite(name, answers)
+        return answers
 
     def _split(self, name: str, values: np.ndarray, rows: list[TokenSequence]) -> list[np.ndarray]:
         if name == "attentions":
             return list(split_attentions(rows, values, self._aligned))
         return split(rows, values) if name in self._per_token else list(values)
+
+
+def _leave_out_what_is_not_finite(name: str, answers: list[Answer]) -> None:
+    for answer in answers:
+        if not np.isfinite(answer[name]).all():
+            del answer[name]

@@ -7,45 +7,22 @@ import os
 import platform
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from heed.server.engine.cgroups import PROC, cpu_quota, memory_limit
 
 
-def _quota(cgroup: Path) -> float:
-    """CPUs that the container's quota allows (cgroup v2, then v1); infinity without one."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
-        return quota_us / period_us if quota_us > 0 else math.inf
-    except (OSError, ValueError, ZeroDivisionError):
-        return math.inf
-
-
-def usable_cpus(cgroup: Path = CGROUP) -> int:
-    """CPUs this process may run on: the affinity mask, cut by the container's quota. At least 1.
+def usable_cpus(proc: Path = PROC) -> int:
+    """CPUs this process may run on: the affinity mask, cut by the quotas of its cgroups. At least 1.
 
     onnxruntime counts the machine's cores instead and would start a thread for each.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, math.floor(_quota(cgroup))) if _quota(cgroup) != math.inf else affinity)
+    return max(1, math.floor(min(affinity, cpu_quota(proc))))
 
 
-def _bytes_in(path: Path) -> float:
-    """What a file of the cgroup says; infinity where there is no limit, or no such file."""
-    try:
-        return float(path.read_text().replace("max", "inf"))
-    except (OSError, ValueError):
-        return math.inf
-
-
-def usable_memory(cgroup: Path = CGROUP) -> int:
-    """Bytes this process may take: the machine's, cut by the container's limit (cgroup v2, then v1)."""
+def usable_memory(proc: Path = PROC) -> int:
+    """Bytes this process may take: the machine's, cut by the limits of its cgroups."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(min(machine, _bytes_in(cgroup / "memory.max"), _bytes_in(cgroup / "memory/memory.limit_in_bytes")))
+    return int(min(machine, memory_limit(proc)))
 
 
 def resident_bytes() -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.contract import Case, Finding, attention_cases, check, check_complete, plain_cases, read_contract
-from heed.bundle.digests import DIGESTS, bundle_digest, check_digests
+from heed.bundle.digests import DIGESTS, bundle_digest
+from heed.bundle.files import BundleFiles
 from heed.bundle.manifest import TOKENIZER, Device
 from heed.bundle.sequence_packing import Answer, Arrays
 from heed.server.engine.graph_runner import Graphs
@@ -29,6 +30,8 @@ class Model:
         anywhere: bool = False,
         manifest: Manifest | None = None,
         kernels: bool = True,
+        files: BundleFiles | None = None,
+        digest: str = "",
     ) -> None:
         """
         Args:
@@ -36,21 +39,28 @@ class Model:
             anywhere: on any device, to try what it does there. It proves nothing and cannot be served.
             manifest: the bundle's own, under the name and version it is served as.
             kernels: see `Session`.
+            files: of the bundle, with their digests, for a model that outlives what the folder holds now. Without them
+                no digest is looked at here (see `bundle/digests.py`).
+            digest: the bundle's, if it is known.
 
         Raises:
-            BundleError: the bundle is not usable. Its digests are not looked at here (see `bundle/digests.py`).
+            BundleError: the bundle is not usable.
             DeviceError: the device is not usable.
         """
         self.folder = folder
+        self.files = files or BundleFiles(folder)
         self.manifest = manifest or read_manifest(folder)
         self.precision = precision
-        self.digest = bundle_digest(folder) if (folder / DIGESTS).exists() else ""
+        self.digest = digest or (bundle_digest(folder) if (folder / DIGESTS).exists() else "")
         self.tokenizer = self._load_tokenizer()
         self.preprocessor = Preprocessor(self.manifest, self.tokenizer)
         device = device if anywhere else device_for(precision, device)
         self._kernels = kernels
-        self.graphs = Graphs(folder, self.manifest, precision, "answers", device, kernels)
+        self.graphs = Graphs(self.files, self.manifest, precision, "answers", device, kernels)
         self.session = self.graphs.session  # it knows the provider
+        for graph in self.manifest.graphs:
+            if graph.precision == precision:
+                self.files.read(graph.file)  # those that are opened later, too
 
     @cached_property
     def attention_graphs(self) -> Graphs:
@@ -60,20 +70,13 @@ class Model:
             BundleError, DeviceError: as above.
         """
         device: Device = "cuda" if self.session.provider == CUDA else "cpu"
-        return Graphs(self.folder, self.manifest, self.precision, "attentions", device, self._kernels)
-
-    def check_files(self) -> None:
-        """Raises BundleError if the folder does not hold any more what was loaded from it."""
-        if not self.digest:  # it had no digests
-            return
-        check_digests(self.folder)
-        if bundle_digest(self.folder) != self.digest:
-            raise BundleError(f"{self.folder} holds another bundle than the one that was loaded from it")
+        return Graphs(self.files, self.manifest, self.precision, "attentions", device, self._kernels)
 
     def _load_tokenizer(self) -> TextTokenizer | None:
         if not self.manifest.takes_text:
             return None
-        tokenizer = TextTokenizer(self.folder / TOKENIZER, self.manifest.limits.text_length)
+        content = bytes(self.files.read(TOKENIZER))
+        tokenizer = TextTokenizer(self.folder / TOKENIZER, self.manifest.limits.text_length, content)
         if tokenizer.own_vocabulary > self.manifest.limits.vocabulary:
             raise BundleError(
                 f"{TOKENIZER} gives ids up to {tokenizer.own_vocabulary - 1}, "
@@ -92,6 +95,8 @@ class Model:
         for output_set in graphs.output_sets:
             for answer, computed in zip(answers, graphs.run(request.rows, output_set), strict=True):
                 answer.update(computed)
+                for name in output_set - computed.keys():  # not finite, computed like this
+                    answer.pop(name, None)
         return request.assemble(answers)
 
     def check_contract(self, everything: bool) -> Iterator[Finding]:
@@ -120,9 +125,10 @@ class Model:
         """Compares the attention weights, and the plain answers of the graph that computes them.
 
         Raises:
-            BundleError, DeviceError: that graph cannot be used.
+            BundleError, DeviceError: that graph cannot be used, or the contract is not the one it was.
         """
         if not self.manifest.gives_attentions:
             return iter(())
+        self.files.check_others()
         provider = self.attention_graphs.session.provider
         return check(attention_cases(read_contract(self.folder)), self.answer, self.precision, provider)

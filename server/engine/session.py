@@ -12,9 +12,11 @@ import numpy as np
 import onnxruntime
 
 from heed.bundle.contract import has_budget
+from heed.bundle.files import BundleFiles
 from heed.bundle.manifest import Device
 from heed.bundle.sequence_packing import GRAPH_INPUTS, Arrays
 from heed.server.engine.kernels import library, serves
+from heed.server.engine.weights import LoadedGraph, load_graph
 from heed.server.errors import DeviceError
 
 CPU = "CPUExecutionProvider"
@@ -24,6 +26,7 @@ CUDA_OPTIONS = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
 # The length from which rows get flash attention where a graph is fused. Its tiles are 128 tokens wide; shorter rows get
 # attention in smaller tiles. onnxruntime reads it from its environment.
 FLASH_FROM_NAME, FLASH_FROM = "ORT_MIN_SEQ_LEN_FLASH_ATTENTION_PACKED_QKV", 128
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # Pairs of slots of a batch, B * L * L, beyond which a run is long enough for memory to be fetched for it alone.
 LARGE = 2**15
 
@@ -139,9 +142,10 @@ class Session:
     `run` may be called from several threads at once; onnxruntime lets go of the interpreter while it computes.
     """
 
-    def __init__(self, graph: Path, device: Device, threads: int = 1, kernels: bool = True) -> None:
+    def __init__(self, graph: Path | LoadedGraph, device: Device, threads: int = 1, kernels: bool = True) -> None:
         """
         Args:
+            graph: a file, with weights beside it that nobody touches meanwhile; or what was loaded from a bundle.
             threads: of the CPU, for one run.
             kernels: on a CPU that can, what graphs name (layers, attention) is computed by `server/engine/kernels`.
 
@@ -149,6 +153,8 @@ class Session:
             DeviceError: `device` is "cuda" and CUDA cannot be used. With "auto" the CPU serves then, and the
                 reason is in `fallback`.
         """
+        if isinstance(graph, Path):
+            graph = load_graph(BundleFiles(graph.parent), graph.name)
         self.fallback = ""
         if device == "cpu":
             self._session = self._open_cpu(graph, threads, kernels)
@@ -162,8 +168,9 @@ class Session:
                 self._session = self._open_cpu(graph, threads, kernels)
         # The requested provider proves nothing: onnxruntime falls back to the CPU in silence.
         self.provider: str = self._session.get_providers()[0]
-        self.has_kernels = kernels and self.provider == CPU and serves(graph)
+        self.has_kernels = kernels and self.provider == CPU and serves(graph.model)
         self.outputs = [output.name for output in self._session.get_outputs()]
+        self._weights = graph.weights if self.provider == CPU else {}  # onnxruntime keeps no reference to their memory
         self._shrinking = _shrinking(self.provider)
         self.inputs = {node.name for node in self._session.get_inputs()} & set(GRAPH_INPUTS)
 
@@ -180,21 +187,26 @@ class Session:
         return dict(zip(names, answers, strict=True))
 
     @staticmethod
-    def _open_cpu(graph: Path, threads: int, kernels: bool) -> onnxruntime.InferenceSession:
+    def _open_cpu(graph: LoadedGraph, threads: int, kernels: bool) -> onnxruntime.InferenceSession:
         options = session_options(threads)
         if kernels and (path := library()):
             options.register_custom_ops_library(str(path))
-        session = onnxruntime.InferenceSession(graph, options, providers=[CPU])
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(graph.weights_folder))
+        for name, value in graph.weights.items():
+            options.add_initializer(name, value)
+        session = onnxruntime.InferenceSession(graph.model, options, providers=[CPU])
         session.disable_fallback()
         return session
 
-    def _open_cuda(self, graph: Path) -> onnxruntime.InferenceSession:
+    def _open_cuda(self, graph: LoadedGraph) -> onnxruntime.InferenceSession:
         if reason := without_driver():
             raise DeviceError(f"CUDA cannot be used: {reason}")
         os.environ.setdefault(FLASH_FROM_NAME, str(FLASH_FROM))
         onnxruntime.preload_dlls()  # CUDA and cuDNN as Python packages bring them, if they do
+        options = session_options()
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(graph.weights_folder))  # from where it copies them
         try:
-            session = onnxruntime.InferenceSession(graph, session_options(), providers=[(CUDA, CUDA_OPTIONS)])
+            session = onnxruntime.InferenceSession(graph.model, options, providers=[(CUDA, CUDA_OPTIONS)])
         except Exception as error:
             raise DeviceError(f"CUDA cannot be used: {error}") from error
         session.disable_fallback()

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from heed.server.errors import Unavailable
+
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -29,7 +31,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()  # each change has its own
         self._ended = False
 
-    async def report(self, status: int) -> None:
+    def report(self, status: int) -> None:
         """The same status for the server and each of its services."""
         self._status = status
         self._wake_watchers()
@@ -57,6 +59,6 @@ class Health(health_pb2_grpc.HealthServicer):
                 await context.write(Response(status=status))
                 reported = status
             elif ended:
-                return
+                raise Unavailable("the server is shutting down; ask another one", "draining")
             else:
                 await changed.wait()

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from heed.server.errors import InvalidArgument
+from heed.server.errors import InvalidArgument, Unavailable
 
 # Requests of one stream that are in the server at a time; the next ones wait in the connection. A request longer than
 # this many bytes counts as several: its rows take many times what they have on the wire.
 STREAM_REQUESTS, REQUEST_BYTES = 256, 512
 # Bytes of answers, computed or about to be, that wait to be taken.
 STREAM_ANSWERS = 2**24
+ENDED = "the server is shutting down; what it had read is answered, send the rest to another one"
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -120,6 +121,7 @@ class Stream(Generic[Request, Answer]):
 
         Raises:
             InvalidArgument: two requests have the same key.
+            Unavailable: `end` was called before all was read. What had been read is answered.
         """
         self._reader = asyncio.create_task(self._read(requests))
         self._reader.add_done_callback(lambda _: self._news.set())
@@ -128,8 +130,9 @@ class Stream(Generic[Request, Answer]):
                 await self._write([job.task.result() for job in jobs])
                 for job in jobs:
                     self._release(job)
-            if not self._reader.cancelled():  # by `end`
-                self._reader.result()  # raises what went wrong in the connection
+            if self._reader.cancelled():  # by `end`: OK would say that all requests are answered
+                raise Unavailable(ENDED, "draining")
+            self._reader.result()  # raises what went wrong in the connection
         finally:
             await self._cancel_all()
 
@@ -212,7 +215,7 @@ class Streams:
     async def serve(self, stream: Stream[Request, Answer], requests: AsyncIterator[Request]) -> None:
         """Returns when every request is answered. Raises: see `Stream.serve`."""
         if self._ended:
-            return
+            raise Unavailable(ENDED, "draining")
         self._open.add(stream)
         try:
             await stream.serve(requests)
@@ -220,7 +223,7 @@ class Streams:
             self._open.discard(stream)
 
     def end(self) -> None:
-        """Streams read nothing more and end when every request is answered; later ones end at once."""
+        """Streams read nothing more, and end with UNAVAILABLE when every request is answered; later ones at once."""
         self._ended = True
         for stream in self._open:
             stream.end()

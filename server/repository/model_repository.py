@@ -6,16 +6,23 @@ version that fails never takes over; the index says why. A single bundle is a re
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from heed.bundle import BundleError, Manifest, read_manifest
 from heed.bundle.contract import Report, StoredCases
-from heed.bundle.manifest import MANIFEST
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, HeedError, NotFound, StartError
 from heed.server.repository.attention_weights import Attentions
-from heed.server.repository.folders import BundleFolder, FileStates, find_bundle_folders
+from heed.server.repository.folders import (
+    BundleFolder,
+    FileStates,
+    find_bundle_folders,
+    passed_over,
+    why_nothing_is_there,
+)
 from heed.server.repository.periodic_verification import Recheck
 from heed.server.repository.registry import ModelRegistry, ModelVersion, ServedModel, State
 from heed.server.repository.verification import OutOfMemory, VerifiedModel, load
@@ -52,9 +59,11 @@ class ModelRepository:
         self._one_at_a_time = asyncio.Lock()
         self._failed: dict[BundleFolder, FileStates] = {}  # not tried again until they change
         self._seen: dict[BundleFolder, FileStates] = {}  # by the watch, at its last look
+        self._passed_over: set[str] = set()  # what the log has told of
         self._unloaded: set[str] = set()  # by a caller: the watch does not load them again
         self._retiring: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._started = False
 
     async def start(self) -> None:
         """Loads the newest versions, and from then on watches the folder if the settings say so.
@@ -62,16 +71,19 @@ class ModelRepository:
         Raises:
             BundleError, StartError, DeviceError: nothing can be served.
         """
-        if not self._settings.bundle.exists():
-            raise self._nothing_there()
-        folders = await self._find_folders()
+        bundle = self._settings.bundle
+        there = os.path.lexists(bundle)
+        folders = await asyncio.to_thread(find_bundle_folders, bundle) if there else []
+        if not there or not (folders or self._may_come):
+            raise StartError(why_nothing_is_there(bundle))
         for name in {folder.name: folder for folder in reversed(folders)}.values():  # the newest of each model
             self._announce(name)
         errors = await self.refresh()
-        if errors and not any(one.state is State.READY for one in self._registry.all()):
+        self._started = not errors or any(one.state is State.READY for one in self._registry.all())
+        if not self._started:
             raise errors[0] if len(errors) == 1 else StartError("; ".join(map(str, errors)))
-        if not folders and not (self._settings.watch_seconds or self._settings.repository_control):
-            raise self._nothing_there()
+        for (failed, version), reason in self._registry.failures.items():
+            _log_failure(failed, version, reason)
         self._check_default({folder.name for folder in folders})
         if self._settings.watch_seconds:
             self._watching = asyncio.create_task(self._watch(self._settings.watch_seconds))
@@ -147,14 +159,18 @@ class ModelRepository:
             self._workers.close()
 
     async def _find_folders(self) -> list[BundleFolder]:
-        return await asyncio.to_thread(find_bundle_folders, self._settings.bundle)
+        """Those to be served; the log tells of those that are not, once each."""
+        folders = await asyncio.to_thread(find_bundle_folders, self._settings.bundle)
+        for line in await asyncio.to_thread(passed_over, self._settings.bundle):
+            if line not in self._passed_over:
+                self._passed_over.add(line)
+                log.warning("%s", line)
+        return folders
 
-    def _nothing_there(self) -> StartError:
-        folder = self._settings.bundle
-        return StartError(
-            f"{folder} has no {MANIFEST}; `heed export SOURCE {folder}` makes a bundle. "
-            "A repository has folders NAME/VERSION/ with one each"
-        )
+    @property
+    def _may_come(self) -> bool:
+        """Whether models may be loaded after the start."""
+        return bool(self._settings.watch_seconds or self._settings.repository_control)
 
     def _check_default(self, names: set[str]) -> None:
         """The default model must be in the repository, unless it may come later."""
@@ -162,7 +178,7 @@ class ModelRepository:
         if default in ("", *names):
             return
         message = f"--default-model {default}: there is no such model, only {', '.join(sorted(names)) or 'none'}"
-        if not (self._settings.watch_seconds or self._settings.repository_control):
+        if not self._may_come:
             raise StartError(message)
         log.warning("%s; calls that name no model are refused until it comes", message)
 
@@ -174,7 +190,8 @@ class ModelRepository:
         if reason := self._registry.failures.get((name, version)):
             return IndexEntry(name, version, state, reason, failed=True)
         if state is not State.UNAVAILABLE:
-            return IndexEntry(name, version, state)
+            served = next((one for one in self._registry.all(name) if one.version == version), None)
+            return IndexEntry(name, version, state, served.drift if served else "")
         if name in self._unloaded:
             return IndexEntry(name, version, state, "unloaded by a caller")
         return IndexEntry(name, version, state, f"newer ones are served, and --versions is {self._settings.versions}")
@@ -277,7 +294,8 @@ class ModelRepository:
                 self._retire(other)
         self._registry.failures.pop((version.name, version.version), None)
         if seconds := self._settings.recheck_seconds:
-            recheck = Recheck(served.model, served.scheduler, cases, served.metrics.contract, seconds)
+            drifted = partial(self._registry.set_drift, version) if self._settings.on_drift == "unready" else None
+            recheck = Recheck(served.model, served.scheduler, cases, served.metrics.contract, seconds, drifted)
             version.recheck = asyncio.create_task(recheck.run())
 
     def _make_served(self, verified: VerifiedModel) -> ServedModel:
@@ -305,13 +323,16 @@ class ModelRepository:
         reason = str(error) if isinstance(error, BundleError | HeedError | OSError) else repr(error)
         self._registry.failures[folder.name, folder.version] = reason
         self._metrics.load_failed(folder.name)
-        log.error("version %d of %s is not served: %s", folder.version, folder.name, reason)
+        if self._started:  # a start that fails tells it itself
+            _log_failure(folder.name, folder.version, reason)
 
     def _retire(self, version: ModelVersion) -> None:
         """It admits nothing more, and is unloaded when every admitted request is answered."""
         if version.state is State.UNLOADING:
             return
         version.state = State.UNLOADING
+        if version.drift:
+            self._registry.set_drift(version, "")
         if version.served is None:
             return self._registry.remove(version)
         if version.recheck:
@@ -328,3 +349,7 @@ class ModelRepository:
         version.verified = version.served = version.recheck = None  # nothing holds the model any more
         del served
         settle_memory()
+
+
+def _log_failure(name: str, version: int, reason: str) -> None:
+    log.error("version %d of %s is not served: %s", version, name, reason)

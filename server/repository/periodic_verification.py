@@ -5,8 +5,7 @@ What held at the start can end: memory goes bad, a driver or a host is changed u
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Callable, Sequence
 
 from heed.bundle import BundleError
 from heed.bundle.contract import Case, Finding, Report, check, plain_cases
@@ -19,45 +18,70 @@ log = logging.getLogger("heed.contract")
 
 
 class Recheck:
-    """Repeats the cases of a start in turn, through the session and the queue that serve callers."""
+    """Repeats the cases of a start in turn, through the session and the queue that serve callers.
+
+    A case that no longer holds is repeated until it does: the model drifts for as long.
+    """
 
     def __init__(
-        self, model: Model, scheduler: Scheduler, cases: Sequence[Case], metrics: ContractMetrics, seconds: float
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        cases: Sequence[Case],
+        metrics: ContractMetrics,
+        seconds: float,
+        on_drift: Callable[[str], None] | None = None,
     ) -> None:
         """
         Args:
             cases: those that a server checks before it is ready. Of those with attention weights the plain answers.
             seconds: between one case and the next.
+            on_drift: is told why the model drifts, and "" when it no longer does. None: the model goes on answering.
         """
         self._model = model
         self._scheduler = scheduler
         self._cases = cases
         self._metrics = metrics
         self._seconds = seconds
+        self._on_drift = on_drift
+        self._drifts = False
 
     async def run(self) -> None:
         """Goes on until it is cancelled."""
-        for index in cycle(range(len(self._cases))):
+        index = 0
+        while True:
             await asyncio.sleep(self._seconds)
             try:
                 case = await asyncio.to_thread(self._cases.__getitem__, index)
-            except BundleError as error:  # the disk may be unavailable for a while
+            except BundleError as error:  # the disk may be unavailable for a while: that is no drift
                 log.warning("%s, so nothing proves its answers now", error)
             else:
                 await self.repeat(case)
+            if not self._drifts:
+                index = (index + 1) % len(self._cases)
 
     async def repeat(self, case: Case) -> None:
-        """Compares one case, and reports the result to metrics and log."""
+        """Compares one case, and reports the result to metrics and log, and to who asked to be told of drift."""
         (case,) = plain_cases([case])
         findings = await self._findings(case)
         self._metrics.repeated(findings)
         report = Report(findings)
-        if not report.holds:
-            log.warning(
-                "%s no longer answers as its reference: %s; restart it, and see docs/operations.md if it goes on",
-                self._model.manifest.name,
-                report.worst,
+        if report.holds:
+            if self._drifts:
+                log.warning("%s answers as its reference again", self._model.manifest.name)
+                self._tell("")
+        else:
+            now = "it goes on answering (--on-drift)" if self._on_drift is None else "its requests are refused"
+            log.error(
+                "%s no longer answers as its reference: %s; %s; restart it, and see docs/operations.md if it goes on",
+                *(self._model.manifest.name, report.worst, now),
             )
+            self._tell(f"it no longer answers as its reference: {report.worst}")
+        self._drifts = not report.holds
+
+    def _tell(self, reason: str) -> None:
+        if self._on_drift:
+            self._on_drift(reason)
 
     async def _findings(self, case: Case) -> list[Finding]:
         try:

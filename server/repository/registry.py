@@ -1,6 +1,7 @@
 """The versions of models that a server has, the state of each, and which of them answers a request."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -69,6 +70,7 @@ class ModelVersion:
     verified: VerifiedModel | None = None
     served: ServedModel | None = None  # once it is ready
     recheck: asyncio.Task[None] | None = None
+    drift: str = ""  # why its answers are refused: they are no longer its reference's
 
     @property
     def name(self) -> str:
@@ -82,9 +84,14 @@ class ModelVersion:
 class ModelRegistry:
     """Finds models by name and version. It belongs to the event loop's thread."""
 
-    def __init__(self, default: str = "") -> None:
-        """`default` is the model of callers who name none."""
+    def __init__(self, default: str = "", on_drift: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            default: the model of callers who name none.
+            on_drift: is called when `is_ready` may have changed, because a model drifted, or drifts no longer.
+        """
         self._default = default
+        self._on_drift = on_drift
         self._versions: list[ModelVersion] = []  # the newest first, and of one version what was added last
         self.failures: dict[tuple[str, int], str] = {}  # why a version is not served, by name and version
         self.ready = False  # whether the start is over, and the end has not begun
@@ -95,6 +102,16 @@ class ModelRegistry:
 
     def remove(self, version: ModelVersion) -> None:
         self._versions.remove(version)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether callers should come here. A model that drifted casts doubt on the machine, and so on all of them."""
+        return self.ready and not any(one.drift for one in self._versions if one.state is State.READY)
+
+    def set_drift(self, version: ModelVersion, reason: str) -> None:
+        """A model's answers are refused from now on; no longer if `reason` is empty."""
+        version.drift = reason
+        self._on_drift()
 
     def all(self, name: str = "") -> list[ModelVersion]:
         """Those of one model, or of all; the newest first."""
@@ -115,9 +132,10 @@ class ModelRegistry:
             FailedPrecondition: there is, but it cannot be served; or no name came, and there are several models.
         """
         name = name or self._only()
-        for state in (State.READY, State.LOADING):
-            for one in self._versions:
-                if one.state is state and one.name == name and version in ("", str(one.version)):
+        found = [one for one in self._versions if one.name == name and version in ("", str(one.version))]
+        for state, drifted in ((State.READY, False), (State.READY, True), (State.LOADING, False)):
+            for one in found:
+                if one.state is state and bool(one.drift) is drifted:
                     return one
         raise self._nothing(name, version)
 
@@ -147,10 +165,14 @@ class ModelRegistry:
 
         Raises:
             NotFound, FailedPrecondition: see `find`.
-            Unavailable: it is not ready yet.
+            Unavailable: it is not ready yet, or drifted.
         """
         one = self.find(name, version)
         if one.state is not State.READY or one.served is None:
             reason: Reason = "loading" if one.state is State.LOADING else "draining"
             raise Unavailable(f"model {one.name!r} is {one.state.value}; try again, or another server", reason)
+        if one.drift:
+            raise Unavailable(
+                f"model {one.name!r} is not served here for now: {one.drift}; call another server", "drifted"
+            )
         return one.served

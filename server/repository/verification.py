@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from heed.bundle import Manifest, read_manifest
+from heed.bundle import Manifest
 from heed.bundle.contract import Finding, Report
-from heed.bundle.digests import check_digests
-from heed.bundle.manifest import Device
+from heed.bundle.digests import check_names, digest_of, listed_files, read_digests
+from heed.bundle.files import BundleFiles
+from heed.bundle.manifest import MANIFEST, Device, parse_manifest
 from heed.server.engine.host import resident_bytes, usable_cpus, usable_memory
 from heed.server.engine.model import Model
 from heed.server.engine.session import CUDA
@@ -19,9 +20,9 @@ from heed.server.settings import Settings
 log = logging.getLogger("heed.loading")
 
 MIB = 2**20
-# Of a precision's graphs and weights: onnxruntime keeps some matrices a second time, in the order that it multiplies
-# them in.
-MEMORY_FACTOR = 1.5
+# Of a precision's graphs and weights: they are held once, and matrices a second time, in the order that a session
+# multiplies them in.
+MEMORY_FACTOR = 2.0
 
 
 class OutOfMemory(StartError):
@@ -49,9 +50,14 @@ def memory_needed(folder: Path, precision: str) -> int:
 
 
 def check_memory(folder: Path, settings: Settings) -> None:
-    """Raises OutOfMemory if a model is not expected to fit beside those that are loaded."""
+    """Raises OutOfMemory if a model is not expected to fit beside those that are loaded, or not even alone."""
     budget = settings.memory_mib * MIB or usable_memory()
     needed, taken = memory_needed(folder, settings.precision), resident_bytes()
+    if needed > budget:
+        raise OutOfMemory(
+            f"{folder} needs about {needed // MIB} MiB and never fits into the {budget // MIB} MiB that there are; "
+            "give more memory (a container's limit, or --memory-mib), or serve another precision"
+        )
     if taken + needed > budget:
         raise OutOfMemory(
             f"{folder} needs about {needed // MIB} MiB, and {taken // MIB} of {budget // MIB} MiB are taken; "
@@ -67,6 +73,8 @@ def load_and_compare(
     manifest: Manifest | None = None,
     everything: bool = False,
     follow: Callable[[Iterator[Finding]], Iterable[Finding]] = iter,
+    files: BundleFiles | None = None,
+    digest: str = "",
 ) -> tuple[Model, Report]:
     """Loads a bundle, and compares its answers with the reference's.
 
@@ -74,20 +82,21 @@ def load_and_compare(
     largest one less exactly than floats do (see `server/engine/kernels`).
 
     Args:
-        device, precision, kernels, manifest: see `Model`.
+        device, precision, kernels, manifest, files, digest: see `Model`.
         everything: every case of the contract, and not those for a start only.
         follow: is given the findings as they come in, for progress.
 
     Raises:
         BundleError, DeviceError: see `Model`.
     """
-    model = Model(folder, device, precision, manifest=manifest, kernels=kernels)
+    model = Model(folder, device, precision, manifest=manifest, kernels=kernels, files=files, digest=digest)
+    model.files.check_others()  # the contract is one of them
     report = Report(list(follow(model.check_contract(everything))))
     if report.holds or not model.session.has_kernels:
         return model, report
     log.warning("%s; all of %s is left to onnxruntime", report.worst, folder)
     del model  # before the other one comes
-    return load_and_compare(folder, device, precision, False, manifest, everything, follow)
+    return load_and_compare(folder, device, precision, False, manifest, everything, follow, files, digest)
 
 
 def load_verified(folder: Path, settings: Settings, manifest: Manifest | None = None) -> tuple[Model, Report]:
@@ -102,24 +111,31 @@ def load_verified(folder: Path, settings: Settings, manifest: Manifest | None = 
         StartError: an answer is too far from the reference's, or the bundle has not what the settings ask for.
         DeviceError: the device cannot be used.
     """
-    if settings.require_signature:
-        from heed.bundle.signature import (
-            check_signature,  # here: who asks for no signature has no cryptography in memory
-        )
-
-        check_signature(folder, settings.require_signature)
-    else:
-        check_digests(folder)
-    manifest = manifest or read_manifest(folder)
+    content = (
+        _signed_digests(folder, settings.require_signature) if settings.require_signature else read_digests(folder)
+    )
+    listed = listed_files(folder, content)
+    if others := check_names(folder, listed):
+        log.info("%s: %s: no part of the bundle, and ignored", folder, ", ".join(others))
+    files = BundleFiles(folder, listed)
+    manifest = manifest or parse_manifest(folder, bytes(files.read(MANIFEST)))
     check_memory(folder, settings)
     if settings.attentions and not manifest.gives_attentions:
         raise StartError(f"{folder} has no attention weights to serve; leave out --attentions")
-    model, report = load_and_compare(folder, settings.device, settings.precision, settings.kernels, manifest=manifest)
+    model, report = load_and_compare(
+        folder, settings.device, settings.precision, settings.kernels, manifest, files=files, digest=digest_of(content)
+    )
     if not report.holds:
         raise StartError(
             f"{folder} does not answer as its reference: {report.worst}; `heed verify {folder}` shows every case"
         )
     return model, report
+
+
+def _signed_digests(folder: Path, key: Path) -> bytes:
+    from heed.bundle.signature import signed_digests  # here: who asks for no signature has no cryptography in memory
+
+    return signed_digests(folder, key)
 
 
 def default_threads(model: Model) -> int:

@@ -25,7 +25,7 @@ from heed.bundle.sequence_packing import (
     unpack,
     unpack_attentions,
 )
-from heed.server.errors import DeadlineExceeded, InvalidArgument
+from heed.server.errors import DeadlineExceeded, InvalidArgument, NotFinite
 from heed.server.requests.limits import RequestLimits
 from heed.server.requests.scores import scores
 from heed.server.requests.tokenizer import Side, TextTokenizer, TokenizedText
@@ -54,12 +54,16 @@ class Request:
         self.tokens = sum(map(len, self.rows))
 
     def assemble(self, answers: Sequence[Answer]) -> Arrays:
-        """The rows' answers in the caller's columns, zeros (or "") at padding."""
+        """The rows' answers in the caller's columns, zeros (or "") at padding.
+
+        Raises:
+            NotFinite: an output of a row is NaN or infinite; the message names both.
+        """
         return {name: self._output(name, answers) for name in self.spec.outputs}
 
     def _output(self, name: str, answers: Sequence[Answer]) -> np.ndarray:
         if name == "attentions":
-            return unpack_attentions(self.rows, [answer[name] for answer in answers], self.length)
+            return unpack_attentions(self.rows, self._computed(name, answers), self.length)
         values = self._values(name, answers)
         return unpack(self.rows, values, self.length) if name in self.spec.per_token else np.array(values)
 
@@ -71,10 +75,22 @@ class Request:
             return [text.offsets for text in self.texts]
         if name == "labels":
             labels = np.array(self.labels)
-            return [labels[answer["logits"].argmax(-1)] for answer in answers]
+            return [labels[logits.argmax(-1)] for logits in self._computed("logits", answers)]
         if name == "scores":
-            return [scores(answer["logits"], self.activation).astype(np.float32) for answer in answers]
-        return [answer[name] for answer in answers]
+            computed = self._computed("logits", answers)
+            return [scores(logits, self.activation).astype(np.float32) for logits in computed]
+        return self._computed(name, answers)
+
+    def _computed(self, name: str, answers: Sequence[Answer]) -> list[np.ndarray]:
+        """A graph's output, for each row."""
+        try:
+            return [answer[name] for answer in answers]
+        except KeyError:
+            row = next(row for row, answer in enumerate(answers) if name not in answer)
+            raise NotFinite(
+                f"{name} of row {row} is NaN or infinite: the model's arithmetic overflows on this input; "
+                "leave the row out, or send smaller values where it has any"
+            ) from None
 
 
 def never_cancelled() -> bool:

@@ -76,10 +76,17 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 class TextTokenizer:
     """Tokenizes without padding and without silent truncation. Safe to call from several threads."""
 
-    def __init__(self, path: Path, max_length: int) -> None:
-        """`max_length` counts tokens, those of both texts of a pair and special ones included."""
+    def __init__(self, path: Path, max_length: int, content: bytes | None = None) -> None:
+        """
+        Args:
+            max_length: counts tokens, those of both texts of a pair and special ones included.
+            content: of the file, if it has been read.
+
+        Raises:
+            BundleError: it is no tokenizer.
+        """
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(path.read_bytes() if content is None else content)
         except Exception as error:  # tokenizers raises the bare class
             raise BundleError(f"{path} is not a tokenizer: {error}") from None
         # Settings stored in the file would pad every text and cut long ones without a word.

@@ -127,9 +127,10 @@ class Scheduler:
         self._check_open()
         tokens = sum([entry.tokens for entry in entries])
         if tokens > self._max_tokens:
+            instead = "send fewer rows at a time" if len(entries) > 1 else "the server takes no row of this length"
             raise InvalidArgument(
-                f"the request has {tokens} tokens, more than the whole queue holds ({self._max_tokens}); "
-                "send fewer rows at a time",
+                f"the request has {tokens} tokens and can never fit: the whole queue holds {self._max_tokens} "
+                f"(--max-queue-tokens); {instead}",
                 "too_large",
             )
         with self._workers.lock:

@@ -22,8 +22,14 @@ def configure(format: LogFormat, level: LogLevel) -> None:
     """How this process logs from now on. `level` is heed's own; libraries say what is worth knowing, and no more."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    handler.addFilter(_is_no_callers_bytes)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("heed").setLevel(level.upper())
+
+
+def _is_no_callers_bytes(record: logging.LogRecord) -> bool:
+    """gRPC logs metadata that is not UTF-8, a token say, as it came and as often as it comes."""
+    return not any(isinstance(argument, bytes) for argument in record.args or ())
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, over HTTP. docs/operations.md says what each means, and what to do about it.
+"""Metrics for Prometheus. docs/operations.md says what each means, and what to do about it.
 
 Labels come from the server's own names alone, never from what callers send: so the number of series is bounded, and
 those of a model that is unloaded are removed. No request looks a series up by name: those of a model are found when
@@ -21,11 +21,10 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
 )
 
 from heed.bundle.contract import Finding
-from heed.server.errors import REASONS, StartError
+from heed.server.errors import REASONS
 from heed.server.telemetry.request_trace import RequestTrace
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -193,21 +192,6 @@ class Metrics:
                 *(self.group_seconds, self.attention_slots, self.failed_groups, self.error, self.checks),
             ):
                 metric.remove_by_labels({"model": name, "version": number})
-
-    def listen(self, host: str, port: int) -> str:
-        """Answers HTTP from now on until the process ends, and returns the address.
-
-        Raises:
-            StartError: the port is in use, or the address is not this machine's.
-        """
-        try:
-            server, _ = start_http_server(port, host.strip("[]"), self.registry)
-        except OSError as error:
-            raise StartError(
-                f"cannot listen on {host}:{port} for metrics: {error.strerror}; "
-                "--metrics-port chooses another port, 0 a free one, -1 none"
-            ) from None
-        return f"{host}:{server.server_port}"
 
 
 def _onnxruntime_version() -> str:

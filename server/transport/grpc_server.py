@@ -1,15 +1,18 @@
 """The gRPC server and its port: options, interceptors, reflection."""
 
-import ipaddress
+import errno
 import logging
+import socket
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from heed.protos import POOL
+from heed.server.environment import host_port, is_loopback
 from heed.server.errors import StartError
 from heed.server.settings import Compression, Settings
+from heed.server.transport.accept_loop import AcceptingServer
 from heed.server.transport.bearer_tokens import authorization
 from heed.server.transport.interceptors import ConcurrencyLimit, CountRefusal, ErrorsToStatuses
 
@@ -24,9 +27,15 @@ log = logging.getLogger("heed.security")
 # A connection that sends nothing is closed, before it can carry calls and after.
 HANDSHAKE_SECONDS = 20  # until TLS and HTTP/2 are agreed on
 PING_SECONDS, PONG_SECONDS = 60, 20  # a silent connection is pinged, and closed without an answer
-# Callers may ask as well, if not more often than this: gRPC's own clients cannot, and 5 minutes, gRPC's default, would
-# forbid what keeps a connection open through most load balancers.
-SHORTEST_PING_SECONDS = 10
+# Callers may ask as well, if not more often than this. Go's clients may ask every 10 s, and some of their pings come a
+# little sooner; 5 minutes, gRPC's default, would forbid what keeps a connection open through most load balancers.
+SHORTEST_PING_SECONDS = 5
+
+NO_PORT = {
+    errno.EADDRINUSE: "the port is in use (--port chooses another)",
+    errno.EADDRNOTAVAIL: "this machine has no such address (--host)",
+    errno.EACCES: "this user may not listen on ports below 1024 (--port chooses another)",
+}
 
 
 def _options(settings: Settings) -> dict[str, int]:
@@ -42,7 +51,7 @@ def _options(settings: Settings) -> dict[str, int]:
         "grpc.keepalive_timeout_ms": PONG_SECONDS * 1000,
         "grpc.http2.ping_timeout_ms": PONG_SECONDS * 1000,  # without it gRPC waits a minute
         "grpc.keepalive_permit_without_calls": 1,
-        "grpc.http2.min_ping_interval_without_data_ms": SHORTEST_PING_SECONDS * 1000,
+        "grpc.http2.min_ping_interval_without_data_ms": round(SHORTEST_PING_SECONDS * 1000),
     }
     if age := settings.max_connection_age_seconds:
         options["grpc.max_connection_age_ms"] = round(age * 1000)
@@ -61,11 +70,8 @@ def new_server(settings: Settings, limit: ConcurrencyLimit, count_refusal: Count
         StartError: a file of tokens is not what it should be.
     """
     interceptors = [authorization(settings, count_refusal), limit, ErrorsToStatuses(count_refusal)]
-    return grpc.aio.server(
-        interceptors=[interceptor for interceptor in interceptors if interceptor],
-        options=list(_options(settings).items()),
-        compression=COMPRESSIONS[settings.compression],
-    )
+    used = [interceptor for interceptor in interceptors if interceptor]
+    return AcceptingServer(used, _options(settings), COMPRESSIONS[settings.compression], count_refusal)
 
 
 def enable_reflection(server: grpc.aio.Server, services: list[str]) -> None:
@@ -81,13 +87,6 @@ def encryption(settings: Settings) -> str:
     if not settings.tls_certificate:
         return "plain text"
     return "mutual TLS" if settings.tls_client_ca else "TLS"
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def warn_of_what_is_open(settings: Settings) -> None:
@@ -120,7 +119,7 @@ def open_port(server: grpc.aio.Server, settings: Settings) -> str:
     Raises:
         StartError: the port is in use, the address is not this machine's, or a file for TLS is not what it should be.
     """
-    address = f"{settings.host}:{settings.port}"
+    address = host_port(settings.host, settings.port)
     credentials = _credentials(settings)
     warn_of_what_is_open(settings)
     try:
@@ -128,8 +127,18 @@ def open_port(server: grpc.aio.Server, settings: Settings) -> str:
     except RuntimeError:
         port = 0
     if port == 0:
-        raise StartError(
-            f"cannot listen on {address}: the port is in use (--port chooses another) or the address is not this "
-            "machine's (--host)"
-        )
-    return f"{settings.host}:{port}"
+        raise StartError(f"cannot listen on {address}: {_why_not(settings.host, settings.port)}")
+    return host_port(settings.host, port)
+
+
+def _why_not(host: str, port: int) -> str:
+    """What the operating system says to an address; gRPC keeps it for itself."""
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as listener:
+                listener.bind(address)
+    except socket.gaierror as error:
+        return f"{error.strerror} (--host)"
+    except OSError as error:
+        return NO_PORT.get(error.errno or 0, str(error.strerror))
+    return NO_PORT[errno.EADDRINUSE]  # it was a moment ago

@@ -4,10 +4,9 @@ With HEED_TLS_CERTIFICATE it is asked over TLS: that certificate is trusted, and
 the check shows.
 
 Exit code 0: it is. 1: it is not. One line says what was found. For container health checks, so it needs only what the
-server needs. Without an argument it asks this machine at HEED_PORT, or else at 8001.
+server needs. Without an argument it asks at HEED_HOST and HEED_PORT, this machine at 8001 without them.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import grpc
 from cryptography.x509 import DNSName, ExtensionNotFound, IPAddress, SubjectAlternativeName, load_pem_x509_certificate
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from heed.server.environment import host_port, loopback_of, variables
 
 SECONDS = 3.0  # less than a health check is given
 # A proxy from the environment is not the way to this machine.
@@ -30,12 +31,13 @@ def _name_in(certificate: bytes) -> str:
 
 
 def _channel(address: str) -> grpc.Channel:
-    if not (certificate := os.environ.get("HEED_TLS_CERTIFICATE")):
+    told = variables()
+    if not (certificate := told.get("HEED_TLS_CERTIFICATE")):
         return grpc.insecure_channel(address, options=OPTIONS)
     chain = Path(certificate).read_bytes()
     shown: dict[str, bytes] = {}
-    if os.environ.get("HEED_TLS_CLIENT_CA"):
-        shown = {"private_key": Path(os.environ["HEED_TLS_KEY"]).read_bytes(), "certificate_chain": chain}
+    if told.get("HEED_TLS_CLIENT_CA"):
+        shown = {"private_key": Path(told["HEED_TLS_KEY"]).read_bytes(), "certificate_chain": chain}
     name = ("grpc.ssl_target_name_override", _name_in(chain))
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(chain, **shown), options=[*OPTIONS, name])
 
@@ -51,8 +53,15 @@ def status(address: str) -> str:
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
+def own_address() -> str:
+    """That of a server with the same environment."""
+    told = variables()
+    host = told.get("HEED_HOST", "127.0.0.1").strip("[]")
+    return host_port(loopback_of(host), int(told.get("HEED_PORT", "8001")))
+
+
 def main(arguments: list[str]) -> int:
-    address = arguments[0] if arguments else f"127.0.0.1:{os.environ.get('HEED_PORT', '8001')}"
+    address = arguments[0] if arguments else own_address()
     try:
         found = status(address)
     except (OSError, ValueError, ExtensionNotFound) as error:

@@ -480,3 +480,83 @@ def test_what_a_start_checks_stays_small_and_is_of_every_kind(fixture: str, requ
     assert any("text" in case.inputs for case in at_start) == takes_text == (fixture != "tiny_roberta_bundle")
     assert ("text_pair" in {case.name for case in at_start}) == takes_text
     assert len(at_start) < len(cases)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.int64).reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array([[[1.5]]], np.float32),
+        np.array([True, False]),
+        np.array(["ä", "longer"]),
+        np.zeros((0, 3)),
+        np.array(7),
+    ],
+)
+def test_arrays_are_read_as_numpy_saves_them(tmp_path: Path, array: np.ndarray) -> None:
+    write_contract(tmp_path, [Case("a", {"x": array}, {"y": array}, at_start=True)])
+    (case,) = read_contract(tmp_path)
+    for read in (case.inputs["x"], case.outputs["y"]):
+        assert read.shape == array.shape
+        assert (read == array).all()
+        assert read.dtype == (object if array.dtype.kind == "U" else array.dtype)
+
+
+def test_reading_parses_no_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11's parser fails now and then while other threads run, and a right bundle would be refused."""
+    write_contract(tmp_path, [Case("a", {"x": np.zeros((2, 3))}, {"y": np.zeros(2)}, at_start=True)])
+
+    def fail(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch (before=54, after=55)")
+
+    monkeypatch.setattr("ast.literal_eval", fail)
+    monkeypatch.setattr("ast.parse", fail)
+    assert len(read_contract(tmp_path)) == 1
+
+
+def test_a_file_that_is_written_into_after_it_was_opened_is_no_other_contract(tmp_path: Path) -> None:
+    """As `cp` does it: the same file, with another bundle's cases of the same names and sizes."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder, value in ((tmp_path, 1.0), (other, 2.0)):
+        write_contract(folder, [Case("a", {"x": np.zeros(2)}, {"y": np.full(10_000, value)}, at_start=True)])
+    cases = StoredCases(tmp_path)
+    (tmp_path / CONTRACT).write_bytes((other / CONTRACT).read_bytes())
+    with pytest.raises(BundleError, match="is damaged: Bad CRC-32"):
+        cases[0]
+
+
+# What float32 cannot hold
+
+
+@pytest.mark.parametrize(("float32", "allowed"), [(0.0, 1e-5), (2.4e-6, 1e-5), (5e-6, 2e-5), (1e-3, 4e-3)])
+def test_four_times_the_error_of_float32_itself_is_allowed(float32: float, allowed: float) -> None:
+    case = Case("a", {}, {"y": REFERENCE}, True, {"y": float32})
+    for off, holds in ((0.99 * allowed, True), (1.01 * allowed, False)):
+        answers = {"y": REFERENCE + off * max(1.0, float(np.abs(REFERENCE).max()))}
+        (finding,) = check([case], lambda *_, answers=answers: answers, "fp32", CPU)
+        assert finding.holds == holds
+        assert finding.budget == pytest.approx(allowed)
+
+
+def test_what_float32_loses_says_nothing_of_another_output_or_of_a_cosine() -> None:
+    case = Case("a", {}, {"last_hidden_state": AXIS}, True, {"another": 1e-4, "last_hidden_state": 1e-3})
+    (finding,) = check([case], lambda *_: {"last_hidden_state": AXIS}, "int8", CPU)
+    assert finding.budget == BUDGETS["int8", CPU].vectors.limit
+    case = Case("a", {}, {"y": REFERENCE}, True, {"another": 1e-4})
+    (finding,) = check([case], lambda *_: {"y": REFERENCE}, "fp32", CPU)
+    assert finding.budget == 1e-5
+
+
+def test_errors_of_float32_are_stored(tmp_path: Path) -> None:
+    write_contract(tmp_path, [Case("a", {}, {"y": REFERENCE}, True, {"y": 2.5e-5})])
+    (case,) = read_contract(tmp_path)
+    assert case.float32_errors == {"y": 2.5e-5}
+
+
+@pytest.mark.parametrize("error", [np.array(-1e-5), np.array(np.nan), np.array(np.inf), np.array([0.1]), np.array("x")])
+def test_an_error_of_float32_that_is_no_number_is_refused(tmp_path: Path, error: np.ndarray) -> None:
+    write_contract(tmp_path, [Case("a", {}, {"y": REFERENCE}, True, {"y": error})])  # type: ignore[dict-item]
+    with pytest.raises(BundleError, match="float32's error is"):
+        read_contract(tmp_path)

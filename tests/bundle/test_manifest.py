@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from heed.bundle import BundleError, read_manifest
-from heed.bundle.manifest import MANIFEST, Graph, Image, TensorSpec, write_manifest
+from heed.bundle.manifest import MANIFEST, Graph, Image, Manifest, TensorSpec, write_manifest
 from tests.server.support import manifest_of
 
 
@@ -110,3 +110,35 @@ def test_the_default_prompt_is_one_of_the_prompts() -> None:
     assert manifest_of("input_ids", prompts={"query": "q: "}, default_prompt_name="query").prompts == {"query": "q: "}
     with pytest.raises(ValidationError, match="the default prompt 'passage' is none of the prompts"):
         manifest_of("input_ids", prompts={"query": "q: "}, default_prompt_name="passage")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"format": 2},
+            r"the bundle has format 2, made by heed 9\.1; this is heed [\d.]+, which reads format 1: use a",
+        ),
+        (
+            {"extra": 1, "limits": {"length": 9, "more": 2}},
+            r"limits.more, extra are unknown, made by heed 9\.1; this is heed [\d.]+, .* newer heed, or exp",
+        ),
+        ({"task": "poetry"}, "task: Input should be"),
+    ],
+)
+def test_what_another_version_wrote_is_told_with_both_versions(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    written = manifest_of("input_ids").model_dump()
+    written["provenance"]["tools"]["heed-serve"] = "9.1"
+    (tmp_path / MANIFEST).write_text(json.dumps(written | change))
+    with pytest.raises(BundleError, match=said):
+        read_manifest(tmp_path)
+
+
+def test_a_bundle_that_says_less_is_read(tmp_path: Path) -> None:
+    """As one of format 1 that is older than some of its fields."""
+    written = manifest_of("input_ids").model_dump()
+    required = {name for name, field in Manifest.model_fields.items() if field.is_required()}
+    (tmp_path / MANIFEST).write_text(json.dumps({name: written[name] for name in required}))
+    assert read_manifest(tmp_path).name == "made"

@@ -86,7 +86,7 @@ def test_a_served_family_answers_as_transformers(tmp_path: Path, family: str, ta
     source = tmp_path / "source"
     source.mkdir()
     vocabulary = TOKENIZERS[family](source)
-    save_family(source, family, task, num_hidden_layers=2, vocab_size=vocabulary)
+    save_family(source, family, task, num_hidden_layers=1, vocab_size=vocabulary)
     output = "last_hidden_state" if task == "encoder" else "logits"
     with (
         run_server(export_bundle(source, tmp_path / "bundle"), tmp_path / "log") as server,

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from bench.gpu.subjects import CONFIGS, randomised
+from heed.bundle.files import BundleFiles
 from heed.bundle.manifest import PositionRule, Precision
 from heed.bundle.sequence_packing import Arrays, TokenSequence, by_length, pack, token_sequence
 from heed.export.passes.convert_to_float16 import convert_to_float16
@@ -131,20 +132,22 @@ def test_it_computes_what_the_graph_does_that_it_is_made_of(graph: Path, feeds: 
 
 RMS = NormConfig("rms")
 OTHERS = {
-    "one head": LayerConfig(AttentionConfig(1), FeedForwardConfig(96)),
-    "wider heads, no bias behind them": LayerConfig(
-        AttentionConfig(4, head_width=24, out_bias=False), FeedForwardConfig(96)
+    "norm last": (
+        LayerConfig(AttentionConfig(1), FeedForwardConfig(96)),
+        LayerConfig(AttentionConfig(4, head_width=24, out_bias=False), FeedForwardConfig(96)),
+        LayerConfig(AttentionConfig(2), FeedForwardConfig(96), RMS),
+        LayerConfig(AttentionConfig(2), FeedForwardConfig(48, "gelu", gated=True)),
     ),
-    "another norm": LayerConfig(AttentionConfig(2), FeedForwardConfig(96), RMS),
-    "another norm, first": LayerConfig(AttentionConfig(2), FeedForwardConfig(96), RMS, norm_first=True),
-    "gates": LayerConfig(AttentionConfig(2), FeedForwardConfig(48, "gelu", gated=True)),
-    "another activation, norm first": LayerConfig(AttentionConfig(2), FeedForwardConfig(96, "relu"), norm_first=True),
+    "norm first": (
+        LayerConfig(AttentionConfig(2), FeedForwardConfig(96), RMS, norm_first=True),
+        LayerConfig(AttentionConfig(2), FeedForwardConfig(96, "relu"), norm_first=True),
+    ),
 }
 
 
-@pytest.mark.parametrize("layer", OTHERS.values(), ids=list(OTHERS))
-def test_what_has_no_operator_stays_as_it_is(layer: LayerConfig, feeds: Arrays, tmp_path: Path) -> None:
-    config = replace(CONFIGS["tiny"], layers=(layer,) * 2, head=None)
+@pytest.mark.parametrize("layers", OTHERS.values(), ids=list(OTHERS))
+def test_what_has_no_operator_stays_as_it_is(layers: tuple[LayerConfig, ...], feeds: Arrays, tmp_path: Path) -> None:
+    config = replace(CONFIGS["tiny"], layers=layers, head=None)
     assert config.plain
     export_graph(randomised(config), tmp_path / "graph.onnx")
     assert most_off(tmp_path / "graph.onnx", feeds) < 1e-5
@@ -248,7 +251,7 @@ def test_on_cuda_it_takes_the_rows_whose_tokens_are_all_real(bundle: Path, monke
         return opened.setdefault(graph.file, Recorded(graph.file))
 
     monkeypatch.setattr(Graphs, "_open", open_one)
-    graphs = Graphs(bundle, Model(bundle, "cpu").manifest, "fp16", "answers", "cuda")
+    graphs = Graphs(BundleFiles(bundle), Model(bundle, "cpu").manifest, "fp16", "answers", "cuda")
     whole, holed = rows(), rows(holes=True)
     assert len(graphs.run([whole[0], holed[1], whole[2], holed[3]])) == len(LENGTHS)
     assert opened["fused.fp16.onnx"].lengths == [[LENGTHS[0], LENGTHS[2]]]

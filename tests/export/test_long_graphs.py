@@ -15,6 +15,7 @@ from heed.bundle.sequence_packing import Arrays, Bools, pack, split, token_seque
 from heed.export.manifest import position_rule
 from heed.export.torch_to_onnx import export_graph
 from heed.model import Encoder, load_checkpoint
+from heed.server.engine.session import session_options
 from tests.oracle import LABELS, padded, random_ids, save
 
 BUDGET = 1e-5  # float32 against float64, where values are around 1
@@ -69,7 +70,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     encoder = load_checkpoint(save(folder, long.network, long.config, **(SIZES | LABELS | long.settings))).encoder
     path = folder / "model.onnx"
     export_graph(encoder, path, dense=False)
-    return Exported(encoder.double(), onnxruntime.InferenceSession(path), long.shortest)
+    return Exported(encoder.double(), onnxruntime.InferenceSession(path, session_options(1)), long.shortest)
 
 
 def run(exported: Exported, mask: Bools, inputs: Arrays) -> Arrays:

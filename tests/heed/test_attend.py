@@ -308,10 +308,10 @@ def test_nobody_there_is_told_within_the_timeout() -> None:
 
 @pytest.mark.parametrize("pair", [None, "Money back is what I want."])
 def test_the_weights_of_a_real_model_are_those_of_transformers(
-    minilm: Path, minilm_server: Running, tmp_path: Path, pair: str | None
+    minilm: Path, minilm_server: Running, pair: str | None
 ) -> None:
     text = "Unbelievably, how do I get my money back? 世上"
-    chosen = ["--layer", "all", "--json", "--out", tmp_path / "a.png", *(["--pair", pair] if pair else [])]
+    chosen = ["--layer", "all", "--json", *(["--pair", pair] if pair else [])]
     done = attend(minilm_server.address, "minilm", text, *chosen)
     assert done.code == 0, done.err
     answer = json.loads(done.out)
@@ -327,7 +327,12 @@ def test_the_weights_of_a_real_model_are_those_of_transformers(
     found = np.array(answer["attentions"])
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    assert imread(tmp_path / "a.png").std() > 0.05
+
+
+def test_a_layer_of_a_real_model_is_drawn(minilm_server: Running, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    assert attend(minilm_server.address, "minilm", "世上 is the world", "--layer", "2", "--out", picture).code == 0
+    assert imread(picture).std() > 0.05
 
 
 # How tokens are read.

@@ -68,7 +68,7 @@ def test_errors_beside_answers_are_told_with_the_first_of_their_messages(short_s
     assert all(each["answers_per_second"] > 0 for each in loads)
     assert any(each["errors"].get("INVALID_ARGUMENT") for each in loads)
     assert done.said.count("the first INVALID_ARGUMENT: ") == 1
-    assert "more than the whole queue holds (20)" in done.said.partition("the first INVALID_ARGUMENT: ")[2]
+    assert "can never fit: the whole queue holds 20" in done.said.partition("the first INVALID_ARGUMENT: ")[2]
     assert "takes at most" not in done.said  # 40 tokens: the model says so, and no request is longer
 
 

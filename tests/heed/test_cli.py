@@ -481,7 +481,7 @@ def alter(bundle: Path) -> None:
     [
         pytest.param(alter, "model.fp32.onnx is altered", id="altered"),
         pytest.param(remove("contract.npz"), "contract.npz is missing", id="missing"),
-        pytest.param(write("extra", ""), "extra is not listed", id="additional"),
+        pytest.param(write("extra.onnx", ""), "extra.onnx is not listed", id="additional"),
         pytest.param(remove("SHA256SUMS"), "has no SHA256SUMS", id="no digests"),
     ],
 )

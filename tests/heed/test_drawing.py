@@ -100,9 +100,8 @@ def test_a_single_head_of_a_few_tokens_has_its_numbers() -> None:
     assert numbers == {(0, 0): "0.25", (1, 0): "0.75", (0, 1): "1.00", (1, 1): "0.00"}
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 40, 400])
-@pytest.mark.parametrize("heads", [1, 12])
-def test_labels_do_not_overlap(tokens: int, heads: int) -> None:
+@pytest.mark.parametrize(("heads", "tokens"), [(1, 1), (1, 3), (1, 40), (1, 400), (12, 40)])
+def test_labels_do_not_overlap(heads: int, tokens: int) -> None:
     labels = (["[CLS]", "fox", "·s", "早上好", "مرحبا", "paragraph", "[UNK] 早", "Привет"] * 50)[:tokens]
     figure = drawn([1], range(1, heads + 1), labels)
     lay_out(figure)

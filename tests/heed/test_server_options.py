@@ -54,6 +54,17 @@ def test_an_address_of_version_6_is_one() -> None:
     )
 
 
+def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", f"http://me:{SECRET}@127.0.0.1:{free_port()}")
+    said = said_to_a_call("10.255.255.1:8001")
+    assert said.endswith(
+        "http_proxy is set: gRPC calls other machines through that proxy; put the server's host into no_proxy"
+    )
+    assert SECRET not in said
+    assert "http_proxy" not in explain_error("NOT_FOUND: no such model")
+
+
 @pytest.mark.parametrize("token", [SECRET, SECRET * 100, "."])
 def test_a_token_in_the_place_of_its_file_is_not_repeated(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEED_TOKEN", token)

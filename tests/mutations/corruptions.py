@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from heed.bundle.contract import CONTRACT
-from heed.bundle.digests import DIGESTS, file_digest, write_digests
+from heed.bundle.digests import DIGESTS, write_digests
 from heed.bundle.manifest import MANIFEST, TOKENIZER
 from heed.bundle.sequence_packing import Arrays
 from heed.export.graph_writer import WEIGHTS
@@ -41,16 +41,7 @@ class Corruption:
         """Damages the bundle `folder`. Where its parts must refuse it, its digests are made anew."""
         self.change(folder)
         if self.by == "parts":
-            _make_digests_anew(folder)
-
-
-def _make_digests_anew(folder: Path) -> None:
-    """Also where a link lies, which `write_digests` refuses as the server does."""
-    if any(path.is_symlink() for path in folder.iterdir()):
-        names = sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
-        (folder / DIGESTS).write_text("".join(f"{file_digest(folder / name)}  {name}\n" for name in names))
-    else:
-        write_digests(folder)
+            write_digests(folder)
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
@@ -77,15 +68,17 @@ def add(name: str, folder: Path) -> None:
     (folder / name).write_text("more")
 
 
-def add_a_folder(folder: Path) -> None:
-    (folder / "more").mkdir()
-
-
 def link(name: str, folder: Path) -> None:
-    """The right content, but outside of the folder."""
+    """To another content, outside of the folder."""
+    flip_a_bit(name, folder)
     outside = folder.with_name(f"{folder.name}.outside")
     (folder / name).rename(outside)
     (folder / name).symlink_to(outside)
+
+
+def link_to_nothing(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    (folder / name).symlink_to("../blobs/1")
 
 
 def swap(first: str, second: str, folder: Path) -> None:
@@ -231,12 +224,13 @@ def corruptions(files: list[str]) -> list[Corruption]:
             for what, change in of_each_file.items()
             for name in files
         ),
-        Corruption("an additional file", partial(add, "notes.txt")),
-        Corruption("an additional hidden file", partial(add, ".hidden")),
         Corruption("an additional graph", partial(add, "model.onnx")),
-        Corruption("an additional folder", add_a_folder),
-        Corruption("a link in the place of the weights", partial(link, WEIGHTS)),
-        Corruption("a link in the place of the tokenizer", partial(link, TOKENIZER)),
+        Corruption("additional weights", partial(add, "weights.int8.data")),
+        Corruption("an additional contract", partial(add, "other.npz")),
+        Corruption("a link to other weights", partial(link, WEIGHTS)),
+        Corruption("a link to another tokenizer", partial(link, TOKENIZER)),
+        Corruption("a link to another graph", partial(link, PLAIN)),
+        Corruption("a link to nothing", partial(link_to_nothing, WEIGHTS)),
         Corruption("two graphs swapped", partial(swap, PLAIN, WITH_ATTENTIONS)),
         Corruption("tokenizer and contract swapped", partial(swap, TOKENIZER, CONTRACT)),
         Corruption("SHA256SUMS: a line left out", partial(edit_digests, _without_the_first_line)),
@@ -258,7 +252,6 @@ def corruptions(files: list[str]) -> list[Corruption]:
         _manifest("longer rows than were tried", partial(_raise_a_limit, "length"), "parts"),
         _manifest("more ids than were tried", partial(_raise_a_limit, "vocabulary"), "parts"),
         _manifest("an unknown key", _add_an_unknown_key, "parts"),
-        Corruption("a graph that is a link, new digests", partial(link, PLAIN), "parts"),
         Corruption("weights in ../", partial(take_weights_from, f"../{WEIGHTS}"), "parts"),
         Corruption("weights in ../../", partial(take_weights_from, f"../../{WEIGHTS}"), "parts"),
         Corruption("weights at an absolute path", partial(take_weights_from, "{outside}"), "parts"),

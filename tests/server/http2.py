@@ -2,7 +2,7 @@
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -39,25 +39,38 @@ def settings(**values: int) -> bytes:
     return frame(SETTINGS, payload=payload)
 
 
-def _literal(name: str, value: str) -> bytes:
-    """A header that no table remembers (RFC 7541, 6.2.2)."""
-    assert len(name) < 127
-    assert len(value) < 127
-    return b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+def _string(value: bytes) -> bytes:
+    """As it is, after its length (RFC 7541, 5.1 and 5.2)."""
+    if len(value) < 127:
+        return bytes([len(value)]) + value
+    rest, length = len(value) - 127, b"\x7f"
+    while rest >= 128:
+        length += bytes([rest % 128 + 128])
+        rest //= 128
+    return length + bytes([rest]) + value
+
+
+def raw_headers(stream: int, fields: Iterable[tuple[bytes, bytes]], flags: int = END_HEADERS) -> bytes:
+    """Any fields, which no table remembers (RFC 7541, 6.2.2)."""
+    block = b"".join(b"\0" + _string(name) + _string(value) for name, value in fields)
+    return frame(HEADERS, flags, stream, block)
+
+
+def call_fields(method: bytes) -> dict[bytes, bytes]:
+    """What every gRPC call begins with."""
+    return {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": method,
+        b":authority": b"localhost",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }
 
 
 def headers(stream: int, method: str) -> bytes:
     """The beginning of a gRPC call."""
-    fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": method,
-        ":authority": "localhost",
-        "content-type": "application/grpc",
-        "te": "trailers",
-    }
-    block = b"".join(_literal(name, value) for name, value in fields.items())
-    return frame(HEADERS, END_HEADERS, stream, block)
+    return raw_headers(stream, call_fields(method.encode()).items())
 
 
 def message(stream: int, wire: bytes, end: bool = False) -> bytes:

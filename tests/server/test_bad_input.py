@@ -296,7 +296,7 @@ def test_a_request_that_could_never_fit_the_queue_is_invalid(tiny_bundle: Path, 
         small = GRPCInferenceServiceStub(channel)
         code, message = refusal(small, ids_request([[5] * 17] * 3))
         assert code is StatusCode.INVALID_ARGUMENT
-        assert "51 tokens, more than the whole queue holds (50)" in message
+        assert "51 tokens and can never fit: the whole queue holds 50 (--max-queue-tokens)" in message
         assert len(small.ModelInfer(ids_request([[5] * 25] * 2), timeout=20).outputs) == 2
 
 

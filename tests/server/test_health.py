@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support import run_server, stop
@@ -20,7 +21,12 @@ def test_open_watch_streams_hear_of_the_stop_and_do_not_delay_it(tiny_bundle: Pa
     ):
         stub: Any = health_pb2_grpc.HealthStub(channel)
         stream = stub.Watch(health_pb2.HealthCheckRequest())
-        watcher = threading.Thread(target=lambda: heard.extend(answer.status for answer in stream))
+
+        def listen() -> None:
+            with pytest.raises(grpc.RpcError, match="the server is shutting down; ask another one"):
+                heard.extend(answer.status for answer in stream)
+
+        watcher = threading.Thread(target=listen)
         watcher.start()
         while not heard:
             time.sleep(0.01)
@@ -28,4 +34,5 @@ def test_open_watch_streams_hear_of_the_stop_and_do_not_delay_it(tiny_bundle: Pa
         assert stop(server) == 0
         assert time.monotonic() - started < 10
         watcher.join()
+        assert stream.code() is grpc.StatusCode.UNAVAILABLE
     assert heard == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]

@@ -1,6 +1,8 @@
 """Start and stop of a server in a process of its own."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.engine.session import CUDA
 from tests.server.support import ids_request, refusal, text_request
-from tests.support import Keys, Running, make_keys, run_server, start_server, stop, wait_until_serving
+from tests.support import Keys, Running, free_port, make_keys, run_server, start_server, stop, wait_until_serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -140,6 +142,35 @@ def test_everything_in_flight_is_answered_before_it_ends(minilm_bundle: Path, tm
         assert server.process.wait(60) == 0
     assert codes == [StatusCode.OK] * 24
     assert "Traceback" not in log.read_text()
+
+
+NO_ROOM = """
+from heed.server.transport.accept_loop import _AcceptLoop
+def no_room(*_): raise MemoryError("no room")
+_AcceptLoop._refuse = no_room
+from heed.__main__ import main
+main()
+"""
+
+
+def test_it_ends_with_an_error_when_grpc_accepts_no_more_calls(tiny_bundle: Path, tmp_path: Path) -> None:
+    log, port = tmp_path / "log", free_port()
+    flags = ["--port", str(port), "--metrics-port", "-1", "--linger-seconds", "0", "--grace-seconds", "0"]
+    with log.open("w") as output:
+        command = [sys.executable, "-c", NO_ROOM, "serve", str(tiny_bundle), *flags]
+        process = subprocess.Popen(command, stdout=output, stderr=output, text=True)
+    server = Running(f"127.0.0.1:{port}", process, log)
+    try:
+        wait_until_serving(server)
+        with grpc.insecure_channel(server.address) as channel:
+            call: Any = channel.unary_unary("/unknown/Method")
+            with pytest.raises(grpc.RpcError):
+                call(b"", timeout=0.1)
+        assert process.wait(60) == 2
+    finally:
+        process.kill()
+        process.wait()
+    assert "error: gRPC accepts no more calls: MemoryError: no room" in log.read_text().splitlines()[-1]
 
 
 def iter_done(futures: list[Future[StatusCode]]) -> Iterator[Future[StatusCode]]:
@@ -306,14 +337,14 @@ def test_port_0_serves_on_a_free_port_that_it_names(tiny_bundle: Path, tmp_path:
 def test_a_missing_bundle_stops_it_with_the_next_step(tmp_path: Path) -> None:
     code, said = exit_of(tmp_path / "nothing", tmp_path / "log")
     assert code == 2
-    assert f"error: {tmp_path}/nothing has no bundle.json; `heed export SOURCE {tmp_path}/nothing` makes" in said
+    assert f"error: {tmp_path}/nothing does not exist; `heed export SOURCE {tmp_path}/nothing` makes" in said
     assert "Traceback" not in said
 
 
 def test_a_folder_that_is_no_bundle_stops_it_with_the_next_step(tiny: Path, tmp_path: Path) -> None:
     code, said = exit_of(tiny, tmp_path / "log")
     assert code == 2
-    assert f"error: {tiny} has no bundle.json; `heed export SOURCE" in said
+    assert f"error: {tiny} is a checkpoint, not yet a bundle: `heed export {tiny} BUNDLE`" in said
 
 
 def test_an_altered_bundle_stops_it_before_it_serves(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -324,6 +355,7 @@ def test_an_altered_bundle_stops_it_before_it_serves(tiny_bundle: Path, tmp_path
     code, said = exit_of(bundle, tmp_path / "log")
     assert code == 2
     assert f"error: {bundle}/weights.fp32.data is altered" in said
+    assert said.count("is altered") == 1
     assert "READY" not in said
 
 

@@ -25,12 +25,14 @@ from tests.server.support import ids_request
 from tests.support import Running, free_port, start_server, stop, wait_until_serving
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+LIVE = "/inference.GRPCInferenceService/ServerLive"
 WATCH = "/grpc.health.v1.Health/Watch"
 
 # A server's patience is constants; here they are seconds.
 IMPATIENT = """
 import heed.server.transport.grpc_server as listening
 listening.HANDSHAKE_SECONDS, listening.PING_SECONDS, listening.PONG_SECONDS = 3, 1, 8
+listening.SHORTEST_PING_SECONDS /= 20
 from heed.__main__ import main
 main()
 """
@@ -121,6 +123,19 @@ def test_a_flood_of_pings_is_ended(server: Running) -> None:
         connection.send(*[frame(http2.PING, payload=bytes(8))] * 10)
         assert connection.next(http2.GOAWAY).error == http2.ENHANCE_YOUR_CALM
         assert is_closed(connection)
+
+
+def test_who_pings_as_often_as_gos_clients_may_keeps_the_connection(server: Running) -> None:
+    """Every 10 s is Go's shortest; here that is half a second, and every second ping comes a tenth too soon."""
+    with connected(server.address) as connection:
+        hello(connection)
+        for pause in (0.45, 0.55) * 4:
+            connection.send(frame(http2.PING, payload=b"from Go!"))
+            while (one := connection.next(http2.PING)).payload != b"from Go!":
+                connection.send(frame(http2.PING, http2.ACK, payload=one.payload))
+            time.sleep(pause)
+        connection.send(http2.headers(1, LIVE), http2.message(1, b"", end=True))
+        assert connection.next(http2.DATA).payload.endswith(b"\x08\x01")
 
 
 def test_a_connection_may_have_only_so_many_calls(server: Running) -> None:

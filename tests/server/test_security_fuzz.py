@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from heed.protos import heed_pb2, tei_pb2
 from heed.protos import open_inference_pb2 as pb
 from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.server import http2
 from tests.server.support import ids_request, refusal, text_request
 from tests.server.test_bad_input import mutated_requests
 from tests.support import Running
@@ -210,3 +211,14 @@ def test_the_health_of_an_unknown_service_is_not_found(channel: grpc.Channel) ->
     code, message, _ = send(channel, "/grpc.health.v1.Health/Check", [wire])
     assert code is StatusCode.NOT_FOUND
     assert message.startswith("no such service; there are heed.v1.Inference, inference.GRPCInferenceService, ")
+
+
+def test_metadata_that_is_not_utf8_is_not_in_the_log(tiny_server: Running) -> None:
+    """A token of somebody whose terminal writes latin-1."""
+    secret = b"Bearer my-secret-t\xf6ken-0123456789"
+    fields = http2.call_fields(b"/inference.GRPCInferenceService/ServerLive") | {b"authorization": secret}
+    with http2.connected(tiny_server.address) as connection:
+        connection.send(http2.PREFACE, http2.settings(), http2.raw_headers(1, fields.items()))
+        connection.send(http2.message(1, b"", end=True))
+        assert connection.next(http2.DATA).payload.endswith(b"\x08\x01")  # it is live
+    assert "my-secret" not in tiny_server.log.read_text()

@@ -1,6 +1,6 @@
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +14,13 @@ from rich.table import Table
 
 from heed.cli.console import err, fail, out
 from heed.cli.reports import budget_text, error_text
+from heed.cli.standard_streams import lost_output
 from heed.server.engine import kernels
+from heed.server.environment import PREFIX, variables
 from heed.server.settings import Settings
+
+CONFIG, OWN_TOKEN = "HEED_CONFIG", "HEED_TOKEN"
+OTHER_VARIABLES = {CONFIG, OWN_TOKEN, "HEED_MAX_ISA"}  # which are no settings, and have a meaning
 
 if TYPE_CHECKING:
     from heed.server.lifecycle import Ready
@@ -27,21 +32,22 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
 def _parameter(name: str, spec: FieldInfo) -> inspect.Parameter:
     """A setting as an option. Without a value it is None, so that the file's value counts."""
     option: Any
     text = escape(spec.description or "")
+    # typer would put the default into parentheses, and take every variable of the name for the setting.
+    variable = f" [dim]\\[env var: {_variable(name)}][/]"
     if spec.is_required():
-        option = typer.Argument(metavar=name.upper(), help=text, envvar=f"HEED_{name.upper()}", show_default=False)
+        option = typer.Argument(metavar=name.upper(), help=text + variable, show_default=False)
     else:
         group = spec.json_schema_extra["group"] if isinstance(spec.json_schema_extra, dict) else None
         default = "" if spec.default in (None, "") else f" [dim]\\[default: {spec.default}][/]"
-        option = typer.Option(
-            help=text + default,  # typer would put it into parentheses
-            envvar=f"HEED_{name.upper()}",
-            show_default=False,
-            rich_help_panel=str(group),
-        )
+        option = typer.Option(help=text + default + variable, show_default=False, rich_help_panel=str(group))
     kind: Any = spec.annotation
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -74,18 +80,36 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+def _from_environment() -> dict[str, str]:
+    """The settings of variables, by name. Ends the command if one is no setting: what it was meant for, tokens say,
+    would be left out in silence."""
+    told = variables()
+    known = {_variable(name): name for name in Settings.model_fields}
+    unknown = [_unknown_variable(name, known) for name in told.keys() - known.keys() - OTHER_VARIABLES]
+    if unknown:
+        fail("; ".join(sorted(unknown)) + "; unset what is not meant for heed")
+    if OWN_TOKEN in told and _variable("tokens") not in told:
+        err.print(f"[yellow]{OWN_TOKEN} is for callers: a server's tokens are those of {_variable('tokens')}[/]")
+    return {known[name]: value for name, value in told.items() if name in known}
+
+
+def _unknown_variable(name: str, known: Iterable[str]) -> str:
+    near = [f", did you mean {match}?" for match in get_close_matches(name, known, 1)]
+    return f"{name} is no setting" + "".join(near)
+
+
 def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
-    """Flags and variables take precedence over the file, and the file over the defaults."""
-    given = {name: value for name, value in given.items() if value is not None}
-    from_file = _read(config) if config else {}
+    """Flags take precedence over variables, those over the file, and the file over the defaults."""
+    flags = {name: value for name, value in given.items() if value is not None}
+    told, from_file = _from_environment(), _read(config) if config else {}
     try:
-        return Settings(**{**from_file, **given})
+        return Settings(**{**from_file, **told, **flags})
     except ValidationError as error:
         first = min(error.errors(), key=lambda one: one["type"] == "missing")
         name = str(first["loc"][0])
         if first["type"] == "missing":
             fail("which bundle or repository to serve? `heed serve FOLDER`, HEED_BUNDLE, or `bundle:` in the file")
-        where = _flag(name) if name in given or not config else f"{config}: {name}:"
+        where = _flag(name) if name in flags else _variable(name) if name in told else f"{config}: {name}:"
         fail(f"{where} {first['input']}: {first['msg']}")
 
 
@@ -139,7 +163,7 @@ def serve(
         Path | None,
         typer.Option(
             help="A YAML file with settings by name, `port: 8001` say. Flags and variables go before it.",
-            envvar="HEED_CONFIG",
+            envvar=CONFIG,
         ),
     ] = None,
     check: Annotated[
@@ -166,6 +190,7 @@ def serve(
         _run(Server(settings, on_ready=_show).serve)
     except (BundleError, HeedError, OSError) as error:
         fail(error)
+    lost_output()  # what a server prints is not what it is for
     err.print("stopped")
 
 

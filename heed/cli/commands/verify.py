@@ -119,7 +119,8 @@ def _offline(bundle: Path, device: str, precision: str, kernels: bool) -> Proof:
     report = Report()
     providers: dict[str, str] = {}
     try:
-        check_digests(bundle)
+        if others := check_digests(bundle):
+            err.print(f"no part of the bundle, and ignored: {', '.join(others)}", markup=False)
         manifest = read_manifest(bundle)
         for each in manifest.precisions if precision == "all" else [precision]:
             try:

@@ -74,6 +74,6 @@ def library() -> Path | None:
     return None if instruction_set() == InstructionSet.NONE else LIBRARY
 
 
-def serves(graph: Path) -> bool:
+def serves(graph: bytes) -> bool:
     """Whether there is a library here, and layers in the graph that it computes: older bundles do not name theirs."""
-    return library() is not None and _CALLS in graph.read_bytes()
+    return library() is not None and _CALLS in graph

@@ -107,11 +107,11 @@ class MetadataCalls:
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._registry.ready)
+        return pb.ServerReadyResponse(ready=self._registry.is_ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         found = self._registry.find(request.name, request.version)
-        return pb.ModelReadyResponse(ready=found.state is State.READY)
+        return pb.ModelReadyResponse(ready=found.state is State.READY and not found.drift)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="heed", version=version("heed-serve"), extensions=EXTENSIONS)

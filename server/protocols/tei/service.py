@@ -15,7 +15,7 @@ from google.protobuf.message import Message as ProtobufMessage
 from heed.bundle import Manifest
 from heed.bundle.sequence_packing import Arrays
 from heed.protos import tei_pb2 as pb
-from heed.server.errors import InvalidArgument, Unavailable
+from heed.server.errors import InvalidArgument
 from heed.server.protocols.open_inference.tensors import check_response_size
 from heed.server.protocols.streams import Stream, Streams, Ticket, WeightedSemaphore
 from heed.server.repository.registry import ModelRegistry, ServedModel
@@ -205,15 +205,12 @@ class TextEndpoint:
             ItemError: one cannot be answered; those before it were written.
             Unavailable: the server shuts down, and did not read the stream to its end.
         """
-        complete = False
 
         async def numbered() -> AsyncIterator[tuple[int, Message]]:
-            nonlocal complete
             index = 0
             async for request in requests:
                 yield index, request
                 index += 1
-            complete = True
 
         async def answer(item: tuple[int, Message], ticket: Ticket) -> Answer:
             index, request = item
@@ -228,8 +225,6 @@ class TextEndpoint:
                 await write(each)
 
         await self._streams.serve(Stream(answer, write_all, lambda item: item[1].ByteSize()), numbered())
-        if not complete:
-            raise Unavailable("the server is shutting down; what it had read is answered, send the rest to another one")
 
     async def _answer_item(
         self, call: Call, handler: Handler[Message, Answer], request: Message, ticket: Ticket

@@ -9,10 +9,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from heed.bundle import BundleError, Manifest
+from heed.bundle.files import BundleFiles
 from heed.bundle.manifest import Graph, PositionRule
 from heed.bundle.sequence_packing import Arrays, Bools, TokenSequence, token_sequence
 from heed.server.engine.graph_runner import Graphs
 from heed.server.engine.model import Model
+from heed.server.errors import NotFinite
 from heed.server.repository.warmup import random_sequence
 from tests.server.support import manifest_of
 
@@ -72,7 +74,7 @@ def whole(value: float, length: int) -> TokenSequence:
 
 
 def test_each_sequence_goes_to_the_graph_for_its_span_and_comes_back_in_order(folder: Path) -> None:
-    graphs = Graphs(folder, made(), "fp32", "answers", "cpu")
+    graphs = Graphs(BundleFiles(folder), made(), "fp32", "answers", "cpu")
     lengths = [3, 9, 4, 5, 1, 40]
     answers = graphs.run([whole(number, length) for number, length in enumerate(lengths)])
     for number, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
@@ -84,25 +86,25 @@ def test_each_sequence_goes_to_the_graph_for_its_span_and_comes_back_in_order(fo
 @pytest.mark.parametrize(("aligned", "scale"), [(True, 100), (False, 10)])
 def test_where_columns_count_a_span_reaches_to_the_last_real_column(folder: Path, aligned: bool, scale: int) -> None:
     far = row(1, np.array([True, False, False, False, False, True]))
-    (answer,) = Graphs(folder, made(aligned), "fp32", "answers", "cpu").run([far])
+    (answer,) = Graphs(BundleFiles(folder), made(aligned), "fp32", "answers", "cpu").run([far])
     assert answer["sentence_embedding"].tolist() == [scale] * 2
 
 
 def test_a_graph_of_other_outputs_is_refused(folder: Path) -> None:
     other = [graph.model_copy(update={"outputs": OUTPUTS[:1]}) for graph in GRAPHS]
     with pytest.raises(BundleError, match=r"long\.onnx computes .*, the manifest says \['last_hidden_state'\]"):
-        Graphs(folder, made(graphs=other), "fp32", "answers", "cpu")
+        Graphs(BundleFiles(folder), made(graphs=other), "fp32", "answers", "cpu")
 
 
 def test_a_missing_graph_is_named(folder: Path) -> None:
     (folder / "long.onnx").unlink()
     with pytest.raises(BundleError, match=r"long\.onnx is missing"):
-        Graphs(folder, made(), "fp32", "answers", "cpu")
+        Graphs(BundleFiles(folder), made(), "fp32", "answers", "cpu")
 
 
 def test_a_kind_that_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(BundleError, match="made has no fp32 graph of attentions, only fp32 answers, fp32 answers"):
-        Graphs(folder, made(), "fp32", "attentions", "cpu")
+        Graphs(BundleFiles(folder), made(), "fp32", "attentions", "cpu")
 
 
 def rows_of(model: Model) -> list[TokenSequence]:
@@ -166,3 +168,31 @@ def test_a_model_that_reads_every_token_is_computed_in_one_way(tiny_bundle: Path
     model = Model(tiny_bundle, "cpu")
     assert model.graphs.output_sets == [frozenset()]
     assert "kept" not in model.session.inputs
+
+
+@pytest.mark.parametrize("outputs", [(), ("sentence_embedding",)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_missing_in_the_answer_to_its_own_row(
+    tiny_cls_bundle: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...], value: float
+) -> None:
+    model = Model(tiny_cls_bundle, "cpu")
+    rows, run = rows_of(model), model.session.run
+    before = model.graphs.run(rows, outputs)
+
+    def overflowing(feeds: Arrays, names: Collection[str] = ()) -> Arrays:
+        computed = run(feeds, names)
+        computed["sentence_embedding"][2, 5] = value
+        return computed
+
+    monkeypatch.setattr(model.session, "run", overflowing)
+    after = model.graphs.run(rows, outputs)
+    assert after[2].keys() == before[2].keys() - {"sentence_embedding"}
+    del before[2]["sentence_embedding"]
+    for one, other in zip(before, after, strict=True):
+        assert {name: array.tobytes() for name, array in one.items()} == {
+            name: array.tobytes() for name, array in other.items()
+        }
+    ids = {"input_ids": np.array([[2, 5, 3]] * 4)}
+    with pytest.raises(NotFinite, match="sentence_embedding of row 2 is NaN or infinite"):
+        model.answer(ids, ["sentence_embedding"])
+    assert set(model.answer(ids, ["last_hidden_state"])) == {"last_hidden_state"}

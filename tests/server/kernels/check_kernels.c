@@ -194,7 +194,9 @@ static void check_linear(const LinearCase *of, long depth, long channels) {
     float *all = run(operator, kernel, &context);
     for (long t = 0; t < MOST_ROWS; t++)
         compare_row(of, &layer, (float *)x.data + t * depth, all + t * channels);
-    for (long rows = 1; rows <= MOST_ROWS; rows++) check_rows(of, operator, kernel, &layer, x.data, rows, all);
+    bool large = depth * channels > 10000; /* only rows around the edges of tiles, which have 16 or fewer */
+    for (long rows = 1; rows <= MOST_ROWS; rows++)
+        if (!large || (rows + 2) % 16 < 5) check_rows(of, operator, kernel, &layer, x.data, rows, all);
     printf("%s %ld %ld %016lx\n", of->name, depth, channels, hash(0, all, most * channels * sizeof(float)));
     free(all), free(x.data);
     operator->destroy(kernel);

@@ -13,11 +13,15 @@ import pytest
 from heed.bundle import Manifest
 from heed.protos import tei_pb2 as pb
 from heed.protos import tei_pb2_grpc as wire
+from heed.protos.heed_pb2 import Requests
+from heed.protos.heed_pb2_grpc import InferenceStub
+from heed.protos.open_inference_pb2 import ModelInferRequest
+from heed.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from heed.server.errors import FailedPrecondition
 from heed.server.protocols.tei.capabilities import METHODS, check_can
 from heed.server.protocols.tei.embed import _output
 from heed.server.protocols.tei.service import SharedSemaphore
-from tests.server.support import manifest_of
+from tests.server.support import ids_request, manifest_of
 from tests.support import Running, start_server, stop, wait_until_serving
 
 TEXT = ("input_ids", "text", "text_pair")
@@ -83,7 +87,8 @@ def test_an_answer_says_what_it_took(channel: grpc.Channel) -> None:
     assert took.tokenization_time_ns + took.queue_time_ns + took.inference_time_ns <= took.total_time_ns <= whole
 
 
-def test_a_stream_that_was_not_read_to_its_end_says_so(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_streams_that_were_not_read_to_their_end_say_so(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Those of the other APIs too: with OK a caller would wait for answers to what it had sent."""
     server = start_server(tiny_bundle, tmp_path / "log", "--linger-seconds", "0", "--grace-seconds", "60")
     wait_until_serving(server)
     ended = threading.Event()
@@ -92,13 +97,28 @@ def test_a_stream_that_was_not_read_to_its_end_says_so(tiny_bundle: Path, tmp_pa
         yield pb.EmbedRequest(inputs="a")
         ended.wait(60)
 
+    def infer_requests() -> Iterator[ModelInferRequest]:
+        yield ids_request([[2, 3]])
+        ended.wait(60)
+
+    def many_requests() -> Iterator[Requests]:
+        yield Requests(requests=[ids_request([[2, 3]])])
+        ended.wait(60)
+
     with grpc.insecure_channel(server.address) as channel:
-        answers = wire.EmbedStub(channel).EmbedStream(requests())
-        assert len(next(answers).embeddings) == 32
+        streams = [
+            wire.EmbedStub(channel).EmbedStream(requests()),
+            GRPCInferenceServiceStub(channel).ModelStreamInfer(infer_requests()),
+            InferenceStub(channel).InferMany(many_requests()),
+        ]
+        for answers in streams:
+            assert next(answers).ByteSize()
         assert stop(server) == 0
-        with pytest.raises(grpc.RpcError, match="the server is shutting down; what it had read is answered") as left:
-            next(answers)
-        assert left.value.code() is grpc.StatusCode.UNAVAILABLE
+        for answers in streams:
+            with pytest.raises(grpc.RpcError, match="the server is shutting down; what it had read is answered"):
+                next(answers)
+            assert answers.code() is grpc.StatusCode.UNAVAILABLE
+            assert ("heed-reason", "draining") in answers.trailing_metadata()
         ended.set()
 
 

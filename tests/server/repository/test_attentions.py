@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from heed.bundle import BundleError
-from heed.bundle.contract import Finding
-from heed.bundle.digests import write_digests
+from heed.bundle.contract import CONTRACT, Finding
+from heed.bundle.digests import listed_files, read_digests
+from heed.bundle.files import BundleFiles
 from heed.bundle.sequence_packing import Answer, TokenSequence
 from heed.server.engine.model import Model
 from heed.server.errors import FailedPrecondition
@@ -38,9 +39,6 @@ class Slow:
         if gate_open:
             self.gate.set()
 
-    def check_files(self) -> None:
-        """They are those that were loaded."""
-
     def check_attentions(self) -> Iterator[Finding]:
         self.loads += 1
         self.entered.set()
@@ -64,20 +62,26 @@ def attentions_of(model: Any, max_tokens: int = 1000) -> Attentions:
     return Attentions(model, max_tokens, Statistics())
 
 
-async def test_files_that_were_altered_since_the_model_was_loaded_are_refused(
+async def test_files_that_are_altered_after_the_model_was_loaded_change_nothing(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
+    """But for the contract: then nothing proves the attention weights."""
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
-    attentions = attentions_of(Model(folder, "cpu"))
-    graph = folder / "attentions.fp32.onnx"
-    graph.write_bytes(graph.read_bytes() + b"\0")
-    with pytest.raises(FailedPrecondition, match=r"attentions\.fp32\.onnx is altered"):
-        await attentions.loaded()
-    write_digests(folder)  # and so that they fit each other
-    attentions = attentions_of(Model(tiny_bundle, "cpu"))
-    attentions._model.folder = folder
-    with pytest.raises(FailedPrecondition, match="holds another bundle than the one that was loaded from it"):
-        await attentions.loaded()
+
+    def loaded() -> Model:
+        return Model(folder, "cpu", files=BundleFiles(folder, listed_files(folder, read_digests(folder))))
+
+    model, other = loaded(), loaded()
+    (folder / "attentions.fp32.onnx").write_bytes(b"")
+    with (folder / "weights.fp32.data").open("r+b") as weights:
+        weights.write(bytes(1000))
+        weights.truncate(2000)
+    _, report = await attentions_of(model).loaded()
+    assert report.holds
+    with (folder / CONTRACT).open("r+b") as contract:
+        contract.write(b"altered")
+    with pytest.raises(FailedPrecondition, match=r"contract\.npz is altered"):
+        await attentions_of(other).loaded()
 
 
 async def test_nothing_is_loaded_until_somebody_asks() -> None:

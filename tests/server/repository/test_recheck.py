@@ -95,7 +95,7 @@ async def test_what_no_longer_holds_is_said_and_shown_until_that_case_holds_agai
     run.output = "sentence_embedding"
     await watch.recheck.repeat(first)
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING
+    assert record.levelno == logging.ERROR
     assert re.match(
         rf"tiny no longer answers as its reference: sentence_embedding in case {first.name} is off by 2.0e-04, "
         "1e-05 is allowed",
@@ -110,6 +110,40 @@ async def test_what_no_longer_holds_is_said_and_shown_until_that_case_holds_agai
     await watch.recheck.repeat(first)
     assert watch.error("sentence_embedding") < 1
     assert (watch.checks("holds"), watch.checks("broken")) == (2, 1)
+    await watch.scheduler.close()
+
+
+async def test_a_case_that_no_longer_holds_is_repeated_until_it_does_and_refuses_meanwhile(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """And a contract that cannot be read is no drift."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
+    watch = Watch(folder)
+    assert isinstance(watch.run, Spoiled)
+    told: list[str] = []
+    watch.recheck._on_drift = told.append
+
+    async def until(true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not true():
+                await asyncio.sleep(0.01)
+
+    whole = (folder / CONTRACT).read_bytes()
+    (folder / CONTRACT).write_bytes(b"")
+    running = asyncio.create_task(watch.recheck.run())
+    await asyncio.sleep(0.1)
+    (folder / CONTRACT).write_bytes(whole)
+    await until(lambda: watch.checks("holds") > 0)
+    assert told == []
+    watch.run.output = "sentence_embedding"
+    await until(lambda: watch.checks("broken") > 3)
+    held, reasons = watch.checks("holds"), set(told)
+    (reason,) = reasons  # the same case each time
+    assert reason.startswith("it no longer answers as its reference: sentence_embedding in case ")
+    watch.run.output = ""
+    await until(lambda: watch.checks("holds") > held + len(watch.cases))
+    assert told.index("") == len(told) - 1
+    running.cancel()
     await watch.scheduler.close()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from heed.server.engine.host import settle_memory
 from heed.server.errors import FailedPrecondition, NotFound, StartError
-from heed.server.repository.folders import BundleFolder, find_bundle_folders
+from heed.server.repository.folders import BundleFolder, find_bundle_folders, passed_over
 from heed.server.repository.model_repository import ModelRepository
 from heed.server.repository.registry import ModelRegistry, State
 from heed.server.repository.verification import memory_needed
@@ -77,6 +77,19 @@ def test_versions_are_positive_numbers_and_the_newest_comes_first(tiny_bundle: P
     assert found == [("a", 1), ("b", 10), ("b", 2)]
     (bundle,) = find_bundle_folders(tiny_bundle)
     assert (bundle.name, bundle.version, bundle.path) == ("tiny", 1, tiny_bundle)
+
+
+def test_folders_that_are_passed_over_are_told(tiny_bundle: Path, repository: Path) -> None:
+    for name in ("b/2", "b/01", "b/next", "a b/1", "empty", "lost+found", ".git/1"):
+        (repository / name).mkdir(parents=True)
+    shutil.copytree(tiny_bundle, repository / "flat")
+    (repository / "README.md").touch()
+    told = [line.removeprefix(f"{repository}/") for line in passed_over(repository)]
+    assert [line.split(": ")[0] for line in told] == [
+        f"{name} is passed over" for name in ("a b", "b/01", "b/next", "empty", "flat")
+    ]
+    assert told[-1].endswith(f"move it to {repository / 'flat/1'}")
+    assert passed_over(tiny_bundle) == []
 
 
 async def test_the_newest_version_is_served_and_the_index_tells_of_the_others(
@@ -222,7 +235,7 @@ async def test_a_model_that_would_not_fit_is_refused_until_there_is_room(
     async with serving(repository) as (served, registry):
         place(tiny_bundle, repository, "words", 2)
         monkeypatch.setattr("heed.server.repository.verification.usable_memory", lambda: 1)
-        assert "give more memory" in str(*await served.refresh())
+        assert "never fits into the 0 MiB that there are" in str(*await served.refresh())
         assert states(registry)["words", 1] is State.READY
         monkeypatch.undo()
         assert await served.refresh() == []
@@ -305,8 +318,8 @@ def test_memory_counts_the_weights_that_graphs_name(tmp_path: Path) -> None:
     (tmp_path / "model.int8.onnx").write_bytes(b"weights.fp32.data weights.int8.data")
     (tmp_path / "weights.fp32.data").write_bytes(bytes(1000))
     (tmp_path / "weights.int8.data").write_bytes(bytes(100))
-    assert memory_needed(tmp_path, "fp32") == 1.5 * 1017 // 1
-    assert memory_needed(tmp_path, "int8") == 1.5 * 1135 // 1
+    assert memory_needed(tmp_path, "fp32") == 2 * 1017
+    assert memory_needed(tmp_path, "int8") == 2 * 1135
 
 
 async def test_what_happens_to_a_version_is_in_the_log(

@@ -45,6 +45,24 @@ def test_it_asks_the_port_of_the_settings(port: int, monkeypatch: pytest.MonkeyP
     assert healthcheck.main([]) == 0
 
 
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [
+        ({}, "127.0.0.1:8001"),
+        ({"HEED_HOST": "0.0.0.0", "HEED_PORT": ""}, "127.0.0.1:8001"),
+        ({"HEED_HOST": "[::1]", "HEED_PORT": "9000"}, "[::1]:9000"),
+        ({"HEED_HOST": "::"}, "[::1]:8001"),
+        ({"HEED_PORT": "tcp://10.43.0.5:9000"}, "127.0.0.1:8001"),
+    ],
+)
+def test_it_asks_where_the_variables_say(told: dict[str, str], asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEED_HOST", "HEED_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert healthcheck.own_address() == asked
+
+
 def test_nobody_there_is_not_ready(capsys: pytest.CaptureFixture[str]) -> None:
     assert healthcheck.main([f"127.0.0.1:{free_port()}"]) == 1
     assert "UNAVAILABLE" in capsys.readouterr().out

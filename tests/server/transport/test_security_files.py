@@ -23,7 +23,7 @@ from heed.server.errors import StartError
 from heed.server.settings import Settings
 from heed.server.transport.bearer_tokens import TOKENS, Authorization, authorization, read_tokens
 from heed.server.transport.certificates import server_credentials
-from heed.server.transport.grpc_server import is_loopback, warn_of_what_is_open
+from heed.server.transport.grpc_server import warn_of_what_is_open
 from heed.server.transport.reloaded_files import Reloaded
 
 TOKEN = "9f86d081884c7d659a2feaa0c55ad015"
@@ -262,15 +262,6 @@ def test_control_without_anybody_who_may_is_refused(tmp_path: Path) -> None:
         checked(tokens=path)
     assert checked(tokens=path, repository_tokens=path)
     assert checked() is None
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("[::1]", True), ("localhost", True), ("0.0.0.0", False),
-     ("[::]", False), ("10.0.0.7", False), ("heed.example", False)],
-)  # fmt: skip
-def test_loopback_is_known(host: str, loopback: bool) -> None:
-    assert is_loopback(host) is loopback
 
 
 def test_plain_text_is_warned_of_and_tokens_in_it_loudly(
