@@ -235,7 +235,7 @@ def test_attention_of_any_widths(tmp_path: Path, heads: int, width: int, value_w
         "key": key.reshape(len(rows_T), -1),
         "value": value.reshape(len(rows_T), -1),
         "places": slots[:, None] * heads + np.arange(heads)[:, None],
-        "mask": np.where(allowed_BLL, 0, -np.inf).astype(np.float32)[:, None],
+        "mask": np.asarray(np.where(allowed_BLL, 0, -np.inf), np.float32)[:, None],
         "any": allowed_BLL.any(2).astype(np.float32)[:, None, :, None],
         "back": (rows_T[:, None] * heads + np.arange(heads)) * max(lengths) + columns_T[:, None],
     })  # fmt: skip
