@@ -59,7 +59,8 @@ class Oracle:
             means = [row[real].sum(0) / real.sum() for row, real in zip(hidden_BLD, real_BL, strict=True)]
             answers["sentence_embedding"] = _unit(np.array(means))
         elif self._pooling == "cls":
-            answers["sentence_embedding"] = _unit(hidden_BLD[:, 0])  # as it is, even under a mask of 0
+            firsts = [row[real][0] for row, real in zip(hidden_BLD, real_BL, strict=True)]
+            answers["sentence_embedding"] = _unit(np.array(firsts))
         return answers
 
 

@@ -438,6 +438,6 @@ def test_the_manifest_says_where_the_bundle_comes_from(source: Path, exported: P
     assert provenance["family"] == "bert"
     assert provenance["command"] == "heed export SOURCE OUT --name one"
     assert provenance["tools"] == {
-        tool: version(tool) for tool in ("torch", "onnx", "onnxscript", "tokenizers", "numpy")
+        tool: version(tool) for tool in ("torch", "onnx", "onnxscript", "tokenizers", "numpy", "heed-serve")
     }
     assert (exported / "tokenizer.json").read_bytes() == load_checkpoint(source).tokenizer_json()

@@ -243,7 +243,6 @@ def test_an_earlier_folder(plain: Path, tmp_path: Path) -> None:
         ({"rescale_embeddings": True}, "rescale_embeddings=True"),
         ({"use_bias": 1}, "use_bias=1"),
         ({"is_decoder": True}, "is_decoder=True"),
-        ({"num_global_blocks": 2}, "num_global_blocks"),
         ({"architectures": ["BigBirdForQuestionAnswering"]}, "BigBirdForQuestionAnswering"),
     ],
 )

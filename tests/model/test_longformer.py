@@ -181,7 +181,6 @@ def test_an_earlier_folder(plain: Path, tmp_path: Path) -> None:
         ({"attention_window": [4, 4]}, "attention_window"),
         ({"attention_window": [4, 4, 5]}, "attention_window"),
         ({"attention_mode": "sliding_chunks"}, "attention_mode"),
-        ({"attention_dilation": [1, 1, 1]}, "attention_dilation"),
         ({"ignore_attention_mask": True}, "ignore_attention_mask"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"architectures": ["LongformerForQuestionAnswering"]}, "LongformerForQuestionAnswering"),

@@ -134,8 +134,6 @@ def test_an_earlier_config(plain: Path, tmp_path: Path) -> None:
         ({"num_channels": 0}, "num_channels=0"),
         ({"qkv_bias": None}, "qkv_bias=None"),
         ({"head_dim": 4}, "head_dim"),
-        ({"interpolate_pos_encoding": True}, "interpolate_pos_encoding"),
-        ({"architectures": ["ViTMSNModel"]}, "ViTMSNModel"),
     ],
 )
 def test_unsupported_settings_are_refused_by_name(

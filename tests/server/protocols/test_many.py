@@ -71,7 +71,9 @@ def test_an_open_stream_does_not_hold_up_the_end(tiny_bundle: Path, tmp_path: Pa
         answers = InferenceStub(channel).InferMany(messages())
         assert next(answers).answers[0].infer_response.id == "0"
         assert stop(server, seconds=10) == 0
-        assert list(answers) == []
+        with pytest.raises(grpc.RpcError) as refused:
+            next(answers)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         ended.set()
 
 

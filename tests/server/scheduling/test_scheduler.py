@@ -83,7 +83,9 @@ async def test_the_queue_has_room_again_when_its_rows_are_at_work() -> None:
 async def test_a_request_larger_than_the_whole_queue_is_invalid_even_when_the_queue_is_empty() -> None:
     run = Doubling()
     async with scheduling(run, max_tokens=5) as scheduler:
-        with pytest.raises(InvalidArgument, match=r"6 tokens.*\(5\); send fewer rows"):
+        with pytest.raises(
+            InvalidArgument, match=r"6 tokens and can never fit: the whole queue holds 5 .*; send fewer rows"
+        ):
             await submit(scheduler, [row(1, 2, 3), row(4, 5, 6)])
     assert run.computed == []
 
