@@ -236,7 +236,7 @@ def test_attention_of_any_widths(tmp_path: Path, heads: int, width: int, value_w
         "value": value.reshape(len(rows_T), -1),
         "places": slots[:, None] * heads + np.arange(heads)[:, None],
         "mask": np.asarray(np.where(allowed_BLL, 0, -np.inf), np.float32)[:, None],
-        "any": allowed_BLL.any(2, keepdims=True).astype(np.float32)[:, None],
+        "any": np.asarray(allowed_BLL.any(2), np.float32)[:, None, :, None],
         "back": (rows_T[:, None] * heads + np.arange(heads)) * max(lengths) + columns_T[:, None],
     })  # fmt: skip
     for row, length in enumerate(lengths):
