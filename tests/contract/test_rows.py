@@ -59,6 +59,8 @@ MODELS: dict[str, tuple[int, dict[str, Attention]]] = {
         "window": AttentionConfig(4, Window(5)),
         "strided": AttentionConfig(4, Strided(3)),
         "strided within": AttentionConfig(4, Strided(3, within=30)),
+    }),
+    "further patterns": (LATER, {
         "global tokens": AttentionConfig(4, Window(5) | FirstTokens(2)),
         "chunks": AttentionConfig(4, Chunk(20)),
         "causal window": AttentionConfig(4, Window(9) & Causal()),
