@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Keys:
+class FileKeys:
     """What becomes of the keys of an object in a file; any other key is refused, because it might matter."""
 
     honoured: Mapping[str, Any] = field(default_factory=dict)  # with what counts where it is left out
@@ -56,20 +56,20 @@ class Keys:
 
 
 # `kwargs` names arguments of `encode` that go on to the module; there are none.
-MODULE = Keys({"path": None, "type": None}, frozenset({"idx", "kwargs", "name"}))
+MODULE = FileKeys({"path": None, "type": None}, frozenset({"idx", "kwargs", "name"}))
 
-FOLDER = Keys(
+FOLDER = FileKeys(
     honoured={"prompts": None, "default_prompt_name": None, "truncate_dim": None, "activation_fn": None},
     neutral=frozenset({"__version__", "similarity_fn_name", "keep_in_fp32_modules"}),
     fixed={"model_type": ("SentenceTransformer", "CrossEncoder", None)},
 )
 
 # What is handed over when the parts of the transformer are loaded, by the old names and the new ones.
-TOKENIZER_ARGUMENTS = Keys({"model_max_length": None}, frozenset({"padding_side", "trust_remote_code", "use_fast"}))
-MODEL_ARGUMENTS = Keys(
+TOKENIZER_ARGUMENTS = FileKeys({"model_max_length": None}, frozenset({"padding_side", "trust_remote_code", "use_fast"}))
+MODEL_ARGUMENTS = FileKeys(
     neutral=frozenset({"attn_implementation", "device_map", "dtype", "torch_dtype", "trust_remote_code"})
 )
-CONFIG_ARGUMENTS = Keys(neutral=frozenset({"trust_remote_code", "use_cache"}))
+CONFIG_ARGUMENTS = FileKeys(neutral=frozenset({"trust_remote_code", "use_cache"}))
 ARGUMENTS = {
     "tokenizer_args": TOKENIZER_ARGUMENTS,
     "processor_kwargs": TOKENIZER_ARGUMENTS,
@@ -83,7 +83,7 @@ TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-TRANSFORMER = Keys(
+TRANSFORMER = FileKeys(
     honoured={
         "max_seq_length": None,
         "do_lower_case": False,
@@ -105,8 +105,8 @@ TRANSFORMER = Keys(
     },
 )
 # What is said with every text.
-PROCESSING = Keys({"text": None, "common": None}, frozenset({"audio", "chat_template", "image", "video"}))
-TEXT_ARGUMENTS = Keys(
+PROCESSING = FileKeys({"text": None, "common": None}, frozenset({"audio", "chat_template", "image", "video"}))
+TEXT_ARGUMENTS = FileKeys(
     {"max_length": None},
     frozenset({"logits_to_keep", "padding", "padding_side", "pad_to_multiple_of", "return_tensors", "verbose"}),
     {"truncation": (True, "longest_first"), "add_special_tokens": (True,)},
@@ -121,7 +121,7 @@ POOLING_FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-POOLING = Keys(
+POOLING = FileKeys(
     honoured={"pooling_mode": None, "include_prompt": True} | dict.fromkeys(POOLING_FLAGS, False),
     neutral=frozenset({"embedding_dimension", "word_embedding_dimension"}),  # the weights say it
 )
@@ -132,7 +132,7 @@ ACTIVATION_NAMES: dict[str, Activation | None] = {
     "torch.nn.modules.linear.Identity": None,
 }
 OF_THE_TEXT = ("sentence_embedding",)
-DENSE = Keys(
+DENSE = FileKeys(
     honoured={
         "activation_function": "torch.nn.modules.activation.Tanh",
         "bias": True,
@@ -148,9 +148,9 @@ DENSE = Keys(
         "module_output_name": (*OF_THE_TEXT, None),
     },
 )
-LAYER_NORM = Keys(neutral=frozenset({"dimension"}))
-DROPOUT = Keys(neutral=frozenset({"dropout"}))  # there is none at inference
-NORMALIZE = Keys(fixed={"module_input_name": OF_THE_TEXT, "module_output_name": (*OF_THE_TEXT, None)})
+LAYER_NORM = FileKeys(neutral=frozenset({"dimension"}))
+DROPOUT = FileKeys(neutral=frozenset({"dropout"}))  # there is none at inference
+NORMALIZE = FileKeys(fixed={"module_input_name": OF_THE_TEXT, "module_output_name": (*OF_THE_TEXT, None)})
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class _Module:
     kind: str
     path: Path
 
-    def settings(self, keys: Keys, optional: bool = False) -> Json:
+    def settings(self, keys: FileKeys, optional: bool = False) -> Json:
         config = self.path / "config.json"
         return keys.read({} if optional and not config.exists() else read_json(config), str(config))
 

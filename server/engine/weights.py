@@ -28,9 +28,7 @@ class LoadedGraph:
 
     model: bytes  # the graph as onnxruntime reads it
     weights: dict[str, onnxruntime.OrtValue]  # by name, in the memory of the files
-    weights_folder: (
-        Path  # onnxruntime wants the files to be there, and reads them where it needs a weight while loading
-    )
+    weights_folder: Path  # onnxruntime wants the files to be there, and may read a weight while it loads
 
 
 def load_graph(files: BundleFiles, name: str) -> LoadedGraph:
