@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from heed.bundle.contract import BUDGETS, CPU, Budget, Case
 from heed.export.passes.quantize_to_int8 import LEAST, STEPS, linear_layers, quantized
-from heed.export.reference import one_thread
+from heed.export.progress import Progress, Work, no_progress
+from heed.export.reference import same_threads
 from heed.model import Encoder
 
 USABLE = 0.9  # of the budget; the other cases of the contract need the rest
@@ -52,18 +53,34 @@ def _rounded(encoder: Encoder, names: Collection[str]) -> Iterator[None]:
             encoder.set_submodule(name, layers[name])
 
 
-def _harm(encoder: Encoder, cases: list[Case], names: Collection[str]) -> float:
-    """How much of the budget is used at worst if these layers are int8."""
-    budgets = BUDGETS["int8", CPU]
-    worst = 0.0
-    with _rounded(encoder, names), torch.no_grad(), one_thread():
-        for case in cases:
-            tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
-            answers = encoder(**tensors, attentions="attentions" in case.outputs)
-            for name, answer in answers.items():
-                reference = case.outputs[name]
-                worst = max(worst, _share_of(budgets.of(name, reference), answer.numpy(), reference))
-    return worst
+class _Trial:
+    """An encoder whose answers to some cases are compared with the reference's."""
+
+    def __init__(self, encoder: Encoder, cases: list[Case]) -> None:
+        self._encoder, self._cases = encoder, list(cases)
+
+    def harm(self, names: Collection[str]) -> float:
+        """How much of the budget is used at worst if these layers are int8."""
+        with _rounded(self._encoder, names):
+            return max(map(self._harm, self._cases))
+
+    def is_harmless(self, names: Collection[str]) -> bool:
+        """Whether the answers stay within the budget if these layers are int8."""
+        with _rounded(self._encoder, names):
+            telling = next((case for case in self._cases if self._harm(case) > USABLE), None)
+        if telling is not None:  # first from now on: it likely tells of the next layers, too
+            self._cases.sort(key=lambda case: case is not telling)
+        return telling is None
+
+    def _harm(self, case: Case) -> float:
+        tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
+        with torch.no_grad(), same_threads(case.inputs, self._encoder.config):
+            answers = self._encoder(**tensors, attentions="attentions" in case.outputs)
+        budgets = BUDGETS["int8", CPU]
+        return max(
+            _share_of(budgets.of(name, case.outputs[name]), answer.numpy(), case.outputs[name])
+            for name, answer in answers.items()
+        )
 
 
 def _share_of(budget: Budget, answer: np.ndarray, reference: np.ndarray) -> float:
@@ -87,30 +104,36 @@ def _tokens(case: Case) -> int:
     return case.outputs["last_hidden_state"][..., 0].size
 
 
-def _harmless(encoder: Encoder, cases: list[Case], order: list[str]) -> list[str]:
+def _harmless(trial: _Trial, order: list[str], work: Work) -> list[str]:
     """As many layers as can be int8 together, the first ones of the order if possible."""
     fewest, most = 0, len(order)
     while fewest < most:
-        tried = (fewest + most + 1) // 2
-        if _harm(encoder, cases, order[:tried]) <= USABLE:
-            fewest = tried
+        count = (fewest + most + 1) // 2
+        if trial.is_harmless(order[:count]):
+            fewest = count
         else:
-            most = tried - 1
+            most = count - 1
+        work.done()
     found = order[:fewest]
     for name in order[fewest + 1 :]:  # the one after the last is known to be too much
-        if _harm(encoder, cases, [*found, name]) <= USABLE:
+        if trial.is_harmless([*found, name]):
             found.append(name)
+        work.done()
     return found
 
 
-def layers_to_keep(encoder: Encoder, cases: list[Case]) -> list[str]:
+def layers_to_keep(encoder: Encoder, cases: list[Case], progress: Progress = no_progress) -> list[str]:
     """The linear layers that must stay float32 for the others to be int8 within the budget; none if too many must."""
     layers = linear_layers(encoder)
-    few, many = _tried(cases, FEW_TOKENS), _tried(cases, MANY_TOKENS)
-    if _harm(encoder, many, layers) <= USABLE:
+    few, many = _Trial(encoder, _tried(cases, FEW_TOKENS)), _Trial(encoder, _tried(cases, MANY_TOKENS))
+    if many.is_harmless(layers):
         return []
-    alone = {name: _harm(encoder, few, [name]) for name in layers}
-    found = _harmless(encoder, many, sorted(layers, key=alone.__getitem__))
+    work = Work(progress, len(layers) + len(layers).bit_length() + len(layers))
+    alone = {}
+    for name in layers:
+        alone[name] = few.harm([name])
+        work.done()
+    found = _harmless(many, sorted(layers, key=alone.__getitem__), work)
     weights = {name: layer.weight.numel() for name, layer in layers.items()}
     if sum(weights[name] for name in found) < LEAST_SHARE * sum(weights.values()):
         return []

@@ -13,7 +13,7 @@ from heed.bundle.contract import Budget
 from heed.bundle.manifest import Graph
 from heed.bundle.sequence_packing import Arrays
 from heed.export.passes.pipeline import passes_for, run_passes
-from heed.export.reference import one_thread
+from heed.export.reference import same_threads
 from heed.export.torch_to_onnx import PackedEncoder, capture_graph
 from heed.export.weights import save_graphs
 from heed.model import Encoder
@@ -70,5 +70,5 @@ def _reference_states(encoder: Encoder, dense: bool, feeds: Arrays) -> dict[str,
     inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
     if "features" in inputs:
         inputs["features"] = inputs["features"].double()
-    with torch.no_grad(), one_thread():
+    with torch.no_grad(), same_threads(feeds, encoder.config):
         return dict(zip(packed.outputs, packed(inputs), strict=True))

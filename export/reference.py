@@ -1,8 +1,9 @@
 """The reference's own answers: the contract's cases, computed in float64."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,19 +14,35 @@ from heed.bundle.contract import START_TOKENS, Case, error_of
 from heed.bundle.sequence_packing import Arrays
 from heed.export.cases import NOT_AT_START, WITH_ATTENTIONS, tensor_cases, text_cases
 from heed.export.manifest import gives_attentions, limits
-from heed.model import Checkpoint, CheckpointError, Encoder
+from heed.export.progress import Progress, Work, no_progress
+from heed.model import Checkpoint, CheckpointError, Encoder, EncoderConfig
 from heed.model.config import LabelsConfig
+
+# Numbers in a hidden state from which two threads are faster than one.
+LARGE_STATE = 2**17
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes with one thread: the last bits, and with them a bundle's digests, depend on the number of threads."""
+def same_threads(inputs: Arrays, config: EncoderConfig) -> Iterator[None]:
+    """Computes with two threads where there is enough to do, with one elsewhere, whatever the machine has: the last
+    bits, and with them a bundle's digests, depend on the number of threads.
+
+    Args:
+        inputs: what is computed, padded or packed.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2 if _tokens(inputs, config) * config.width >= LARGE_STATE else 1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _tokens(inputs: Arrays, config: EncoderConfig) -> int:
+    """Padding included."""
+    if "pixel_values" in inputs:
+        return len(inputs["pixel_values"]) * config.max_length
+    return inputs["input_ids"].size if "input_ids" in inputs else inputs["features"][..., 0].size
 
 
 class _Linear(nn.Linear):
@@ -64,8 +81,8 @@ def _in_float64(encoder: Encoder) -> Encoder:
 
 
 def _answer(encoder: Encoder, inputs: Arrays, attentions: bool) -> Arrays:
-    with torch.no_grad(), one_thread():
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    with torch.no_grad(), same_threads(inputs, encoder.config):
         outputs = encoder(**tensors, attentions=attentions)
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
@@ -82,16 +99,16 @@ class Reference:
     """An encoder in float64, from the same float32 weights."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = _in_float64(encoder)
+        self.encoder = _in_float64(encoder)
 
     def answer(self, inputs: Arrays, attentions: bool = False) -> Arrays:
         """The reference's answer to padded rows: every output as float64, and labels as their names."""
-        answers = _answer(self._encoder, inputs, attentions)
+        answers = _answer(self.encoder, inputs, attentions)
         return answers | self._labels(answers, inputs)
 
     def _labels(self, answers: Arrays, inputs: Arrays) -> Arrays:
         """The names of the best labels, `[B]` or `[B, L]`; empty at padding."""
-        head = self._encoder.config.head
+        head = self.encoder.config.head
         if not isinstance(head, LabelsConfig) or len(head.names) == 1:
             return {}
         labels = np.array(head.names)[answers["logits"].argmax(-1)]
@@ -138,7 +155,26 @@ def _requests(checkpoint: Checkpoint) -> list[tuple[str, Arrays, Arrays]]:
     return requests
 
 
-def make_contract(checkpoint: Checkpoint) -> list[Case]:
+@contextmanager
+def _after_layers(encoders: Iterable[Encoder], call: Callable[[], None]) -> Iterator[None]:
+    """Calls something whenever one of the encoders has computed a layer."""
+    blocks = [block for encoder in encoders for block in encoder.blocks]
+    hooks = [block.register_forward_hook(lambda *_: call()) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _layer_work(tensors: Arrays, config: EncoderConfig) -> float:
+    """Multiplications of a layer, roughly: the projections' and the attention's."""
+    tokens = _tokens(tensors, config)
+    length = tokens / len(next(iter(tensors.values())))
+    return tokens * (6.0 * config.width + length)
+
+
+def make_contract(checkpoint: Checkpoint, progress: Progress = no_progress) -> list[Case]:
     """Every case with the reference's answers, those first that reveal most.
 
     The first ones that fit into `START_TOKENS` are checked at every start of a server.
@@ -146,14 +182,18 @@ def make_contract(checkpoint: Checkpoint) -> list[Case]:
     Raises:
         CheckpointError: the tokenizer cannot be read, or is not this model's.
     """
-    reference = Reference(checkpoint.encoder)
-    has_weights = gives_attentions(checkpoint.encoder.config)
+    reference, encoder = Reference(checkpoint.encoder), checkpoint.encoder
+    has_weights = gives_attentions(encoder.config)
+    requests = _requests(checkpoint)
+    layer_work = [_layer_work(tensors, encoder.config) for _, _, tensors in requests]
+    work = Work(progress, 2 * len(encoder.blocks) * sum(layer_work))
     left = START_TOKENS
     cases: list[Case] = []
-    for name, inputs, tensors in _requests(checkpoint):
+    for (name, inputs, tensors), part in zip(requests, layer_work, strict=True):
         attentions = has_weights and name in WITH_ATTENTIONS
-        outputs = reference.answer(tensors, attentions)
-        errors = _float32_errors(checkpoint.encoder, tensors, outputs, attentions)
+        with _after_layers((reference.encoder, encoder), partial(work.done, part)):
+            outputs = reference.answer(tensors, attentions)
+            errors = _float32_errors(encoder, tensors, outputs, attentions)
         batch, length = outputs["last_hidden_state"].shape[:2]
         tokens = int(tensors["attention_mask"].sum()) if "attention_mask" in tensors else batch * length
         at_start = not cases or (tokens <= left and name not in NOT_AT_START)

@@ -1,5 +1,8 @@
 """A bundle compared with its contract by the server's own runtime, which is what will answer."""
 
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +22,7 @@ from heed.bundle.manifest import Device, Graph, Precision
 from heed.bundle.sequence_packing import TokenSequence, pack
 from heed.export.errors import ExportError
 from heed.export.layer_errors import layer_errors, write_states_graph
+from heed.export.progress import Progress, Work, no_progress
 from heed.model import Checkpoint
 from heed.server.engine.model import Model
 from heed.server.engine.session import Session, without_driver
@@ -31,7 +35,7 @@ def unprovable() -> dict[Precision, str]:
     return {"fp16": f"fp16 is for CUDA: {reason}"} if reason else {}
 
 
-def prove(folder: Path) -> Report:
+def prove(folder: Path, progress: Progress = no_progress) -> Report:
     """Compares every graph of a bundle with its contract, as a server would run it.
 
     Raises:
@@ -39,13 +43,14 @@ def prove(folder: Path) -> Report:
     """
     report = Report()
     manifest = read_manifest(folder)
+    work = Work(progress, len(manifest.precisions) * len(read_contract(folder)))
     try:
         for precision in manifest.precisions:
             if manifest.is_proven(precision):
                 device: Device = "auto" if precision == "fp16" else "cpu"
                 # Without heed's own kernels, as any machine computes it: a server that has them compares them itself.
                 model = Model(folder, device, precision, kernels=False)
-                report.findings.extend(model.check_contract(everything=True))
+                report.findings.extend(_told(model.check_contract(everything=True), work))
             else:
                 trial = try_on_cpu(folder, precision)
                 report.findings.extend(one for one in trial.findings if not one.holds and not one.reason)
@@ -53,6 +58,13 @@ def prove(folder: Path) -> Report:
     except DeviceError as error:
         raise ExportError(str(error)) from error
     return report
+
+
+def _told(findings: Iterable[Finding], work: Work) -> Iterator[Finding]:
+    """The findings; the work of a case is done when the next one's begin."""
+    for _, of_case in groupby(findings, key=attrgetter("case")):
+        yield from of_case
+        work.done()
 
 
 def try_on_cpu(folder: Path, precision: Precision) -> Report:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from heed.bundle import BundleError
 from heed.bundle.contract import Case, Report, write_contract
@@ -17,6 +18,7 @@ from heed.export.errors import ExportError
 from heed.export.graph_writer import plan_graphs, release_weights, write_graphs
 from heed.export.int8_sensitivity import layers_to_keep
 from heed.export.manifest import make_manifest, source_digests
+from heed.export.progress import Progress, no_progress
 from heed.export.reference import make_contract
 from heed.export.report import write_report
 from heed.export_verification import explain, prove, unprovable
@@ -37,6 +39,7 @@ def export_bundle(
     precisions: Collection[Precision] = (),
     ignore_keys: Collection[str] = (),
     note: Step = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Report:
     """Writes a model to the bundle folder `out`, proven equal to the reference.
 
@@ -51,6 +54,7 @@ def export_bundle(
             the report says why.
         ignore_keys: keys of a checkpoint's `config.json` that you know to be harmless, see `load_checkpoint`.
         note: is called with each of the checkpoint's notes: what of its folder is not in the bundle.
+        progress: is called with the share of a step that is done, from 0 to 1, within the steps that can be long.
 
     Returns:
         The proof, which holds.
@@ -67,15 +71,24 @@ def export_bundle(
     model = _source(source, ignore_keys)
     _check_target(out, name, force, model)
     signer = read_private_key(key) if key else None
+    listener = _Listener(step, note, progress)
     with atomic_folder(out, force) as folder:  # renamed to `out` at the end, or removed
-        manifest, cases = _write_bundle(folder, model, name, precisions, step, note)
-        report = _prove_bundle(folder, model, step)
+        manifest, cases = _write_bundle(folder, model, name, precisions, listener)
+        report = _prove_bundle(folder, model, listener)
         write_report(folder, manifest, cases, report.by_precision())
         if signer:
             sign(folder, signer)
         if force:
             _check_target(out, name, force, model)  # again: an export takes minutes
     return report
+
+
+class _Listener(NamedTuple):
+    """What hears how an export goes, see `export_bundle`."""
+
+    step: Step
+    note: Step
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -130,21 +143,21 @@ def _not_a_bundle(path: Path) -> str:
 
 
 def _write_bundle(
-    folder: Path, source: _Source, name: str, precisions: Collection[Precision], step: Step, note: Step
+    folder: Path, source: _Source, name: str, precisions: Collection[Precision], listener: _Listener
 ) -> tuple[Manifest, list[Case]]:
     """Writes every file of a bundle except for its report and its signature."""
-    step("loading the weights")
+    listener.step("loading the weights")
     checkpoint = source.load()
     for each in checkpoint.notes:
-        note(each)
-    step("computing the reference's answers in float64")
-    cases = make_contract(checkpoint)
+        listener.note(each)
+    listener.step("computing the reference's answers in float64")
+    cases = make_contract(checkpoint, listener.progress)
     write_contract(folder, cases)
     float32_layers: list[str] = []
     if "int8" in precisions:
-        step("trying which layers int8 can hold")
-        float32_layers = layers_to_keep(checkpoint.encoder, cases)
-    step("writing the graphs")
+        listener.step("trying which layers int8 can hold")
+        float32_layers = layers_to_keep(checkpoint.encoder, cases, listener.progress)
+    listener.step("writing the graphs")
     graphs = plan_graphs(checkpoint.encoder, precisions, unprovable(), float32_layers)
     write_graphs(checkpoint.encoder, graphs, folder)
     if checkpoint.tokenizer:
@@ -157,12 +170,12 @@ def _write_bundle(
     return manifest, cases
 
 
-def _prove_bundle(folder: Path, source: _Source, step: Step) -> Report:
+def _prove_bundle(folder: Path, source: _Source, listener: _Listener) -> Report:
     """Raises ExportError if an answer is not the reference's; the message says in which layer the error begins."""
-    step("comparing the graphs with the reference")
-    report = prove(folder)
+    listener.step("comparing the graphs with the reference")
+    report = prove(folder, listener.progress)
     if not report.holds:
-        step("looking where it begins")
+        listener.step("looking where it begins")
         where = explain(folder, source.load(), report.worst)
         raise ExportError(f"the graph does not answer as the reference: {report.worst}; {where}; nothing was written")
     return report

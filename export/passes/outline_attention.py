@@ -13,6 +13,7 @@ from collections import defaultdict
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, helper
 
+from heed.export.passes.attention_by_head import by_head_if_long
 from heed.export.passes.onnx_functions import DOMAIN, add_functions, standard_opset
 
 # The nodes of attention: output, operator, inputs. From [T, D] to heads, scores, weights, and back to [T, D].
@@ -40,9 +41,13 @@ ATTENTION_INPUTS = (
 )
 
 
-def outline_attention(model: ModelProto) -> ModelProto:
-    """Calls `heed.Attention`, `heed.AddNorm` and `heed.Gelu` in a float32 graph after `outline_linear`."""
-    outlining = _Outlining(model)
+def outline_attention(model: ModelProto, long_rows: bool = False) -> ModelProto:
+    """Calls `heed.Attention`, `heed.AddNorm` and `heed.Gelu` in a float32 graph after `outline_linear`.
+
+    Args:
+        long_rows: rows can be so long that the weights of all heads should not be in memory together.
+    """
+    outlining = _Outlining(model, long_rows)
     for operator, replace in (
         ("Softmax", outlining.replace_attention),
         ("LayerNormalization", outlining.replace_norm),
@@ -74,8 +79,8 @@ def _attribute(node: NodeProto, name: str) -> object:
 class _Outlining:
     """The graph while its nodes are replaced by calls."""
 
-    def __init__(self, model: ModelProto) -> None:
-        self._model = model
+    def __init__(self, model: ModelProto, long_rows: bool) -> None:
+        self._model, self._long_rows = model, long_rows
         self._opset = standard_opset(model)
         self._constants = {tensor.name for tensor in model.graph.initializer}
         self._producers = {name: node for node in model.graph.node for name in node.output}
@@ -94,6 +99,8 @@ class _Outlining:
             return
         nodes, names = found
         body = _copies([(nodes[output], list(takes), output) for output, _, takes in ATTENTION])
+        if self._long_rows:
+            body = by_head_if_long(body)
         replaced = [nodes[output] for output, _, _ in ATTENTION]
         self._call("Attention", replaced, [names[name] for name in ATTENTION_INPUTS], body, list(ATTENTION_INPUTS))
 

@@ -13,12 +13,14 @@ from heed.export.passes.outline_attention import outline_attention
 from heed.export.passes.outline_linear import outline_linear, outline_linear_16_bit
 from heed.export.passes.quantize_to_int8 import quantize_to_int8
 from heed.model import Encoder
+from heed.model.attention_plan import WHOLE_COLUMNS
 
 Pass = Callable[[ModelProto], ModelProto]
 
 
 def passes_for(graph: Graph, encoder: Encoder) -> list[Pass]:
     """The passes from a captured float32 graph to the graph that a manifest describes."""
+    outline = partial(outline_attention, long_rows=encoder.config.max_length > WHOLE_COLUMNS)
     if graph.fused:
         return [
             drop_metadata,
@@ -32,8 +34,8 @@ def passes_for(graph: Graph, encoder: Encoder) -> list[Pass]:
         return [drop_metadata, convert_to_float16, outline_linear]
     if graph.precision == "int8":
         quantize = partial(quantize_to_int8, encoder=encoder, float32_layers=graph.float32_layers)
-        return [drop_metadata, quantize, outline_linear_16_bit, outline_attention]
-    return [drop_metadata, outline_linear, outline_attention]
+        return [drop_metadata, quantize, outline_linear_16_bit, outline]
+    return [drop_metadata, outline_linear, outline]
 
 
 def run_passes(model: ModelProto, passes: Iterable[Pass]) -> ModelProto:

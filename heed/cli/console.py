@@ -1,7 +1,7 @@
 """The output of commands: results on stdout, everything else on stderr."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -10,9 +10,11 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+QUIET_SECONDS = 15  # the longest that a long step says nothing in a log
 
 
 def fail(message: object) -> NoReturn:
@@ -32,23 +34,35 @@ def check_file(option: str, path: Path | None) -> None:
         fail(f"{option} {path}: there is no such file")
 
 
+class Stages:
+    """Shows the current step with a spinner, and each finished one with the time it took."""
+
+    def __init__(self, first: str, status: Status) -> None:
+        self._status, self._current, self._started, self._told = status, first, perf_counter(), perf_counter()
+
+    def step(self, name: str) -> None:
+        """The current step is done, and this one begins."""
+        self.done()
+        self._current, self._started, self._told = name, perf_counter(), perf_counter()
+        self._status.update(name)
+
+    def progress(self, share: float) -> None:
+        """So much of the current step is done. Where nobody sees a spinner, in a log, a line now and then says it."""
+        if err.is_terminal:
+            self._status.update(f"{self._current} [dim]{share:.0%}[/]")
+        elif perf_counter() - self._told > QUIET_SECONDS:
+            self._told = perf_counter()
+            err.print(f"  {self._current}: {share:.0%} after {self._told - self._started:.0f} s")
+
+    def done(self) -> None:
+        """The current step is done."""
+        err.print(f"[green]✓[/] {self._current} [dim]{perf_counter() - self._started:.1f} s[/]")
+
+
 @contextmanager
-def stages(first: str) -> Iterator[Callable[[str], None]]:
-    """Shows the current step with a spinner, and each finished one with the time it took.
-
-    Yields a function that begins the next step, by its name. The last step is finished unless an error is raised.
-    """
-    current, started = first, perf_counter()
-    with err.status(current) as status:
-
-        def done() -> None:
-            err.print(f"[green]✓[/] {current} [dim]{perf_counter() - started:.1f} s[/]")
-
-        def step(name: str) -> None:
-            nonlocal current, started
-            done()
-            current, started = name, perf_counter()
-            status.update(name)
-
-        yield step
-        done()
+def stages(first: str) -> Iterator[Stages]:
+    """Shows steps one after another. The last step is finished unless an error is raised."""
+    with err.status(first) as status:
+        shown = Stages(first, status)
+        yield shown
+        shown.done()

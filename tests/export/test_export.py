@@ -41,11 +41,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written where it lies, not copied there: its place must not be in it."""
-    folder = tmp_path_factory.mktemp("exported") / "one"
-    export_bundle(source, folder)
-    return folder
+def exported_with_progress(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float | str]]:
+    """Written where it lies, not copied there: its place must not be in it. And what the export told meanwhile."""
+    folder, told = tmp_path_factory.mktemp("exported") / "one", []
+    export_bundle(source, folder, step=told.append, progress=told.append)
+    return folder, told
+
+
+@pytest.fixture(scope="session")
+def exported(exported_with_progress: tuple[Path, list[float | str]]) -> Path:
+    return exported_with_progress[0]
 
 
 @pytest.fixture
@@ -57,13 +62,29 @@ def no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def set_proof(monkeypatch: pytest.MonkeyPatch, prove: Callable[[Path], Report]) -> None:
     """Replaces the comparison with the reference."""
-    monkeypatch.setattr(heed.exporting, "prove", prove)
+    monkeypatch.setattr(heed.exporting, "prove", lambda folder, _: prove(folder))
     monkeypatch.setattr(heed.exporting, "explain", lambda *_: "it begins somewhere")
 
 
 def everything_in(folder: Path) -> list[str]:
     """Hidden ones too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_long_steps_say_how_far_they_are(exported_with_progress: tuple[Path, list[float | str]]) -> None:
+    steps: dict[str, list[float]] = {}
+    for told in exported_with_progress[1]:
+        if isinstance(told, str):
+            steps[told] = shares = []
+        else:
+            shares.append(told)
+    told_of = {name: shares for name, shares in steps.items() if shares}
+    assert list(told_of) == ["computing the reference's answers in float64", "comparing the graphs with the reference"]
+    for shares in told_of.values():
+        assert len(shares) > 20
+        assert shares == sorted(shares)
+        assert shares[0] < 0.1
+        assert shares[-1] == pytest.approx(1)
 
 
 # The same each time

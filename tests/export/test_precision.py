@@ -268,7 +268,10 @@ def test_the_layer_behind_an_outlier_stays_float32() -> None:
     encoder = encoder_of()
     give_outlier(encoder, 1)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    assert layers_to_keep(encoder, make_contract(Checkpoint(encoder))) == ["blocks.1.feed_forward.down"]
+    shares: list[float] = []
+    assert layers_to_keep(encoder, make_contract(Checkpoint(encoder)), shares.append) == ["blocks.1.feed_forward.down"]
+    assert shares == sorted(shares)
+    assert len(shares) > len(linear_layers(encoder))  # each alone, and some together
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 

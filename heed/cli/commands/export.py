@@ -87,13 +87,15 @@ def export(
             f"{source} is not a folder, and heed downloads nothing; fetch the checkpoint first (hf download NAME "
             "--local-dir FOLDER), then export FOLDER"
         )
-    with stages("starting PyTorch") as step:
+    with stages("starting PyTorch") as shown:
         from heed.exporting import ExportError, export_bundle, own_model
         from heed.model import CheckpointError
 
         try:
             model = own_model(source) if own else Path(source)
-            report = export_bundle(model, bundle, name, force, step, sign, precisions, ignore_key or (), notes.append)
+            report = export_bundle(
+                model, bundle, name, force, shown.step, sign, precisions, ignore_key or (), notes.append, shown.progress
+            )
         except (CheckpointError, ExportError, BundleError, OSError) as error:
             fail(error)
     size = sum(path.stat().st_size for path in bundle.iterdir())
