@@ -16,10 +16,7 @@
 
 enum { STEP_BYTES = sizeof(float) };
 typedef __m256 Vector;
-#define UNROLL_STEPS UNROLLED
-INLINE Vector zero(void) { return _mm256_setzero_ps(); }
 INLINE Vector broadcast(const char *row) { return _mm256_broadcast_ss((const float *)row); }
-INLINE Vector load_weights(const char *weights) { return _mm256_load_ps((const float *)weights); }
 INLINE Vector multiply_add(Vector sums, Vector row, Vector weights) { return _mm256_fmadd_ps(row, weights, sums); }
 
 #include "microkernel.h"
@@ -48,11 +45,11 @@ static bool pack(const PackedWeights *packed, const LayerWeights *weights) {
     return true;
 }
 
-INLINE void multiply_tile(const int rows, const int lines, const Tile *tile) {
+INLINE void multiply_tile(const int rows, const bool prefetches, const Tile *tile) {
     const ProductF32 *product = tile->context;
     Vector sums[TILE_ROWS][HALVES];
     zero_sums(rows, sums);
-    multiply_steps(rows, lines, tile, 0, tile->depth, sums);
+    multiply_steps(rows, prefetches, tile, 0, tile->depth, sums);
     const float *added = product->added + tile->row * product->added_width;
     float *to = product->sums + tile->row * product->sums_width;
     UNROLLED for (int row = 0; row < rows; row++)

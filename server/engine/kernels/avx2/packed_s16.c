@@ -18,19 +18,15 @@
 #include "vector.h"
 
 enum { STEP_BYTES = 4 };
-typedef __m256i Vector;
-#define UNROLL_STEPS ROLLED
-INLINE Vector zero(void) { return _mm256_setzero_si256(); }
-INLINE Vector load_weights(const char *weights) { return _mm256_load_si256((const __m256i *)weights); }
+typedef Int32x8 Vector;
 INLINE Vector broadcast(const char *row) {
     int bits;
     memcpy(&bits, row, sizeof bits);
-    return _mm256_set1_epi32(bits);
+    return (Vector)_mm256_set1_epi32(bits);
 }
 INLINE Vector multiply_add(Vector sums, Vector row, Vector weights) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(row, weights));
+    return sums + (Vector)_mm256_madd_epi16((__m256i)row, (__m256i)weights);
 }
-
 
 #include "microkernel.h"
 
@@ -132,17 +128,17 @@ INLINE void write_tile(const int rows, const Tile *tile, __m256 sums[TILE_ROWS][
         }
 }
 
-INLINE void multiply_tile(const int rows, const int lines, const Tile *tile) {
+INLINE void multiply_tile(const int rows, const bool prefetches, const Tile *tile) {
     __m256 total[TILE_ROWS][HALVES];
     Vector sums[TILE_ROWS][HALVES];
     UNROLLED for (int row = 0; row < rows; row++)
         UNROLLED for (int half = 0; half < HALVES; half++) total[row][half] = _mm256_setzero_ps();
     for (long step = 0; step < tile->depth; step += EXACT_STEPS) {
         zero_sums(rows, sums);
-        multiply_steps(rows, lines, tile, step, smaller(step + EXACT_STEPS, tile->depth), sums);
+        multiply_steps(rows, prefetches, tile, step, smaller(EXACT_STEPS, tile->depth - step), sums);
         UNROLLED for (int row = 0; row < rows; row++)
             UNROLLED for (int half = 0; half < HALVES; half++)
-                total[row][half] = _mm256_add_ps(total[row][half], _mm256_cvtepi32_ps(sums[row][half]));
+                total[row][half] = _mm256_add_ps(total[row][half], _mm256_cvtepi32_ps((__m256i)sums[row][half]));
     }
     write_tile(rows, tile, total);
 }

@@ -16,21 +16,17 @@
 #include "vector.h"
 
 enum { STEP_BYTES = 4 };
-typedef __m256i Vector;
-#define UNROLL_STEPS ROLLED
-INLINE Vector zero(void) { return _mm256_setzero_si256(); }
-INLINE Vector load_weights(const char *weights) { return _mm256_load_si256((const __m256i *)weights); }
+typedef Int32x8 Vector;
 INLINE Vector broadcast(const char *row) {
     int bits;
     memcpy(&bits, row, sizeof bits);
-    return _mm256_set1_epi32(bits);
+    return (Vector)_mm256_set1_epi32(bits);
 }
 /* Weights have 7 bits: two products of 255 and 64 fit into int16. */
 INLINE Vector multiply_add(Vector sums, Vector row, Vector weights) {
-    __m256i pairs = _mm256_maddubs_epi16(row, weights);
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)row, (__m256i)weights);
+    return sums + (Vector)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
-
 
 #include "microkernel.h"
 
@@ -124,17 +120,17 @@ typedef struct {
     long channels, left;                              /* of y, and of them from the panel on */
 } Output;
 
-INLINE void multiply_tile(const int rows, const int lines, const Tile *tile) {
+INLINE void multiply_tile(const int rows, const bool prefetches, const Tile *tile) {
     const Output *output = tile->context;
     Vector sums[TILE_ROWS][HALVES];
     zero_sums(rows, sums);
-    multiply_steps(rows, lines, tile, 0, tile->depth, sums);
+    multiply_steps(rows, prefetches, tile, 0, tile->depth, sums);
     UNROLLED for (int row = 0; row < rows; row++)
         UNROLLED for (int half = 0; half < HALVES; half++) {
             long channel = half * LANES, left = output->left - channel, t = tile->row + row;
             if (left <= 0) continue;
             __m256 scales = _mm256_loadu_ps(output->weight_scales + channel);
-            __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[row][half]), scales);
+            __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps((__m256i)sums[row][half]), scales);
             __m256 base = _mm256_fmadd_ps(_mm256_loadu_ps(output->weight_sums + channel),
                                           _mm256_set1_ps(output->lowest[t]), load(output->bias + channel, left));
             value = _mm256_fmadd_ps(value, _mm256_set1_ps(output->steps[t]), base);

@@ -9,9 +9,12 @@
 /* What is called where its sizes are known: its loops are gone there, and its arrays are registers. */
 #define INLINE __attribute__((always_inline, target("avx2,fma"))) static inline
 #define UNROLLED _Pragma("GCC unroll 8")
-#define ROLLED _Pragma("GCC unroll 1")
 
 enum { LANES = 8 };
+
+/* Eight int32, for sums that a loop carries. (__m256i is four int64 to gcc 12: it converts such sums in each step, and
+ * keeps two copies of them.) */
+typedef int Int32x8 __attribute__((vector_size(LANES * sizeof(int)), may_alias));
 
 /* The first `left` lanes, or all of them. */
 INLINE __m256i lanes_left(long left) {
