@@ -19,7 +19,7 @@ from heed.model import Checkpoint, CheckpointError, Encoder, EncoderConfig
 from heed.model.config import LabelsConfig
 
 # Numbers in a hidden state from which two threads are faster than one.
-LARGE_STATE = 2**17
+LARGE_STATE = 2**20
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import onnx_ir
 import torch
+import torch._dynamo
 from onnx import ModelProto
 from onnx_ir import external_data
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -176,7 +177,9 @@ def export_graph(encoder: Encoder, path: Path, dense: bool = True) -> None:
 def _capture(packed: PackedEncoder) -> torch.onnx.ONNXProgram:
     inputs = _example(packed.encoder)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that nothing here needs
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+    # The symbols in the shapes of blocks are long: to find them in torch's cache takes longer than to compute them.
+    cache = torch._dynamo.config.patch(fake_tensor_cache_enabled=packed.dense)
+    with cache, warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             packed,

@@ -13,7 +13,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 
 import heed.exporting
 from heed.bundle.manifest import Precision
-from heed.export import graph_writer
+from heed.export import graph_writer, torch_to_onnx
 from heed.export_verification import unprovable
 from heed.model import Checkpoint, Encoder
 
@@ -40,35 +41,46 @@ Source = Path | Encoder | Checkpoint
 def export_bundle(source: Source, out: Path, name: str | None = None, precisions: Collection[Precision] = ()) -> Path:
     """Exports a model to the new folder `out`, or copies what an earlier test, process or run made of the same."""
     name = name or out.name
-    kept = KEPT / _key(source, name, precisions)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{kept}.lock"):
-        if not _copied(kept, out):
-            shutil.rmtree(kept, ignore_errors=True)
-            _export(source, kept, name, precisions)
-            assert _copied(kept, out)
+
+    def make(folder: Path) -> None:
+        heed.exporting.export_bundle(source, folder, name, precisions=precisions)
+
+    with _kept(_bundle_key(source, name, precisions), make) as kept:
+        shutil.copytree(kept, out)
     return out
 
 
-def _export(source: Source, kept: Path, name: str, precisions: Collection[Precision]) -> None:
+def export_graph(encoder: Encoder, path: Path) -> None:
+    """Captures an encoder as a graph that computes all pairs, its weights beside it; or copies what was captured."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        torch_to_onnx.export_graph(encoder, folder / path.name)
+
+    with _kept(_key(encoder, ("graph", path.name)), make) as kept:
+        shutil.copytree(kept, path.parent, dirs_exist_ok=True)
+
+
+@contextmanager
+def _kept(key: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """The kept folder with this key, made first if it is not there whole. Nobody removes it meanwhile."""
+    kept = KEPT / key
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        digest = kept.with_suffix(".sha256")
+        if not (kept.is_dir() and digest.is_file() and folder_digest(kept) == digest.read_text()):
+            shutil.rmtree(kept, ignore_errors=True)
+            _make(kept, digest, make)
+        os.utime(digest)  # it was used now
+        yield kept
+
+
+def _make(kept: Path, digest: Path, make: Callable[[Path], None]) -> None:
     """Aside first: what is interrupted is not kept."""
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix="partial-") as folder:
-        heed.exporting.export_bundle(source, Path(folder) / "bundle", name, precisions=precisions)
-        kept.with_suffix(".sha256").write_text(folder_digest(Path(folder) / "bundle"))
-        (Path(folder) / "bundle").rename(kept)
-
-
-def _copied(kept: Path, out: Path) -> bool:
-    """Copies a kept bundle to `out` if every byte of it is as it was exported."""
-    digest = kept.with_suffix(".sha256")
-    if not kept.is_dir() or not digest.is_file():
-        return False
-    shutil.copytree(kept, out)
-    if folder_digest(out) != digest.read_text():
-        shutil.rmtree(out)
-        return False
-    os.utime(digest)  # it was used now
-    return True
+        make(Path(folder) / "made")
+        digest.write_text(folder_digest(Path(folder) / "made"))
+        (Path(folder) / "made").rename(kept)
 
 
 def drop_least_used(limit: int = LIMIT_BYTES) -> None:
@@ -93,12 +105,15 @@ def _drop(kept: Path) -> None:
 # --- Keys ------------------------------------------------------------------------------------------------------------
 
 
-def _key(source: Source, name: str, precisions: Collection[Precision]) -> str:
+def _bundle_key(source: Source, name: str, precisions: Collection[Precision]) -> str:
+    # The manifest names the precisions without a device, and tests patch the length of short rows where it is used.
+    dense = graph_writer.DENSE_COLUMNS  # type: ignore[attr-defined]
+    return _key(source, (name, sorted(precisions), sorted(unprovable()), dense))
+
+
+def _key(source: Source, asked: object) -> str:
     made_of = _folder_parts(source) if isinstance(source, Path) else _model_parts(source)
-    without_device = sorted(unprovable())  # the manifest names them
-    dense = graph_writer.DENSE_COLUMNS  # type: ignore[attr-defined]  # tests patch it where it is used
-    asked = repr((name, sorted(precisions), without_device, dense))
-    return _digest([asked.encode(), _tools().encode(), _code().encode(), *made_of])[:40]
+    return _digest([repr(asked).encode(), _tools().encode(), _code().encode(), *made_of])[:40]
 
 
 def _folder_parts(folder: Path) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from heed.model import Checkpoint, Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.model.softmax import hardmax
 from tests import bundles
-from tests.bundles import ROOT, drop_least_used, export_bundle, imported_files
+from tests.bundles import ROOT, drop_least_used, export_bundle, export_graph, imported_files
 
 INT8: tuple[Precision, ...] = ("int8",)
 
@@ -60,6 +60,23 @@ def test_the_same_source_is_exported_once(exports: list[str], source: Path, tmp_
     export_bundle(encoder(), tmp_path / "x", "two")
     export_bundle(Checkpoint(encoder()), tmp_path / "y", "two")
     assert exports == ["one", "two"]
+
+
+def test_the_same_graph_is_captured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[Path] = []
+
+    def capture(encoder: Encoder, path: Path) -> None:
+        captured.append(path)
+        path.write_bytes(bytes(1000))
+
+    monkeypatch.setattr("heed.export.torch_to_onnx.export_graph", capture)
+    monkeypatch.setattr(bundles, "KEPT", tmp_path / "kept")
+    for number, model in enumerate([encoder(), encoder(), encoder(layers=2)]):
+        path = tmp_path / str(number) / "graph.onnx"
+        path.parent.mkdir()
+        export_graph(model, path)
+        assert path.read_bytes() == bytes(1000)
+    assert len(captured) == 2
 
 
 def test_a_copy_that_a_test_changes_changes_no_other(exports: list[str], source: Path, tmp_path: Path) -> None:
@@ -126,23 +143,27 @@ def changed_weight() -> Encoder:
 def test_each_thing_that_a_bundle_is_made_of_is_in_its_key(
     exports: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [bundles._key(source, "one", ()), bundles._key(source, "two", ()), bundles._key(source, "one", INT8)]
+    keys = [
+        bundles._bundle_key(source, "one", ()),
+        bundles._bundle_key(source, "two", ()),
+        bundles._bundle_key(source, "one", INT8),
+    ]
     (source / "1_Pooling/config.json").write_text("[]")
-    keys.append(bundles._key(source, "one", ()))
+    keys.append(bundles._bundle_key(source, "one", ()))
     (source / "1_Pooling").rename(source / "2_Pooling")
-    keys.append(bundles._key(source, "one", ()))
+    keys.append(bundles._bundle_key(source, "one", ()))
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text("{}")
     first = Checkpoint(encoder())
     models: list[Checkpoint | Encoder] = [first, replace(first, tokenizer=tokenizer), replace(first, family="bert")]
     models += [encoder(2), encoder(normalize=hardmax), encoder(rotary_base=100.0), changed_weight()]
-    keys += [bundles._key(made, "one", ()) for made in models]
+    keys += [bundles._bundle_key(made, "one", ()) for made in models]
     monkeypatch.setattr(graph_writer, "DENSE_COLUMNS", 3)
-    keys.append(bundles._key(first, "one", ()))
+    keys.append(bundles._bundle_key(first, "one", ()))
     monkeypatch.setattr(bundles, "_tools", lambda: "torch 99")
-    keys.append(bundles._key(first, "one", ()))
+    keys.append(bundles._bundle_key(first, "one", ()))
     monkeypatch.setattr(bundles, "_code", lambda: "another")
-    keys.append(bundles._key(first, "one", ()))
+    keys.append(bundles._bundle_key(first, "one", ()))
     assert len(set(keys)) == len(keys)
 
 
@@ -151,9 +172,9 @@ def test_code_that_would_be_missing_from_the_key_is_refused() -> None:
         pass
 
     with pytest.raises(AssertionError, match="another class"):
-        bundles._key(Own(encoder().config), "one", ())
+        bundles._bundle_key(Own(encoder().config), "one", ())
     with pytest.raises(AssertionError, match="without a name"):
-        bundles._key(encoder(normalize=lambda scores, *_: scores), "one", ())
+        bundles._bundle_key(encoder(normalize=lambda scores, *_: scores), "one", ())
 
 
 def test_all_code_that_an_export_loads_is_in_the_key() -> None:

@@ -4,10 +4,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from heed.bundle import read_manifest
@@ -15,30 +13,16 @@ from heed.bundle.sequence_packing import Arrays
 from heed.client import Client
 from tests.bundles import export_bundle
 from tests.contract.support import BUDGET
+from tests.long_families import DENSE_COLUMNS, VOCABULARY, WIDTH, export_long
 from tests.oracle import ask, ask_row_by_row, padded, random_ids, save
 from tests.support import run_server
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 20,
-}
-VOCABULARY = 60
-DENSE_COLUMNS = 32  # in place of many more, so that short rows are computed in blocks
 LENGTHS = (1, DENSE_COLUMNS, DENSE_COLUMNS + 1, 120)
 
 
-@pytest.fixture(autouse=True)
-def early_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heed.export.graph_writer.DENSE_COLUMNS", DENSE_COLUMNS)
-
-
 @contextmanager
-def served(folder: Path, network: str, config: str, **settings: Any) -> Iterator[Client]:
-    """A small random checkpoint of `transformers`, from its folder to a client."""
-    bundle = export_bundle(save(folder / "source", network, config, **(SIZES | settings)), folder / "bundle")
-    with run_server(bundle, folder / "log") as server, Client(server.address, "bundle") as client:
+def served(source: Path, bundle: Path) -> Iterator[Client]:
+    with run_server(bundle, source.parent / "log") as server, Client(server.address, "bundle") as client:
         yield client
 
 
@@ -68,14 +52,11 @@ def assert_bits_do_not_depend_on_neighbours(client: Client, inputs: Arrays, outp
 
 
 def test_modernbert(tmp_path: Path) -> None:
-    with served(
-        tmp_path, "ModernBertForTokenClassification", "ModernBertConfig", vocab_size=VOCABULARY, local_attention=10,
-        max_position_embeddings=120, layer_types=["full_attention", "sliding_attention"], pad_token_id=0,
-        bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2,
-    ) as client:  # fmt: skip
+    source, bundle = export_long("modernbert", tmp_path)
+    with served(source, bundle) as client:
         for length in LENGTHS:
             inputs = rows(length)
-            reference = ask(tmp_path / "source", "ModernBertForTokenClassification", **inputs).numpy()
+            reference = ask(source, "ModernBertForTokenClassification", **inputs).numpy()
             real = inputs["attention_mask"].bool().numpy()
             answer = client.infer(arrays(inputs))
             assert_close(answer["logits"], np.where(real[:, :, None], reference, 0.0))
@@ -86,16 +67,14 @@ def test_modernbert(tmp_path: Path) -> None:
 
 def test_longformer(tmp_path: Path) -> None:
     """With the global tokens of a request, and with those of the classifier, `[CLS]`, where a request names none."""
-    with served(
-        tmp_path, "LongformerForSequenceClassification", "LongformerConfig", vocab_size=VOCABULARY,
-        num_hidden_layers=1, attention_window=8, max_position_embeddings=122, pad_token_id=1, type_vocab_size=2,
-    ) as client:  # fmt: skip
+    source, bundle = export_long("longformer", tmp_path)
+    with served(source, bundle) as client:
         for length in LENGTHS:
             inputs = rows(length, types=2)
             some = {"global_attention_mask": (random_ids(9, inputs["attention_mask"]) == 0).long()}
             none = {"global_attention_mask": torch.zeros_like(inputs["attention_mask"])}
             for request in (inputs, inputs | some, inputs | none):
-                reference = ask(tmp_path / "source", "LongformerForSequenceClassification", **request).numpy()
+                reference = ask(source, "LongformerForSequenceClassification", **request).numpy()
                 answer = client.infer(arrays(request))
                 assert_close(answer["logits"], reference)
                 assert list(answer["labels"]) == [("red", "green", "blue")[best] for best in reference.argmax(-1)]
@@ -104,15 +83,13 @@ def test_longformer(tmp_path: Path) -> None:
 
 def test_big_bird(tmp_path: Path) -> None:
     """Row by row: the padding of a batch does not matter here. Rows up to (5 + 2) blocks are attended to in full."""
-    with served(
-        tmp_path, "BigBirdModel", "BigBirdConfig", vocab_size=VOCABULARY, num_hidden_layers=1,
-        block_size=5, num_random_blocks=1, max_position_embeddings=120, bos_token_id=1, eos_token_id=2, sep_token_id=3,
-    ) as client:  # fmt: skip
-        assert [graph.longest for graph in read_manifest(tmp_path / "bundle").graphs][:2] == [35, None]
+    source, bundle = export_long("big-bird", tmp_path)
+    with served(source, bundle) as client:
+        assert [graph.longest for graph in read_manifest(bundle).graphs][:2] == [35, None]
         for length in (1, 35, 36, 41, 120):
             inputs = rows(length, types=2)
-            reference = torch.zeros(*inputs["input_ids"].shape, SIZES["hidden_size"], dtype=torch.float64)
-            references = ask_row_by_row(tmp_path / "source", "BigBirdModel", **inputs)
+            reference = torch.zeros(*inputs["input_ids"].shape, WIDTH, dtype=torch.float64)
+            references = ask_row_by_row(source, "BigBirdModel", **inputs)
             for row, mask in enumerate(inputs["attention_mask"].bool()):
                 columns = mask.nonzero()[:, 0]
                 reference[row, mask] = references[row][columns - columns[0]]
@@ -123,14 +100,15 @@ def test_big_bird(tmp_path: Path) -> None:
 
 def test_vit(tmp_path: Path) -> None:
     pixels = torch.randn(5, 2, 6, 9, generator=torch.Generator().manual_seed(0))
-    with served(
-        tmp_path, "ViTForImageClassification", "ViTConfig", image_size=[6, 9], patch_size=3, num_channels=2
-    ) as client:
-        reference = ask(tmp_path / "source", "ViTForImageClassification", pixel_values=pixels.double()).numpy()
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
+    images = {"image_size": [6, 9], "patch_size": 3, "num_channels": 2}
+    source = save(tmp_path / "source", "ViTForImageClassification", "ViTConfig", **(sizes | images))
+    with served(source, export_bundle(source, tmp_path / "bundle")) as client:
+        reference = ask(source, "ViTForImageClassification", pixel_values=pixels.double()).numpy()
         inputs = {"pixel_values": pixels.numpy()}
         answer = client.infer(inputs)
         assert_close(answer["logits"], reference)
         assert list(answer["labels"]) == [("red", "green", "blue")[best] for best in reference.argmax(-1)]
-        hidden = ask(tmp_path / "source", "ViTModel", pixel_values=pixels.double()).numpy()
+        hidden = ask(source, "ViTModel", pixel_values=pixels.double()).numpy()
         assert_close(client.infer(inputs, ["last_hidden_state"])["last_hidden_state"], hidden)
         assert_bits_do_not_depend_on_neighbours(client, inputs, "logits")

@@ -22,7 +22,6 @@ from heed.export.passes.convert_to_float16 import convert_to_float16
 from heed.export.passes.fuse_for_cuda import fuse_for_cuda
 from heed.export.passes.outline_attention import outline_attention
 from heed.export.passes.outline_linear import outline_linear
-from heed.export.torch_to_onnx import export_graph
 from heed.exporting import export_bundle
 from heed.model import Encoder
 from heed.model.attention_config import AttentionConfig
@@ -32,6 +31,7 @@ from heed.server.engine.graph_runner import Graphs
 from heed.server.engine.model import Model
 from heed.server.engine.session import CPU, CUDA, Session, without_driver
 from heed.server.errors import DeviceError
+from tests.bundles import export_graph
 
 LENGTHS = (3, 9, 1, 20)
 

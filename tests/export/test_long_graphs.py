@@ -4,56 +4,22 @@ Letters: B batch, L length.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
+from heed.bundle import read_manifest
 from heed.bundle.sequence_packing import Arrays, Bools, pack, split, token_sequence, unpack
 from heed.export.manifest import position_rule
-from heed.export.torch_to_onnx import export_graph
 from heed.model import Encoder, load_checkpoint
 from heed.server.engine.session import session_options
-from tests.oracle import LABELS, padded, random_ids, save
+from tests.long_families import LONG, VOCABULARY, export_long
+from tests.oracle import padded, random_ids
 
 BUDGET = 1e-5  # float32 against float64, where values are around 1
-SIZES: dict[str, Any] = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 20,
-}
-
-
-@dataclass(frozen=True)
-class Long:
-    """A checkpoint, by the names of the classes of `transformers`."""
-
-    network: str
-    config: str
-    settings: dict[str, Any]
-    shortest: int = 1  # columns of the shortest row of the graph in blocks
-
-
-LONG = {
-    "modernbert": Long(
-        "ModernBertForTokenClassification", "ModernBertConfig",
-        {"local_attention": 10, "max_position_embeddings": 200, "pad_token_id": 0, "bos_token_id": 1,
-         "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2},
-    ),
-    "longformer": Long(
-        "LongformerForSequenceClassification", "LongformerConfig",
-        {"attention_window": [8, 16], "max_position_embeddings": 202, "pad_token_id": 1},
-    ),
-    "big-bird": Long(
-        "BigBirdForSequenceClassification", "BigBirdConfig",
-        {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 200}, shortest=29,
-    ),
-}  # fmt: skip
-LENGTHS = [1, 2, 3, 9, 16, 17, 28, 29, 32, 33, 50, 112, 113, 128, 177, 200]
+LENGTHS = [1, 2, 3, 9, 16, 17, 28, 29, 32, 33, 36, 41, 50, 112, 113, 128, 177, 200]
 
 
 @dataclass(frozen=True)
@@ -65,12 +31,10 @@ class Exported:
 
 @pytest.fixture(scope="module", params=LONG)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    long: Long = LONG[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    encoder = load_checkpoint(save(folder, long.network, long.config, **(SIZES | LABELS | long.settings))).encoder
-    path = folder / "model.onnx"
-    export_graph(encoder, path, dense=False)
-    return Exported(encoder.double(), onnxruntime.InferenceSession(path, session_options(1)), long.shortest)
+    source, bundle = export_long(request.param, tmp_path_factory.mktemp(request.param))
+    (blocks,) = (graph for graph in read_manifest(bundle).graphs if graph.kind == "answers" and graph.longest is None)
+    session = onnxruntime.InferenceSession(bundle / blocks.file, session_options(1))
+    return Exported(load_checkpoint(source).encoder.double(), session, LONG[request.param].shortest)
 
 
 def run(exported: Exported, mask: Bools, inputs: Arrays) -> Arrays:
@@ -99,7 +63,7 @@ def run(exported: Exported, mask: Bools, inputs: Arrays) -> Arrays:
 
 def inputs_of(exported: Exported, mask: torch.Tensor) -> Arrays:
     config = exported.encoder.config
-    inputs = {"input_ids": random_ids(60, mask), "token_type_ids": random_ids(max(1, config.token_types), mask)}
+    inputs = {"input_ids": random_ids(VOCABULARY, mask), "token_type_ids": random_ids(max(1, config.token_types), mask)}
     if "global_attention_mask" in config.needs:
         inputs["global_attention_mask"] = (random_ids(9, mask) == 0).long()
     return {name: tensor.numpy() for name, tensor in inputs.items()}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def save_large_bert(folder: Path, vocabulary: int, layers: int) -> Path:
-    """BERT-large of random weights, as `transformers` would save it, without a tokenizer."""
+# What differs in the configs and in the tables of two families.
+BERT = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512, "type_vocab_size": 2}
+LONG_XLM_ROBERTA = {
+    "model_type": "xlm-roberta",
+    "architectures": ["XLMRobertaModel"],
+    "max_position_embeddings": 8194,  # the first two are for padding
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+}
+
+
+def save_large(folder: Path, family: dict[str, Any], vocabulary: int, layers: int) -> Path:
+    """A large model of random weights, as `transformers` would save it, without a tokenizer."""
     width, inner = 1024, 4096
     generator = torch.Generator().manual_seed(0)
     weights: dict[str, torch.Tensor] = {}
@@ -39,7 +51,12 @@ def save_large_bert(folder: Path, vocabulary: int, layers: int) -> Path:
     def norm(name: str) -> None:
         weights[f"{name}.weight"], weights[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
 
-    for name, rows in (("word", vocabulary), ("position", 512), ("token_type", 2)):
+    tables = (
+        ("word", vocabulary),
+        ("position", family["max_position_embeddings"]),
+        ("token_type", family["type_vocab_size"]),
+    )
+    for name, rows in tables:
         matrix(f"embeddings.{name}_embeddings", rows, width)
     norm("embeddings.LayerNorm")
     for number in range(layers):
@@ -52,13 +69,10 @@ def save_large_bert(folder: Path, vocabulary: int, layers: int) -> Path:
         norm(f"{layer}.output.LayerNorm")
     folder.mkdir()
     save_file(weights, folder / "model.safetensors")
-    config = {
-        "model_type": "bert",
-        "architectures": ["BertModel"],
+    config = family | {
         "hidden_act": "gelu",
         "hidden_size": width,
         "intermediate_size": inner,
-        "max_position_embeddings": 512,
         "num_attention_heads": 16,
         "num_hidden_layers": layers,
         "vocab_size": vocabulary,
@@ -69,8 +83,9 @@ def save_large_bert(folder: Path, vocabulary: int, layers: int) -> Path:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_a_model_past_2_gb_takes_little_more_than_twice_its_size(tmp_path: Path) -> None:
-    source = save_large_bert(tmp_path / "source", vocabulary=250_000, layers=24)
+@pytest.mark.parametrize("family", [BERT, LONG_XLM_ROBERTA], ids=["rows of 512", "rows of 8,192"])
+def test_a_model_past_2_gb_takes_little_more_than_twice_its_size(family: dict[str, Any], tmp_path: Path) -> None:
+    source = save_large(tmp_path / "source", family, vocabulary=250_000, layers=24)
     size = (source / "model.safetensors").stat().st_size
     assert size > 2 * 2**30
     command = [sys.executable, "-c", PROGRAM, str(source), str(tmp_path / "out")]

@@ -17,12 +17,13 @@ from heed.bundle.sequence_packing import Arrays, Bools, pack, split, token_seque
 from heed.export.manifest import position_rule
 from heed.export.passes.outline_attention import outline_attention
 from heed.export.passes.outline_linear import outline_linear
-from heed.export.torch_to_onnx import capture_with_attentions, export_graph
+from heed.export.torch_to_onnx import capture_with_attentions
 from heed.model import Encoder
 from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.model.patterns import Causal, Full, Pairs, Pattern, Window
 from heed.server.engine.kernels import library
 from heed.server.engine.session import CPU, denormals_as_zero, session_options
+from tests.bundles import export_graph
 from tests.support import make_noisy, rewrite_graph
 
 only_with_library = pytest.mark.skipif(library() is None, reason="server/engine/kernels is of no use here")
