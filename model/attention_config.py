@@ -90,6 +90,7 @@ class AttentionConfig(AttentionVariant):
     bias: bool = True  # in the four projections
     out_bias: bool | None = None  # in the last of them, where it differs
     rotary_base: float | None = None  # rotate queries and keys by their positions (see positions.py)
+    rotary_factor: float = 1.0  # how much longer rows are than those that the base was made for
 
     def __post_init__(self) -> None:
         given = [name for name in ("head_width", "value_width") if getattr(self, name) is not None]
@@ -154,8 +155,13 @@ class AttentionConfig(AttentionVariant):
             self.value_width or head_width,
             bias=self.bias,
             out_bias=self.bias if self.out_bias is None else self.out_bias,
-            rotary=None if self.rotary_base is None else RotaryPositions(head_width, self.rotary_base, max_length),
+            rotary=self._rotary(head_width, max_length),
         )
+
+    def _rotary(self, head_width: int, max_length: int) -> RotaryPositions | None:
+        if self.rotary_base is None:
+            return None
+        return RotaryPositions(head_width, self.rotary_base, max_length, self.rotary_factor)
 
     def _mechanisms(self, heads: int, head_width: int) -> HeadGroups:
         """One mechanism for all neighbouring heads with the same pattern."""

@@ -110,17 +110,17 @@ def _config(folder: Path, ignore_keys: Collection[str]) -> dict[str, Any]:
 
 
 def _family(raw: dict[str, Any]) -> Family:
-    """By `model_type`; in configs of before there was one, by `architectures`."""
+    """By `model_type`; by `architectures` where several families have that type, or where the config names none."""
     model_type = raw.get("model_type")
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        return FAMILIES[model_type]
+    of_type = [each for each in FAMILIES.values() if model_type in (None, each.name, *each.other_types)]
     try:
-        names = architectures(raw) if model_type is None else []
+        names = architectures(raw) if len(of_type) > 1 else []
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    for family in FAMILIES.values():
-        if any(name in family.heads for name in names):
-            return family
+    by_name = [each for each in of_type if any(name in each.heads for name in names)]
+    found = by_name or (of_type if model_type is not None else [])
+    if found:
+        return found[0]
     also = f" and architectures={names!r}" if names else ""
     raise CheckpointError(f"config.json: model_type={model_type!r}{also} is not supported, only {', '.join(FAMILIES)}")
 

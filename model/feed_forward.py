@@ -32,7 +32,8 @@ class FeedForwardConfig:
     width: int  # between the two layers
     activation: Activation = "gelu"
     gated: bool = False
-    bias: bool = True
+    bias: bool = True  # in all of its linear layers
+    out_bias: bool | None = None  # in the last of them, where it differs
 
     def __post_init__(self) -> None:
         if type(self.width) is not int or self.width < 1:
@@ -53,7 +54,8 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(width, config.width, bias=config.bias)
         self.gate = nn.Linear(width, config.width, bias=config.bias) if config.gated else None
         self.activation = ACTIVATIONS[config.activation]()
-        self.down = nn.Linear(config.width, width, bias=config.bias)
+        out_bias = config.bias if config.out_bias is None else config.out_bias
+        self.down = nn.Linear(config.width, width, bias=out_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:

@@ -83,17 +83,22 @@ class SinusoidalPositions(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """Rotates each pair of values (i, i + H/2) of a head by an angle that grows with the position (Su et al., 2021)."""
+    """Rotates each pair of values (i, i + H/2) of a head by an angle that grows with the position (Su et al., 2021).
+
+    With a factor it does so for rows that much longer than the model was first trained for (NTK-aware scaling, Peng et
+    al., 2023): the slowest pair turns `factor` times as slowly, the fastest almost as before.
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_width: int, base: float, rows: int) -> None:
+    def __init__(self, head_width: int, base: float, rows: int, factor: float = 1.0) -> None:
         super().__init__()
         if head_width % 2:
             raise ValueError(f"rotary positions rotate pairs of values; a head of {head_width} values has an odd one")
         self.head_width = head_width
-        rates = 1.0 / base ** (torch.arange(0, head_width, 2, device="cpu").float() / head_width)
+        rates = 1.0 / (base * factor) ** (torch.arange(0, head_width, 2, device="cpu").float() / head_width)
+        rates = rates / factor ** (2 / head_width)
         angles = torch.arange(rows, device="cpu").float()[:, None] * rates
         both = torch.cat([angles, angles], -1)
         self.register_buffer("cos", both.cos(), persistent=False)

@@ -67,6 +67,8 @@ PUBLISHED = {
         {name: size for name, size in BERT_SIZES.items() if name != "type_vocab_size"} | COUNTED,
         types=False,
     ),
+    "nomic_bert": Published("NomicBert", BERT_SIZES),
+    "gte": Published("Gte", BERT_SIZES | {"type_vocab_size": 1}),
 }  # fmt: skip
 
 

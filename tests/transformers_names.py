@@ -68,7 +68,8 @@ def architectures() -> set[str]:
 
     from heed.model.families import FAMILIES
 
-    prefixes = tuple(CONFIG_MAPPING[name].__name__.removesuffix("Config") for name in FAMILIES)
+    names = [name for name in FAMILIES if name in CONFIG_MAPPING]
+    prefixes = tuple(CONFIG_MAPPING[name].__name__.removesuffix("Config") for name in names)
     heads = rf"({'|'.join(prefixes)})(Model|LMHeadModel|For[A-Z]\w*)"
     return {name for name in dir(transformers) if re.fullmatch(heads, name)}
 

@@ -9,9 +9,11 @@ from heed.model.families.bert import BERT
 from heed.model.families.big_bird import BIG_BIRD
 from heed.model.families.distilbert import DISTILBERT
 from heed.model.families.electra import ELECTRA
+from heed.model.families.gte import GTE
 from heed.model.families.longformer import LONGFORMER
 from heed.model.families.modernbert import MODERNBERT
 from heed.model.families.mpnet import MPNET
+from heed.model.families.nomic_bert import NOMIC_BERT
 from heed.model.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from heed.model.families.vit import VIT
 
@@ -28,6 +30,8 @@ FAMILIES: dict[str, Family] = {
         ELECTRA,
         MPNET,
         MODERNBERT,
+        NOMIC_BERT,
+        GTE,
         LONGFORMER,
         BIG_BIRD,
         VIT,

@@ -105,7 +105,7 @@ class Family:
     """A published family in the words of this package."""
 
     name: str  # `model_type`
-    prefix: str  # of the encoder's weights, in checkpoints that have a head as well
+    prefix: str | tuple[str, ...]  # of the encoder's weights, in checkpoints that have a head as well; any of several
     keys: Keys
     encoder: Callable[[Json, PoolingConfig | LabelsConfig | None], EncoderConfig]  # of what `Keys.read` returns
     weights: Weights
@@ -113,6 +113,8 @@ class Family:
     # Beginnings of names that belong neither to the encoder nor to a head that is read, and what they are; "" for
     # buffers, which nobody misses.
     beside: Mapping[str, str] = field(default_factory=dict)
+    # Other values of `model_type` under which it is published. Where two families share one, the architectures decide.
+    other_types: tuple[str, ...] = ()
 
     def head(self, config: Json) -> Head | None:
         """The head of a config's `architectures`; the encoder alone where it names none.
@@ -163,7 +165,7 @@ class Family:
         target = self._target(published, head)
         if target is None:
             if self.beside_of(published) is None:
-                yield published.removeprefix(self.prefix), tensor
+                yield self._unprefixed(published), tensor
         elif isinstance(target, str):
             yield target, tensor
         else:
@@ -171,13 +173,17 @@ class Family:
 
     def beside_of(self, published: str) -> str | None:
         """Which of `beside` a published weight belongs to."""
-        name = published.removeprefix(self.prefix)
+        name = self._unprefixed(published)
         return next((beginning for beginning in self.beside if name.startswith(beginning)), None)
+
+    def _unprefixed(self, published: str) -> str:
+        prefixes = (self.prefix,) if isinstance(self.prefix, str) else self.prefix
+        return published.removeprefix(next(filter(published.startswith, prefixes), ""))
 
     def _target(self, published: str, head: Head | None) -> str | Parts | None:
         """Where a published weight goes; None if it is not known."""
         weights = {**self.weights, **(head.weights if head else {})}
-        name = published.removeprefix(self.prefix)
+        name = self._unprefixed(published)
         name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # names of 2018
         return _look_up(weights, name)
 

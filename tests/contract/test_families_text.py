@@ -26,6 +26,8 @@ TOKENIZERS: dict[str, Callable[[Path], int]] = {
     "distilbert": save_wordpiece,  # with token types, which this family does not have
     "electra": save_wordpiece,
     "mpnet": save_unigram,
+    "nomic_bert": save_wordpiece,
+    "gte": save_unigram,
 }
 
 TEXTS = ["I saw a saw.", "", "naïve cafés & 🦊", "the quick brown fox jumped over"]
@@ -40,6 +42,8 @@ SOON = {
     ("distilbert", "token"),
     ("electra", "sequence"),
     ("mpnet", "encoder"),
+    ("nomic_bert", "sequence"),
+    ("gte", "encoder"),
 }
 CASES = [
     pytest.param(family, task, marks=[] if (family, task) in SOON else pytest.mark.long)

@@ -221,6 +221,15 @@ def test_a_head_of_odd_width_has_no_pairs_to_turn() -> None:
         AttentionConfig(4, rotary_base=100.0).build(12, 10)
 
 
+def test_a_factor_slows_the_slowest_pair_by_itself_and_the_fastest_a_little() -> None:
+    """NTK-aware scaling: a pair's rate is divided by `factor^((i + 2) / H)`, i from 0 to H - 2."""
+    plain, scaled = RotaryPositions(8, 100.0, 400), RotaryPositions(8, 100.0, 400, factor=4.0)
+    for pair, slower in enumerate([2**0.5, 2, 2**1.5, 4]):
+        angle = math.acos(float(plain.cos[1, pair])) / slower
+        assert float(scaled.cos[1, pair]) == pytest.approx(math.cos(angle), abs=1e-6)
+        assert float(scaled.sin[1, pair]) == pytest.approx(math.sin(angle), abs=1e-6)
+
+
 # Relative bias
 
 
