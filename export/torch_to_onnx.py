@@ -25,6 +25,7 @@ from heed.export.weights import SMALLEST, save_graphs
 from heed.model import Encoder
 from heed.model.attention_plan import AttentionPlan
 from heed.model.config import TokensConfig
+from heed.model.disentangled_attention import folded_distances
 from heed.model.layout import GlobalTokens, Packed
 
 OPSET = 20
@@ -174,13 +175,20 @@ def export_graph(encoder: Encoder, path: Path, dense: bool = True) -> None:
         captured.unlink(missing_ok=True)
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What the exporter prints and warns of is for its authors."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _capture(packed: PackedEncoder) -> torch.onnx.ONNXProgram:
     inputs = _example(packed.encoder)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that nothing here needs
     # The symbols in the shapes of blocks are long: to find them in torch's cache takes longer than to compute them.
     cache = torch._dynamo.config.patch(fake_tensor_cache_enabled=packed.dense)
-    with cache, warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with cache, folded_distances(packed), _silence():
         program = torch.onnx.export(
             packed,
             kwargs={"inputs": inputs},

@@ -24,6 +24,7 @@ Other ways to attend:
     head_groups.py          heads of one layer that attend in different ways
     longformer_attention.py Longformer: global tokens with projections of their own
     big_bird_attention.py   Big Bird as its published checkpoints compute it
+    disentangled_attention.py   DeBERTa: content and distance scored apart
     linear_attention.py     approximations: Linear Transformer, Performer, Linformer
 
 How attention is computed, which changes its cost and not its answer:

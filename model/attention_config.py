@@ -57,6 +57,11 @@ class AttentionVariant:
         return True
 
     @property
+    def reads_distances(self) -> bool:
+        """Whether it reads the vectors of distances that all layers share."""
+        return False
+
+    @property
     def needs(self) -> frozenset[str]:
         """Inputs beside the tokens, by their names in a request."""
         return frozenset()

@@ -154,7 +154,10 @@ class Reading:
     def assign(self, encoder: Encoder, layers: Mapping[int, StoredWeights]) -> None:
         """Gives the encoder its weights, and those of the layers behind its pooling."""
         try:
-            _assign(encoder, chain(self._weights(self.family.head(self.raw)), _of_layers(layers)))
+            known = {name for name, _ in encoder.named_parameters()}
+            weights = self._weights(self.family.head(self.raw))
+            useful = (each for each in weights if each.name in known or each.name not in self.family.spare)
+            _assign(encoder, chain(useful, _of_layers(layers)))
         except CheckpointError as error:
             unknown = ", ".join(self._unknown_architectures())
             hint = f"; {unknown} is no class that is known here, and was read as the encoder alone" if unknown else ""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from heed.model.feed_forward import ACTIVATIONS, Activation, check_activation
 from heed.model.layout import Layout
 from heed.model.norms import NormConfig
-from heed.model.pooling import PoolingConfig
+from heed.model.pooling import PoolingConfig, PoolingMode
 
+SequencePooling = Literal["cls", "first_real", "lasttoken", "mean", "max"]
 ScoreActivation = Literal["none", "sigmoid", "softmax"]
 
 
@@ -26,7 +27,7 @@ class LabelsConfig:
 
     names: tuple[str, ...]  # C of them
     per: Literal["sequence", "token"]
-    pooling: Literal["cls", "mean", "max"] = "cls"  # of a sequence; cls: column 0, whether it is real or not
+    pooling: SequencePooling = "cls"  # of a sequence; cls: column 0, whether it is real or not
     hidden: Activation | None = None  # the activation of the hidden layer; None: there is no such layer
     hidden_bias: bool = True
     hidden_norm: NormConfig | None = None  # after the activation
@@ -38,8 +39,8 @@ class LabelsConfig:
             raise ValueError(f"labels must have names of their own, got {self.names!r}")
         if self.per not in ("sequence", "token"):
             raise ValueError(f"labels are per sequence or per token, not per {self.per!r}")
-        if self.pooling not in ("cls", "mean", "max"):
-            raise ValueError(f"pooling mode {self.pooling!r} is none of cls, mean, max")
+        if self.pooling not in get_args(SequencePooling):
+            raise ValueError(f"pooling mode {self.pooling!r} is none of {', '.join(get_args(SequencePooling))}")
         if self.hidden is not None:
             check_activation(self.hidden)
         known = get_args(ScoreActivation)
@@ -61,7 +62,8 @@ class ClassificationHead(nn.Module):
     def __init__(self, config: LabelsConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.pooling = PoolingConfig(config.pooling, unit_length=False).build(width)
+        mode: PoolingMode = "cls" if config.pooling == "first_real" else config.pooling
+        self.pooling = PoolingConfig(mode, unit_length=False).build(width)
         self.hidden = nn.Linear(width, width, bias=config.hidden_bias) if config.hidden else None
         self.activation = ACTIVATIONS[config.hidden]() if config.hidden else None
         self.norm = config.hidden_norm.build(width) if config.hidden_norm else None

@@ -17,6 +17,7 @@ from torch import nn
 from heed.model.attention_config import AttentionConfig, AttentionVariant
 from heed.model.classification_head import LabelsConfig
 from heed.model.config_checks import check_integers
+from heed.model.disentangled_attention import DisentangledConfig, DistancesConfig
 from heed.model.embeddings import ImagesConfig, TokensConfig, VectorsConfig
 from heed.model.feed_forward import Activation, FeedForwardConfig
 from heed.model.longformer_attention import LongformerConfig
@@ -28,6 +29,8 @@ from heed.model.transformer_block import Block, PreNormBlock
 __all__ = [
     "Activation",
     "AttentionConfig",
+    "DisentangledConfig",
+    "DistancesConfig",
     "EncoderConfig",
     "FeedForwardConfig",
     "ImagesConfig",
@@ -100,7 +103,7 @@ class EncoderConfig:
     max_length: int  # columns of the longest row
     positions: LearnedConfig | SinusoidalConfig | None = None  # added to the input
     position_rule: PositionRule = PositionRule()
-    relative_bias: LogBuckets | None = None  # a bias by distance, shared by all layers
+    relative_bias: LogBuckets | DistancesConfig | None = None  # what all layers share about distances
     embedding_norm: NormConfig | None = None
     final_norm: NormConfig | None = None
     head: PoolingConfig | LabelsConfig | None = None
@@ -142,8 +145,11 @@ class EncoderConfig:
             )
 
     def _check_relative_bias(self) -> None:
+        reads_them = isinstance(self.relative_bias, DistancesConfig)
         if self.relative_bias and not all(layer.attention.has_scores for layer in self.layers):
             raise ValueError("relative_bias is added to scores, and an approximation has none")
+        if any(layer.attention.reads_distances != reads_them for layer in self.layers):
+            raise ValueError("a DistancesConfig as relative_bias goes with disentangled attention, in all layers")
         if self.relative_bias and len({layer.attention.heads for layer in self.layers}) > 1:
             raise ValueError("relative_bias is shared by all layers, so they must have the same number of heads")
 
@@ -181,6 +187,8 @@ class EncoderConfig:
     @property
     def reads_first_real(self) -> bool:
         """Whether that is the first real token, and not that of column 0 whether it is real or not."""
+        if isinstance(self.head, LabelsConfig):
+            return self.head.per == "sequence" and self.head.pooling == "first_real"
         return isinstance(self.head, PoolingConfig) and self.head.modes == ("cls",)
 
     @property

@@ -14,7 +14,7 @@ from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, Pooling
 from heed.model.embeddings import cut_into_patches
 from heed.model.layout import GlobalTokens, Layout, Padded
 from heed.model.pooling import Pooling
-from heed.model.positions import RelativeBias, column_positions, counted_positions
+from heed.model.positions import column_positions, counted_positions
 from heed.model.transformer_block import Block
 
 
@@ -53,9 +53,8 @@ class Encoder(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         heads = config.layers[0].attention.heads
-        self.relative_bias = (
-            RelativeBias(heads, config.relative_bias, config.max_length) if config.relative_bias else None
-        )
+        relative = config.relative_bias
+        self.relative_bias = relative.build(heads, config.width, config.max_length) if relative else None
         self.blocks: MutableSequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             layer.build(config.width, config.position_rows) for layer in config.layers
         )

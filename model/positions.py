@@ -129,6 +129,9 @@ class LogBuckets:
             raise ValueError(f"buckets must be an even number, half for each direction, got {self.buckets}")
         check_integers(self, "farthest", least=self.buckets // 4 + 1)  # nearer ones have buckets of their own
 
+    def build(self, heads: int, width: int, max_length: int) -> "RelativeBias":
+        return RelativeBias(heads, self, max_length)
+
     def __call__(self, distance: Tensor) -> Tensor:
         """Key's column minus query's, any shape, to a bucket from 0 up."""
         half = self.buckets // 2

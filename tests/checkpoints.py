@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tests.oracle import unrounded
 from tests.support import make_noisy
 
 Task = Literal["encoder", "sequence", "token"]
@@ -69,6 +70,18 @@ PUBLISHED = {
     ),
     "nomic_bert": Published("NomicBert", BERT_SIZES),
     "gte": Published("Gte", BERT_SIZES | {"type_vocab_size": 1}),
+    "deberta-v2": Published(
+        "DebertaV2",
+        BERT_SIZES
+        | {
+            "norm_rel_ebd": "layer_norm",
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "position_buckets": 8,
+            "relative_attention": True,
+            "share_att_key": True,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -95,7 +108,7 @@ def oracle_answer(folder: Path, task: Task, inputs: dict[str, Tensor]) -> Tensor
         "token": transformers.AutoModelForTokenClassification,
     }[task]
     network = auto.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
-    with torch.no_grad():
+    with torch.no_grad(), unrounded():
         answer: Tensor = network(**inputs)[0]
     return answer
 

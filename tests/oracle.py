@@ -88,6 +88,7 @@ def ask_row_by_row(folder: Path, network: str, **inputs: Tensor) -> list[Tensor]
 @contextmanager
 def unrounded() -> Iterator[None]:
     """Without the detours through float32 that some families take, whatever the type of their weights is."""
+    from transformers.models.deberta_v2 import modeling_deberta_v2 as deberta_v2
     from transformers.models.modernbert import modeling_modernbert as modernbert
 
     softmax = nn.functional.softmax
@@ -100,8 +101,22 @@ def unrounded() -> Iterator[None]:
         rotate_half: Any = modernbert.rotate_half
         return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
 
+    def scale(query: Tensor, terms: int) -> Tensor:
+        return torch.tensor(query.shape[-1] * terms, dtype=torch.float64).sqrt()
+
+    to, to_float = Tensor.to, Tensor.float
+
+    def as_it_is(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return x if x.dtype == torch.float64 and args == (torch.float32,) else to(x, *args, **options)
+
+    def float_as_it_is(x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float64 else to_float(x)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.functional, "softmax", softmax_as_it_comes)
+        patch.setattr(Tensor, "to", as_it_is)
+        patch.setattr(Tensor, "float", float_as_it_is)
+        patch.setattr(deberta_v2, "scaled_size_sqrt", scale)
         patch.setattr(modernbert, "apply_rotary_pos_emb", turn)
         yield
 

@@ -7,6 +7,7 @@ Reading order: `base.py` (what a family is), `bert.py` (one of them), then any o
 from heed.model.families.base import Family, Head
 from heed.model.families.bert import BERT
 from heed.model.families.big_bird import BIG_BIRD
+from heed.model.families.deberta_v2 import DEBERTA_V2
 from heed.model.families.distilbert import DISTILBERT
 from heed.model.families.electra import ELECTRA
 from heed.model.families.gte import GTE
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
         MODERNBERT,
         NOMIC_BERT,
         GTE,
+        DEBERTA_V2,
         LONGFORMER,
         BIG_BIRD,
         VIT,

@@ -113,6 +113,8 @@ class Family:
     # Beginnings of names that belong neither to the encoder nor to a head that is read, and what they are; "" for
     # buffers, which nobody misses.
     beside: Mapping[str, str] = field(default_factory=dict)
+    # Weights of ours that folders may hold although their config has no use for them.
+    spare: frozenset[str] = frozenset()
     # Other values of `model_type` under which it is published. Where two families share one, the architectures decide.
     other_types: tuple[str, ...] = ()
 

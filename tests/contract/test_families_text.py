@@ -28,6 +28,7 @@ TOKENIZERS: dict[str, Callable[[Path], int]] = {
     "mpnet": save_unigram,
     "nomic_bert": save_wordpiece,
     "gte": save_unigram,
+    "deberta-v2": save_unigram,
 }
 
 TEXTS = ["I saw a saw.", "", "naïve cafés & 🦊", "the quick brown fox jumped over"]
@@ -44,6 +45,7 @@ SOON = {
     ("mpnet", "encoder"),
     ("nomic_bert", "sequence"),
     ("gte", "encoder"),
+    ("deberta-v2", "sequence"),
 }
 CASES = [
     pytest.param(family, task, marks=[] if (family, task) in SOON else pytest.mark.long)
@@ -69,6 +71,11 @@ def of_transformers(source: Path, task: Task, inputs: Arrays) -> np.ndarray:
 def tensors(family: str, length: int) -> Arrays:
     """Rows padded right, left and in holes."""
     return {name: tensor.numpy() for name, tensor in random_inputs(family, length).items()}
+
+
+def rows_to_compare(family: str, task: Task, inputs: Arrays) -> np.ndarray:
+    """All but those whose first column is padding, where a classifier reads the first real token instead."""
+    return inputs["attention_mask"][:, 0].astype(bool) | ((family, task) != ("deberta-v2", "sequence"))
 
 
 def tokenized(source: Path, family: str, text: str, pair: str | None) -> Arrays:
@@ -98,7 +105,9 @@ def test_a_served_family_answers_as_transformers(tmp_path: Path, family: str, ta
     ):
         for length in (1, 2, 9, 40):
             inputs = tensors(family, length)
-            assert_close(client.infer(inputs, [output])[output], of_transformers(source, task, inputs))
+            rows = rows_to_compare(family, task, inputs)
+            found, expected = client.infer(inputs, [output])[output], of_transformers(source, task, inputs)
+            assert_close(found[rows], expected[rows])
         for pairs in (None, PAIRS):
             texts: Arrays = {"text": np.array(TEXTS)} | ({} if pairs is None else {"text_pair": np.array(pairs)})
             answer = client.infer(texts)

@@ -79,7 +79,7 @@ def test_a_single_label_makes_a_score() -> None:
         ({"names": ("a", "b", "a")}, r"labels must have names of their own, got \('a', 'b', 'a'\)"),
         ({"per": "batch"}, "labels are per sequence or per token, not per 'batch'"),
         ({"hidden": "mish"}, "activation 'mish' is none of gelu, gelu_tanh, relu, silu, tanh"),
-        ({"pooling": "sum"}, "pooling mode 'sum' is none of cls, mean, max"),
+        ({"pooling": "sum"}, "pooling mode 'sum' is none of cls, first_real, lasttoken, mean, max"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
