@@ -90,7 +90,10 @@ class Attention(nn.Module):
 
 
 class MultiHeadAttention(Attention):
-    """N heads, each with projections of its own; their outputs are concatenated and projected."""
+    """N heads, each with projections of its own; their outputs are concatenated and projected.
+
+    With grouped queries several heads share the keys and values of one (Ainslie et al., 2023).
+    """
 
     def __init__(
         self,
@@ -102,19 +105,23 @@ class MultiHeadAttention(Attention):
         bias: bool = True,
         out_bias: bool = True,
         rotary: RotaryPositions | None = None,
+        key_heads: int | None = None,
+        head_norm: Callable[[int], nn.Module] | None = None,  # of queries and keys, made from their width H
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.key_heads = heads, key_heads or heads
         self.query = nn.Linear(width, heads * head_width, bias=bias)
-        self.key = nn.Linear(width, heads * head_width, bias=bias)
-        self.value = nn.Linear(width, heads * value_width, bias=bias)
+        self.key = nn.Linear(width, self.key_heads * head_width, bias=bias)
+        self.value = nn.Linear(width, self.key_heads * value_width, bias=bias)
         self.out = nn.Linear(heads * value_width, width, bias=out_bias)
+        self.query_norm = HeadNorm(head_norm(head_width), heads) if head_norm else None
+        self.key_norm = HeadNorm(head_norm(head_width), self.key_heads) if head_norm else None
         self.rotary = rotary
         self.mechanisms = mechanisms(heads, head_width)
 
     def forward(self, x: Tensor, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
         query_BNLH, key_BNLH = self._query_and_key(x, plan.layout)
-        value_BNLV = plan.layout.to_heads(self.value(x), self.heads)
+        value_BNLV = plan.layout.to_heads(self._shared(self.value(x)), self.heads)
         attended_BNLV = self.mechanisms(query_BNLH, key_BNLH, value_BNLV, plan, bias)
         return self.out(plan.layout.from_heads(attended_BNLV))
 
@@ -123,6 +130,27 @@ class MultiHeadAttention(Attention):
 
     def _query_and_key(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         query, key = self.query(x), self.key(x)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary is not None:
             query, key = self.rotary(query, layout.positions), self.rotary(key, layout.positions)
-        return layout.to_heads(query, self.heads), layout.to_heads(key, self.heads)
+        return layout.to_heads(query, self.heads), layout.to_heads(self._shared(key), self.heads)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """Keys or values of `key_heads` heads, each as often as there are heads that share it."""
+        if self.key_heads == self.heads:
+            return x
+        heads = x.unflatten(-1, (self.key_heads, 1, -1))
+        return heads.expand(*heads.shape[:-2], self.heads // self.key_heads, -1).flatten(-3)
+
+
+class HeadNorm(nn.Module):
+    """A norm of each head's values by themselves: `[..., N * H]` to the same."""
+
+    def __init__(self, norm: nn.Module, heads: int) -> None:
+        super().__init__()
+        self.norm, self.heads = norm, heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x.unflatten(-1, (self.heads, -1)))
+        return normed.flatten(-2)

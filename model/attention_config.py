@@ -15,6 +15,7 @@ from heed.model.block_index import is_block_sparse
 from heed.model.config_checks import check_integers
 from heed.model.exact_attention import ExactAttention
 from heed.model.head_groups import HeadGroups
+from heed.model.norms import NormConfig
 from heed.model.patterns import Full, Pattern, least
 from heed.model.positions import RotaryPositions
 from heed.model.score_functions import ScaledDot
@@ -90,6 +91,8 @@ class AttentionConfig(AttentionVariant):
     normalize: Normalizer = softmax
     # In place of pattern, score and normalize: a class of linear_attention.py, whose time is linear in the length.
     approximation: Callable[[int, int], Mechanism] | None = None
+    key_heads: int | None = None  # of keys and values, where several heads share one (grouped queries)
+    head_norm: NormConfig | None = None  # of each head's queries and keys, before they are rotated
     head_width: int | None = None  # H of queries and keys; D / N when left out
     value_width: int | None = None  # H of values; that of the keys when left out
     bias: bool = True  # in the four projections
@@ -98,8 +101,10 @@ class AttentionConfig(AttentionVariant):
     rotary_factor: float = 1.0  # how much longer rows are than those that the base was made for
 
     def __post_init__(self) -> None:
-        given = [name for name in ("head_width", "value_width") if getattr(self, name) is not None]
+        given = [name for name in ("key_heads", "head_width", "value_width") if getattr(self, name) is not None]
         check_integers(self, "heads", *given)
+        if self.key_heads is not None and self.heads % self.key_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.key_heads} key_heads in groups of one size")
         if self.approximation and (self.pattern, self.score, self.normalize) != (Full(), ScaledDot, softmax):
             raise ValueError("an approximation stands in place of pattern, score and normalize; leave them out")
         if isinstance(self.pattern, tuple) and len(self.pattern) != self.heads:
@@ -126,7 +131,8 @@ class AttentionConfig(AttentionVariant):
     def plain(self) -> bool:
         exact = self.approximation is None and (self.score, self.normalize) == (ScaledDot, softmax)
         sizes = self.value_width in (None, self.head_width)
-        return exact and not self.aligned and self.rotary_base is None and sizes and self.bias
+        own = self.key_heads in (None, self.heads) and self.head_norm is None and self.rotary_base is None
+        return exact and not self.aligned and own and sizes and self.bias
 
     @property
     def has_weights(self) -> bool:
@@ -161,6 +167,8 @@ class AttentionConfig(AttentionVariant):
             bias=self.bias,
             out_bias=self.bias if self.out_bias is None else self.out_bias,
             rotary=self._rotary(head_width, max_length),
+            key_heads=self.key_heads,
+            head_norm=self.head_norm.build if self.head_norm else None,
         )
 
     def _rotary(self, head_width: int, max_length: int) -> RotaryPositions | None:

@@ -24,7 +24,7 @@ from heed.model.longformer_attention import LongformerConfig
 from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig, PoolingMode
 from heed.model.positions import LearnedPositions, LogBuckets, PositionRule, SinusoidalPositions
-from heed.model.transformer_block import Block, PreNormBlock
+from heed.model.transformer_block import Block, PreNormBlock, SandwichBlock
 
 __all__ = [
     "Activation",
@@ -58,14 +58,18 @@ class LayerConfig:
     norm: NormConfig = NormConfig()
     norm_first: bool = False  # pre-norm; post-norm when false
     attention_norm: bool = True  # false leaves out the first norm (ModernBERT's first layer)
+    sandwich: bool = False  # pre-norm, and norms of what is added as well (Gemma)
 
     def build(self, width: int, max_length: int) -> Block:
-        return (PreNormBlock if self.norm_first else Block)(
+        parts = (
             self.attention.build(width, max_length),
             self.feed_forward.build(width),
             self.norm.build(width) if self.attention_norm else nn.Identity(),
             self.norm.build(width),
         )
+        if self.sandwich:
+            return SandwichBlock(*parts, self.norm.build(width), self.norm.build(width))
+        return (PreNormBlock if self.norm_first else Block)(*parts)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class TokensConfig:
     vocabulary: int  # rows of the token table
     token_types: int = 0  # rows of the token type table; 0: there is none
     width: int | None = None  # of the tables, if it is not D: a linear layer leads to D (ELECTRA)
+    scale: float = 1.0  # of what the token table holds (Gemma: √D)
 
     def __post_init__(self) -> None:
         check_integers(self, "vocabulary")
@@ -37,10 +38,13 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(config.vocabulary, width)
         self.types = nn.Embedding(config.token_types, width) if config.token_types else None
+        self.scale = config.scale
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """`input_ids` and `token_type_ids`, each `[...]`, to `[..., D]`."""
         x = self.tokens(inputs["input_ids"])
+        if self.scale != 1:
+            x = x * self.scale
         return x if self.types is None else x + self.types(inputs["token_type_ids"])
 
 

@@ -17,6 +17,7 @@ class NormConfig:
     kind: Literal["layer", "rms"] = "layer"
     epsilon: float = 1e-12
     bias: bool = True  # of a LayerNorm
+    unit_offset: bool = False  # the weight of an RMSNorm is less by 1 than what it multiplies by (Gemma)
 
     def __post_init__(self) -> None:
         if self.kind not in ("layer", "rms"):
@@ -26,7 +27,7 @@ class NormConfig:
 
     def build(self, width: int) -> nn.Module:
         if self.kind == "rms":
-            return RMSNorm(width, self.epsilon)
+            return OffsetRMSNorm(width, self.epsilon) if self.unit_offset else RMSNorm(width, self.epsilon)
         return nn.LayerNorm(width, eps=self.epsilon, bias=self.bias)
 
 
@@ -39,4 +40,18 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon) * self.weight
+        return self.unscaled(x) * self.weight
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """`x / √(mean(x²) + ε) · (1 + weight)`, so that weights near 0 change little."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__(width, epsilon)
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unscaled(x) * (1 + self.weight)

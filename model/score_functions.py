@@ -5,6 +5,7 @@ scores `[B, N, ..., Q, K]`.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,16 @@ class ScaledDot(Dot):
     def __init__(self, heads: int, head_width: int) -> None:
         super().__init__(heads, head_width)
         self.scale = 1 / math.sqrt(head_width)
+
+
+@dataclass(frozen=True)
+class ScaledDotFor:
+    """`ScaledDot` with the scale of another width, whatever that of a head is (Gemma)."""
+
+    width: int
+
+    def __call__(self, heads: int, head_width: int) -> ScaledDot:
+        return ScaledDot(heads, self.width)
 
 
 class Additive(nn.Module):

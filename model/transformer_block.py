@@ -46,3 +46,26 @@ class PreNormBlock(Block):
 
     def weights(self, x: Tensor, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
         return self.attention.weights(self.attention_norm(x), plan, bias)
+
+
+class SandwichBlock(PreNormBlock):
+    """Sandwich norm: what is added to the residual is normed both before and after it is computed (Ding et al., 2021)."""
+
+    def __init__(
+        self,
+        attention: Attention,
+        feed_forward: nn.Module,
+        attention_norm: nn.Module,
+        feed_forward_norm: nn.Module,
+        attention_out_norm: nn.Module,
+        feed_forward_out_norm: nn.Module,
+    ) -> None:
+        super().__init__(attention, feed_forward, attention_norm, feed_forward_norm)
+        self.attention_out_norm = attention_out_norm
+        self.feed_forward_out_norm = feed_forward_out_norm
+
+    def forward(self, x: Tensor, plan: AttentionPlan, bias: Bias | None = None, last: bool = False) -> Tensor:
+        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), plan, bias))
+        if last:
+            x = plan.layout.kept(x)
+        return x + self.feed_forward_out_norm(self.feed_forward(self.feed_forward_norm(x)))

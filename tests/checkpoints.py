@@ -29,6 +29,18 @@ BERT_SIZES: dict[str, Any] = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-5,
 }
+DECODER_SIZES: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 30,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 37,
+    "max_position_embeddings": 40,
+    "pad_token_id": 1,
+    "rms_norm_eps": 1e-5,
+}
 COUNTED = {"max_position_embeddings": 42, "pad_token_id": 1}
 
 
@@ -41,6 +53,13 @@ class Published:
     types: bool = True  # whether it takes token types
     max_length: int = 40
     activation: str = "hidden_act"  # the key
+    epsilon: str = "layer_norm_eps"  # the key
+    ends_at_padding: bool = False  # whether padding ids say where a row ends
+    tasks: tuple[Task, ...] = TASKS
+
+    @property
+    def heads(self) -> int:
+        return int(self.sizes.get("num_attention_heads", self.sizes.get("n_heads")))
 
 
 PUBLISHED = {
@@ -82,6 +101,25 @@ PUBLISHED = {
             "share_att_key": True,
         },
     ),
+    "qwen2": Published(
+        "Qwen2",
+        DECODER_SIZES | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": None},
+        types=False, epsilon="rms_norm_eps", ends_at_padding=True,
+    ),
+    "qwen3": Published("Qwen3", DECODER_SIZES, types=False, epsilon="rms_norm_eps", ends_at_padding=True),
+    "gemma3_text": Published(
+        "Gemma3Text",
+        DECODER_SIZES
+        | {
+            "hidden_activation": "gelu",
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 13,
+            "sliding_window": 9,
+            "use_bidirectional_attention": True,
+        },
+        types=False, activation="hidden_activation", epsilon="rms_norm_eps", ends_at_padding=True,
+        tasks=("encoder", "sequence"),
+    ),
 }  # fmt: skip
 
 
@@ -91,7 +129,8 @@ def save_family(folder: Path, family: str, task: Task = "encoder", *, seed: int 
 
     published = PUBLISHED[family]
     labels = {} if task == "encoder" else {"id2label": {0: "red", 1: "green", 2: "blue"}}
-    config = getattr(transformers, f"{published.prefix}Config")(**(published.sizes | labels | overrides))
+    settings = {name: value for name, value in (published.sizes | labels | overrides).items() if value is not None}
+    config = getattr(transformers, f"{published.prefix}Config")(**settings)
     network = getattr(transformers, f"{published.prefix}{CLASS_OF_TASK[task]}")(config)
     make_noisy(network, seed)
     network.save_pretrained(folder)
@@ -124,7 +163,8 @@ def masks(length: int) -> Tensor:
 
 
 def random_inputs(family: str, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """Ids (the padding id may be among them), token types where the family takes them, and masks."""
+    """Ids (the padding id may be among them, unless it says where a row ends), token types where the family takes
+    them, and masks."""
     sizes = PUBLISHED[family].sizes
     generator = torch.Generator().manual_seed(1000 * seed + length)
     mask = masks(length)
@@ -132,6 +172,10 @@ def random_inputs(family: str, length: int, seed: int = 0) -> dict[str, Tensor]:
         "input_ids": torch.randint(0, sizes["vocab_size"], mask.shape, generator=generator),
         "attention_mask": mask,
     }
+    if PUBLISHED[family].ends_at_padding:
+        padding = sizes["pad_token_id"]
+        ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == padding, padding + 1)
+        inputs["input_ids"] = torch.where(mask.bool(), ids, padding)
     if PUBLISHED[family].types:
         inputs["token_type_ids"] = torch.randint(0, sizes["type_vocab_size"], mask.shape, generator=generator)
     return inputs

@@ -120,8 +120,9 @@ def add_pooling(folder: Path, mode: str, *, unit_length: bool = True) -> Path:
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    keys = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
-    config = {"word_embedding_dimension": width} | {key: name == mode for name, key in keys.items()}
+    keys = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}
+    flags = {f"pooling_mode_{key}": name == mode for name, key in keys.items()}
+    config = {"word_embedding_dimension": width} | flags
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -10,11 +10,13 @@ from heed.model.families.big_bird import BIG_BIRD
 from heed.model.families.deberta_v2 import DEBERTA_V2
 from heed.model.families.distilbert import DISTILBERT
 from heed.model.families.electra import ELECTRA
+from heed.model.families.gemma3 import GEMMA3_TEXT
 from heed.model.families.gte import GTE
 from heed.model.families.longformer import LONGFORMER
 from heed.model.families.modernbert import MODERNBERT
 from heed.model.families.mpnet import MPNET
 from heed.model.families.nomic_bert import NOMIC_BERT
+from heed.model.families.qwen import QWEN2, QWEN3
 from heed.model.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from heed.model.families.vit import VIT
 
@@ -34,6 +36,9 @@ FAMILIES: dict[str, Family] = {
         NOMIC_BERT,
         GTE,
         DEBERTA_V2,
+        QWEN2,
+        QWEN3,
+        GEMMA3_TEXT,
         LONGFORMER,
         BIG_BIRD,
         VIT,

@@ -1,12 +1,12 @@
 """ModernBERT (Warner et al., 2024): pre-norm, rotary positions, gated feed-forward, windows in most layers."""
 
 from dataclasses import replace
-from typing import Any
 
 from heed.model.attention_config import AttentionConfig
 from heed.model.classification_head import LabelsConfig
 from heed.model.config import EncoderConfig, LayerConfig
 from heed.model.embeddings import TokensConfig
+from heed.model.families import rotary
 from heed.model.families.base import Family, Head, Weights, activation, count, flag, split
 from heed.model.families.keys import Json, Keys
 from heed.model.feed_forward import FeedForwardConfig
@@ -76,24 +76,6 @@ def kinds_of_layers(config: Json) -> list[str]:
     return kinds
 
 
-def rotary_base(config: Json, kind: str) -> float:
-    """The rotary base of a kind of layer.
-
-    Raises:
-        ValueError: the rotary positions are of another kind than those of Su et al. (2021).
-    """
-    by_kind = config["rope_parameters"] or {}
-    if not isinstance(by_kind, dict) or not by_kind.keys() <= KINDS.keys():
-        raise ValueError(f"config.json: rope_parameters={by_kind!r} is not supported, only one of each of {[*KINDS]}")
-    parameters: dict[str, Any] = by_kind.get(kind) or {}
-    if parameters.get("rope_type", "default") != "default" or not parameters.keys() <= {"rope_type", "rope_theta"}:
-        raise ValueError(f"config.json: rope_parameters={by_kind!r} is not supported, only rope_type='default'")
-    base = parameters.get("rope_theta", config[KINDS[kind]])
-    if isinstance(base, bool) or not isinstance(base, int | float) or base <= 0:
-        raise ValueError(f"config.json: the rotary base of {kind} is {base!r}, not a positive number")
-    return base
-
-
 def norm(config: Json) -> NormConfig:
     return NormConfig(epsilon=config["norm_eps"], bias=flag(config, "norm_bias"))
 
@@ -105,7 +87,7 @@ def layer(config: Json, number: int, kind: str) -> LayerConfig:
             count(config, "num_attention_heads"),
             Window(count(config, "local_attention") // 2) if window else Full(),
             bias=flag(config, "attention_bias"),
-            rotary_base=rotary_base(config, kind),
+            rotary_base=rotary.base_of_kind(config, kind, KINDS),
         ),
         FeedForwardConfig(
             count(config, "intermediate_size"),

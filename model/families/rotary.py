@@ -1,6 +1,7 @@
 """Rotary positions as a `config.json` describes them: `rope_parameters`, in earlier folders `rope_theta` and
 `rope_scaling`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,24 @@ def read_rotary(config: Json, default_base: float) -> Rotary:
     base = said.get("rope_theta", default_base if config["rope_theta"] is None else config["rope_theta"])
     factor = said.get("factor", 1.0) if kind == "ntk" else 1.0
     return Rotary(positive(base, "the rotary base"), positive(factor, f"the factor of {name}"))
+
+
+def base_of_kind(config: Json, kind: str, kinds: Mapping[str, str]) -> float:
+    """The rotary base of a kind of layer, where each kind has its own.
+
+    Args:
+        kinds: every kind, and the key that held its base before there were `rope_parameters`.
+
+    Raises:
+        ValueError: the rotary positions are of another kind than those of Su et al. (2021).
+    """
+    by_kind = config["rope_parameters"] or {}
+    if not isinstance(by_kind, dict) or not by_kind.keys() <= kinds.keys():
+        raise ValueError(f"config.json: rope_parameters={by_kind!r} is not supported, only one of each of {[*kinds]}")
+    parameters: dict[str, Any] = by_kind.get(kind) or {}
+    if parameters.get("rope_type", "default") != "default" or not parameters.keys() <= {"rope_type", "rope_theta"}:
+        raise ValueError(f"config.json: rope_parameters={by_kind!r} is not supported, only rope_type='default'")
+    return positive(parameters.get("rope_theta", config[kinds[kind]]), f"the rotary base of {kind}")
 
 
 def positive(value: Any, what: str) -> float:

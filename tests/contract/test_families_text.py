@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from heed.bundle.sequence_packing import Arrays
 from heed.client import Client
 from tests.bundles import export_bundle
-from tests.checkpoints import PUBLISHED, TASKS, Task, oracle_answer, random_inputs, save_family
+from tests.checkpoints import PUBLISHED, Task, oracle_answer, random_inputs, save_family
 from tests.contract.support import BUDGET
 from tests.support import run_server
 from tests.tokenizers import save_byte_bpe, save_unigram, save_wordpiece
@@ -29,6 +29,9 @@ TOKENIZERS: dict[str, Callable[[Path], int]] = {
     "nomic_bert": save_wordpiece,
     "gte": save_unigram,
     "deberta-v2": save_unigram,
+    "qwen2": save_byte_bpe,
+    "qwen3": save_byte_bpe,
+    "gemma3_text": save_unigram,
 }
 
 TEXTS = ["I saw a saw.", "", "naïve cafés & 🦊", "the quick brown fox jumped over"]
@@ -46,11 +49,14 @@ SOON = {
     ("nomic_bert", "sequence"),
     ("gte", "encoder"),
     ("deberta-v2", "sequence"),
+    ("qwen2", "token"),
+    ("qwen3", "sequence"),
+    ("gemma3_text", "encoder"),
 }
 CASES = [
     pytest.param(family, task, marks=[] if (family, task) in SOON else pytest.mark.long)
     for family in PUBLISHED
-    for task in TASKS
+    for task in PUBLISHED[family].tasks
 ]
 
 
@@ -97,7 +103,7 @@ def test_a_served_family_answers_as_transformers(tmp_path: Path, family: str, ta
     source = tmp_path / "source"
     source.mkdir()
     vocabulary = TOKENIZERS[family](source)
-    save_family(source, family, task, num_hidden_layers=1, vocab_size=vocabulary)
+    save_family(source, family, task, num_hidden_layers=1, layer_types=None, vocab_size=vocabulary)
     output = "last_hidden_state" if task == "encoder" else "logits"
     with (
         run_server(export_bundle(source, tmp_path / "bundle"), tmp_path / "log") as server,

@@ -16,11 +16,13 @@ from heed.model.classification_head import LabelsConfig
 from heed.model.families import FAMILIES as REGISTRY
 from heed.model.families.base import ACTIVATIONS
 from heed.model.positions import LogBuckets
-from tests.checkpoints import PUBLISHED, TASKS, Task, oracle_answer, random_inputs, save_family
+from tests.checkpoints import PUBLISHED, Task, oracle_answer, random_inputs, save_family
 from tests.support import add_pooling
 
 BUDGET = 1e-9  # both sides in float64
 FAMILIES = list(PUBLISHED)
+ARCHITECTURES = [(family, task) for family, published in PUBLISHED.items() for task in published.tasks]
+CLASSIFIERS = [(family, task) for family, task in ARCHITECTURES if task != "encoder"]
 
 
 def answer(folder: Path, task: Task, inputs: dict[str, Tensor]) -> Tensor:
@@ -55,7 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Task], 
     return {
         (family, task): save_family(tmp_path_factory.mktemp(f"{family}-{task}"), family, task)
         for family in FAMILIES
-        for task in TASKS
+        for task in PUBLISHED[family].tasks
     }
 
 
@@ -70,8 +72,7 @@ def edited(source: Path, folder: Path, **changes: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "task"), ARCHITECTURES)
 def test_a_family_is_equal_to_transformers(folders: Folders, family: str, task: Task) -> None:
     for length in (1, 2, 9, 40):
         assert_equal_to_transformers(folders[family, task], task, random_inputs(family, length))
@@ -168,24 +169,24 @@ def test_mpnet_has_as_many_buckets_as_its_code(folders: Folders, tmp_path: Path)
 # Labels
 
 
-@pytest.mark.parametrize("task", ["sequence", "token"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "task"), CLASSIFIERS)
 def test_a_classifier_without_a_weight_of_its_head_is_refused(
     folders: Folders, tmp_path: Path, family: str, task: Task
 ) -> None:
     edited(folders[family, task], tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["classifier.bias" if "classifier.bias" in tensors else "classifier.out_proj.bias"]
+    last = ("classifier.bias", "classifier.out_proj.bias", "score.bias", "score.weight")
+    name = next(name for name in last if name in tensors)
+    del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"the weights lack head\.out\.bias"):
+    with pytest.raises(CheckpointError, match=rf"the weights lack head\.out\.{name.rpartition('.')[2]}"):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("task", ["sequence", "token"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "task"), CLASSIFIERS)
 def test_a_classifier_is_not_taken_for_an_encoder(folders: Folders, tmp_path: Path, family: str, task: Task) -> None:
     edited(folders[family, task], tmp_path, architectures=None)
-    with pytest.raises(CheckpointError, match=r"weight (pre_)?classifier\S+ has no place in the model"):
+    with pytest.raises(CheckpointError, match=r"weight ((pre_)?classifier|score)\S+ has no place in the model"):
         load_checkpoint(tmp_path)
 
 
@@ -323,8 +324,7 @@ def test_a_cross_encoder_may_be_a_folder_of_sentence_transformers(folders: Folde
     assert torch.equal(answer(tmp_path, "sequence", inputs), answer(source, "sequence", inputs))
 
 
-@pytest.mark.parametrize("task", ["sequence", "token"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "task"), CLASSIFIERS)
 def test_labels_have_the_names_of_the_config(folders: Folders, family: str, task: Task) -> None:
     head = load_checkpoint(folders[family, task]).encoder.config.head
     assert isinstance(head, LabelsConfig)
@@ -342,7 +342,7 @@ def test_a_single_label_is_a_score(tmp_path: Path, family: str) -> None:
 
 # Controls: each of these differences would be found
 
-VALUE_OF_LAYER_0 = r"0\.(attention\.(self\.value(_proj)?|v_lin|attn\.v|qkv_proj)|attn\.Wqkv)\.weight$"
+QUERY_OF_LAYER_0 = r"0\.(attention\.(self\.query(_proj)?|q_lin|attn\.q|qkv_proj)|attn\.Wqkv|self_attn\.q_proj)\.weight$"
 
 
 def difference(source: Path, other: Path, family: str) -> float:
@@ -359,7 +359,8 @@ def test_another_activation_would_be_found(folders: Folders, tmp_path: Path, fam
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "distilbert"])
 def test_another_epsilon_would_be_found(folders: Folders, tmp_path: Path, family: str) -> None:
     source = folders[family, "encoder"]
-    assert difference(source, edited(source, tmp_path, layer_norm_eps=1e-3), family) > 1e-4
+    changed = edited(source, tmp_path, **{PUBLISHED[family].epsilon: 1e-3})
+    assert difference(source, changed, family) > 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -367,9 +368,10 @@ def test_swapped_heads_would_be_found(folders: Folders, tmp_path: Path, family: 
     source = folders[family, "encoder"]
     edited(source, tmp_path)
     tensors = load_file(source / "model.safetensors")
-    (name,) = [name for name in tensors if re.search(VALUE_OF_LAYER_0, name)]
-    values = tensors[name][-30:]  # the last of three, where they are stored as one
-    values.copy_(values.reshape(3, 10, 30)[[1, 0, 2]].flatten(0, 1))
+    (name,) = [name for name in tensors if re.search(QUERY_OF_LAYER_0, name)]
+    rows = load_checkpoint(source).encoder.blocks[0].attention.query.out_features  # type: ignore[union-attr]
+    queries = tensors[name][:rows]  # the first of three, where they are stored as one
+    queries.copy_(queries.unflatten(0, (PUBLISHED[family].heads, -1)).roll(1, 0).flatten(0, 1))
     save_file(tensors, tmp_path / "model.safetensors")
     assert difference(source, tmp_path, family) > 1e-4
 

@@ -5,6 +5,7 @@ Letters: B rows, L slots, T tokens, D width.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from heed.export.passes.outline_attention import outline_attention
 from heed.export.passes.outline_linear import outline_linear
 from heed.export.torch_to_onnx import capture_with_attentions
 from heed.model import Encoder
-from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
+from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, NormConfig, TokensConfig
 from heed.model.patterns import Causal, Full, Pairs, Pattern, Window
 from heed.server.engine.kernels import library
 from heed.server.engine.session import CPU, denormals_as_zero, session_options
@@ -65,9 +66,9 @@ def full(*lengths: int) -> list[Bools]:
     return [np.ones(length, np.bool_) for length in lengths]
 
 
-def encoder_of(patterns: tuple[Pattern, ...] = (Full(),), width: int = 24, layers: int = 1, **options: int) -> Encoder:
+def encoder_of(patterns: tuple[Pattern, ...] = (Full(),), width: int = 24, layers: int = 1, **options: Any) -> Encoder:
     heads = options.pop("heads", len(patterns) if len(patterns) > 1 else 3)
-    attention = AttentionConfig(heads, patterns if len(patterns) > 1 else patterns[0], **options)  # type: ignore[arg-type]
+    attention = AttentionConfig(heads, patterns if len(patterns) > 1 else patterns[0], **options)
     layer = LayerConfig(attention, FeedForwardConfig(40))
     encoder = Encoder(EncoderConfig(TokensConfig(50), width, (layer,) * layers, max_length=120))
     make_noisy(encoder)
@@ -135,6 +136,14 @@ def test_named_parts_are_close_with_the_library(graph: Graph) -> None:
 @only_with_library
 def test_heads_that_are_turned_by_their_positions(tmp_path: Path) -> None:
     graph = Graph(tmp_path, encoder_of((Full(),), rotary_base=100))
+    assert "Attention" in graph.operators
+    masks = full(1, 5, 40)
+    assert_close(graph.run(graph.named, masks, with_library=True), graph.run(graph.plain, masks))
+
+
+@only_with_library
+def test_heads_that_share_keys_and_are_normed(tmp_path: Path) -> None:
+    graph = Graph(tmp_path, encoder_of((Causal(),), heads=4, key_heads=2, head_norm=NormConfig("rms"), rotary_base=100))
     assert "Attention" in graph.operators
     masks = full(1, 5, 40)
     assert_close(graph.run(graph.named, masks, with_library=True), graph.run(graph.plain, masks))
