@@ -31,6 +31,7 @@ class LabelsConfig:
     hidden: Activation | None = None  # the activation of the hidden layer; None: there is no such layer
     hidden_bias: bool = True
     hidden_norm: NormConfig | None = None  # after the activation
+    pools_hidden: bool = False  # the hidden layer is of each token, and pooled afterwards
     bias: bool = True  # of the logits
     score_activation: ScoreActivation | None = None  # see `activation`
 
@@ -70,9 +71,17 @@ class ClassificationHead(nn.Module):
         self.out = nn.Linear(width, len(config.names), bias=config.bias)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        if self.config.per == "sequence":
-            x = layout.first(x) if self.config.pooling == "cls" else self.pooling(x, layout)
+        if self.config.pools_hidden:
+            return self.out(self._pooled(self._hidden(x), layout))
+        return self.out(self._hidden(self._pooled(x, layout)))
+
+    def _pooled(self, x: Tensor, layout: Layout) -> Tensor:
+        if self.config.per == "token":
+            return x
+        return layout.first(x) if self.config.pooling == "cls" else self.pooling(x, layout)
+
+    def _hidden(self, x: Tensor) -> Tensor:
         for layer in (self.hidden, self.activation, self.norm):
             if layer is not None:
                 x = layer(x)
-        return self.out(x)
+        return x

@@ -107,6 +107,7 @@ PUBLISHED = {
         types=False, epsilon="rms_norm_eps", ends_at_padding=True,
     ),
     "qwen3": Published("Qwen3", DECODER_SIZES, types=False, epsilon="rms_norm_eps", ends_at_padding=True),
+    "eurobert": Published("EuroBert", DECODER_SIZES, types=False, epsilon="rms_norm_eps"),
     "gemma3_text": Published(
         "Gemma3Text",
         DECODER_SIZES

@@ -10,6 +10,7 @@ from heed.model.families.big_bird import BIG_BIRD
 from heed.model.families.deberta_v2 import DEBERTA_V2
 from heed.model.families.distilbert import DISTILBERT
 from heed.model.families.electra import ELECTRA
+from heed.model.families.eurobert import EUROBERT
 from heed.model.families.gemma3 import GEMMA3_TEXT
 from heed.model.families.gte import GTE
 from heed.model.families.longformer import LONGFORMER
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Family] = {
         QWEN2,
         QWEN3,
         GEMMA3_TEXT,
+        EUROBERT,
         LONGFORMER,
         BIG_BIRD,
         VIT,

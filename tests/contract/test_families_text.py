@@ -32,6 +32,7 @@ TOKENIZERS: dict[str, Callable[[Path], int]] = {
     "qwen2": save_byte_bpe,
     "qwen3": save_byte_bpe,
     "gemma3_text": save_unigram,
+    "eurobert": save_byte_bpe,
 }
 
 TEXTS = ["I saw a saw.", "", "naïve cafés & 🦊", "the quick brown fox jumped over"]
@@ -52,6 +53,7 @@ SOON = {
     ("qwen2", "token"),
     ("qwen3", "sequence"),
     ("gemma3_text", "encoder"),
+    ("eurobert", "sequence"),
 }
 CASES = [
     pytest.param(family, task, marks=[] if (family, task) in SOON else pytest.mark.long)
