@@ -17,7 +17,10 @@ from heed.exporting import export_bundle
 from heed.model import Checkpoint, Encoder
 from heed.model.attention_plan import DENSE_COLUMNS
 from heed.model.config import (
+    Alibi,
     AttentionConfig,
+    DisentangledConfig,
+    DistancesConfig,
     EncoderConfig,
     FeedForwardConfig,
     LabelsConfig,
@@ -32,7 +35,8 @@ from heed.model.config import (
     TokensConfig,
     VectorsConfig,
 )
-from heed.model.patterns import Adjacency, Full, Window
+from heed.model.patterns import Adjacency, Causal, Full, Window
+from heed.model.score_functions import ScaledDotFor
 
 NOISE = 0.15
 TABLES = 0.05  # the scale of published tables of tokens and positions: small beside it, an epsilon would not be seen
@@ -122,8 +126,40 @@ def nodes() -> EncoderConfig:
     )
 
 
+def reranker() -> EncoderConfig:
+    """Gemma as a reranker, with ALiBi as well: grouped queries, norms in heads and around all parts, the last token."""
+    norm = NormConfig("rms", 1e-6, unit_offset=True)
+    attention = AttentionConfig(
+        4, Causal(), score=ScaledDotFor(12), key_heads=2, head_norm=norm, bias=False, rotary_base=1e3, rotary_factor=4.0
+    )
+    layer = LayerConfig(attention, FeedForwardConfig(64, "silu", gated=True, bias=False), norm, sandwich=True)
+    return EncoderConfig(
+        inputs=TokensConfig(VOCABULARY, scale=6.0),
+        width=32,
+        layers=(layer, layer),
+        max_length=LENGTH,
+        relative_bias=Alibi(),
+        final_norm=norm,
+        head=LabelsConfig(("good", "bad", "neither"), per="sequence", pooling="lasttoken", bias=False),
+    )
+
+
+def entailment() -> EncoderConfig:
+    """DeBERTa as a classifier of pairs: content and distance scored apart."""
+    layer = LayerConfig(DisentangledConfig(4), FeedForwardConfig(64), NORM)
+    return EncoderConfig(
+        inputs=TokensConfig(VOCABULARY),
+        width=32,
+        layers=(layer, layer),
+        max_length=LENGTH,
+        relative_bias=DistancesConfig(8, 30, NORM),
+        embedding_norm=NORM,
+        head=LabelsConfig(("entailed", "neutral", "contradicted"), per="sequence", pooling="first_real", hidden="gelu"),
+    )
+
+
 CONFIGS: dict[str, Callable[[], EncoderConfig]] = {
-    config.__name__: config for config in (sentences, tagger, classifier, longformer, nodes)
+    config.__name__: config for config in (sentences, tagger, classifier, longformer, nodes, reranker, entailment)
 }
 TAKE_TEXT = ("sentences",)
 

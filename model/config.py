@@ -23,11 +23,12 @@ from heed.model.feed_forward import Activation, FeedForwardConfig
 from heed.model.longformer_attention import LongformerConfig
 from heed.model.norms import NormConfig
 from heed.model.pooling import PoolingConfig, PoolingMode
-from heed.model.positions import LearnedPositions, LogBuckets, PositionRule, SinusoidalPositions
+from heed.model.positions import Alibi, LearnedPositions, LogBuckets, PositionRule, SinusoidalPositions
 from heed.model.transformer_block import Block, PreNormBlock, SandwichBlock
 
 __all__ = [
     "Activation",
+    "Alibi",
     "AttentionConfig",
     "DisentangledConfig",
     "DistancesConfig",
@@ -107,7 +108,7 @@ class EncoderConfig:
     max_length: int  # columns of the longest row
     positions: LearnedConfig | SinusoidalConfig | None = None  # added to the input
     position_rule: PositionRule = PositionRule()
-    relative_bias: LogBuckets | DistancesConfig | None = None  # what all layers share about distances
+    relative_bias: LogBuckets | Alibi | DistancesConfig | None = None  # what all layers share about distances
     embedding_norm: NormConfig | None = None
     final_norm: NormConfig | None = None
     head: PoolingConfig | LabelsConfig | None = None

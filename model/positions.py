@@ -6,6 +6,7 @@ Position ids come from the full row, before any padding is left out. Then one of
     SinusoidalPositions   a fixed table, added to the input; any length
     RotaryPositions       rotate queries and keys, so that their product depends on the distance
     RelativeBias          a learned bias for each head and distance, added to the scores
+    LinearBias            a bias that falls with the distance, by a slope for each head (ALiBi)
 
 Tables are made on the CPU in float32, whatever device the weights are made on: they are constants, not weights.
 
@@ -159,3 +160,37 @@ class RelativeBias(nn.Module):
         limit = self.max_length - 1
         distance = (pairs.j - pairs.i).clamp(-limit, limit)
         return self.table(self.bucket_of_distance[distance + limit][:, 0]).movedim(-1, 1)
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A bias that grows with the distance, by a slope for each head and to both sides; nothing in it is learned."""
+
+    def build(self, heads: int, width: int, max_length: int) -> "LinearBias":
+        return LinearBias(heads)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Press et al., 2022: `2^(-8/N), 2^(-16/N), ..., 2^-8` for N heads where N is a power of two.
+
+    For others, those of the next smaller power of two, and then every other one of twice as many.
+    """
+    fewer = 2 ** int(math.log2(heads))
+    own = [2 ** (-8 * number / fewer) for number in range(1, fewer + 1)]
+    between = [2 ** (-4 * number / fewer) for number in range(1, 2 * fewer, 2)]
+    return own + between[: heads - fewer]
+
+
+class LinearBias(nn.Module):
+    """`-slope · |i - j|` for each head, added to the scores: attention with linear biases (ALiBi)."""
+
+    slopes: Tensor
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(heads), device="cpu"), persistent=False)
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        """`[1 or B, N, ..., Q, K]`, for columns that broadcast to `[1 or B, 1, ..., Q, K]`."""
+        distance = (pairs.j - pairs.i).abs()
+        return -self.slopes.reshape(-1, *(1,) * (distance.dim() - 2)) * distance

@@ -22,6 +22,7 @@ CLASSES = {
     "electra": "BertTokenizer",
     "longformer": "RobertaTokenizer",
     "mpnet": "MPNetTokenizer",
+    "nomic_bert": "BertTokenizer",
     "roberta": "RobertaTokenizer",
 }
 AS_IT_IS = frozenset({"modernbert"})  # whatever class the folder names
@@ -51,6 +52,7 @@ READERS = {
     "vocab.json": "RobertaTokenizer",
     "sentencepiece.bpe.model": "XLMRobertaTokenizer",
     "spiece.model": "AlbertTokenizer",
+    "spm.model": "DebertaV2Tokenizer",
 }
 
 

@@ -49,7 +49,7 @@ class PreNormBlock(Block):
 
 
 class SandwichBlock(PreNormBlock):
-    """Sandwich norm: what is added to the residual is normed both before and after it is computed (Ding et al., 2021)."""
+    """Sandwich norm: what is added to the residual is computed from normed values, and normed (Ding et al., 2021)."""
 
     def __init__(
         self,

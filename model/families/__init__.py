@@ -13,6 +13,7 @@ from heed.model.families.electra import ELECTRA
 from heed.model.families.eurobert import EUROBERT
 from heed.model.families.gemma3 import GEMMA3_TEXT
 from heed.model.families.gte import GTE
+from heed.model.families.jina_bert import JINA_BERT
 from heed.model.families.longformer import LONGFORMER
 from heed.model.families.modernbert import MODERNBERT
 from heed.model.families.mpnet import MPNET
@@ -41,6 +42,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3,
         GEMMA3_TEXT,
         EUROBERT,
+        JINA_BERT,
         LONGFORMER,
         BIG_BIRD,
         VIT,

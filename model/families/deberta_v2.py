@@ -114,7 +114,6 @@ DEBERTA_V2 = Family(
         "DebertaV2ForSequenceClassification": SEQUENCE,
         "DebertaV2ForTokenClassification": bert.TOKEN,
     },
-    beside=bert.BESIDE
-    | dict.fromkeys(("lm_predictions.", "mask_predictions."), "the head of the language model"),
+    beside=bert.BESIDE | dict.fromkeys(("lm_predictions.", "mask_predictions."), "the head of the language model"),
     spare=frozenset({"embeddings.positions.table.weight"}),
 )

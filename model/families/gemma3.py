@@ -58,7 +58,7 @@ def kinds_of_layers(config: Json) -> list[str]:
 
 
 def pattern(config: Json, kind: str) -> Pattern:
-    """Looking back, a window holds `sliding_window` tokens, the query's own among them; both ways, half to each side."""
+    """A window that looks back holds `sliding_window` tokens, the query's own among them; both ways, half to a side."""
     both_ways = flag(config, "use_bidirectional_attention")
     if kind == "full_attention":
         return Full() if both_ways else Causal()

@@ -100,9 +100,7 @@ def layer(config: Json, kind: str, three: bool) -> LayerConfig:
             rotary_base=positions.base,
             rotary_factor=positions.factor,
         ),
-        FeedForwardConfig(
-            count(config, "intermediate_size"), activation(config, "hidden_act"), gated=True, bias=False
-        ),
+        FeedForwardConfig(count(config, "intermediate_size"), activation(config, "hidden_act"), gated=True, bias=False),
         norm(config),
         norm_first=True,
     )

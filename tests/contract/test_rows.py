@@ -13,6 +13,7 @@ from heed.bundle.sequence_packing import Arrays
 from heed.client import Answer, Client
 from heed.model import Encoder
 from heed.model.config import (
+    Alibi,
     AttentionConfig,
     EncoderConfig,
     FeedForwardConfig,
@@ -175,6 +176,15 @@ def embedder_with_relative_bias() -> Encoder:
     )  # fmt: skip
 
 
+def embedder_with_alibi() -> Encoder:
+    return noisy(
+        EncoderConfig(
+            TokensConfig(60), 30, (layer(AttentionConfig(6)),), 90, None,
+            relative_bias=Alibi(), head=PoolingConfig("mean", unit_length=True),
+        )
+    )  # fmt: skip
+
+
 def pre_norm_with_gates() -> Encoder:
     block = LayerConfig(
         AttentionConfig(4, bias=False), FeedForwardConfig(48, "silu", gated=True), NormConfig("rms"), norm_first=True
@@ -219,6 +229,7 @@ def tokens(random: np.random.Generator) -> Arrays:
         (classifier_of_images, [images], {"last_hidden_state", "logits", "labels"}),
         (tagger_of_frames, [vectors(9, 57), vectors(9, LONG)], {"last_hidden_state", "logits", "labels"}),
         (embedder_with_relative_bias, [typed_tokens], {"last_hidden_state", "sentence_embedding"}),
+        (embedder_with_alibi, [tokens], {"last_hidden_state", "sentence_embedding"}),
         (pre_norm_with_gates, [vectors(32, 70)], {"last_hidden_state"}),
         (scorer, [tokens], {"last_hidden_state", "logits"}),
     ],

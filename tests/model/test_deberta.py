@@ -58,9 +58,7 @@ def ours_of(encoder: Encoder, length: int) -> Tensor:
 
 def assert_equal(folder: Path, length: int) -> None:
     mask = padded(length)
-    theirs = ask(
-        folder, "DebertaV2Model", input_ids=random_ids(SIZES["vocab_size"], mask), attention_mask=mask
-    )
+    theirs = ask(folder, "DebertaV2Model", input_ids=random_ids(SIZES["vocab_size"], mask), attention_mask=mask)
     assert error(ours_of(load_checkpoint(folder).encoder, length), theirs[mask.bool()]) < BUDGET
 
 

@@ -14,7 +14,8 @@ from heed.model import CheckpointError, Encoder, load_checkpoint
 from heed.model.config import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig
 from heed.model.patterns import Window
 from heed.model.transformer_block import SandwichBlock
-from tests.model.support import noise, padded as padded_layout, plan, with_random_weights
+from tests.model.support import noise, plan, with_random_weights
+from tests.model.support import padded as padded_layout
 from tests.oracle import BUDGET, VISIBLE, ask, edited, error, padded, random_ids, save
 
 SIZES: dict[str, Any] = {

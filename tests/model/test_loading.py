@@ -560,7 +560,7 @@ def test_an_index_without_file_names_is_refused(folder: Path, index: dict[str, o
     assert_refused(folder, f"{INDEX} has no weight_map of file names")
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"])
+@pytest.mark.parametrize("name", ["vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model"])
 def test_a_tokenizer_in_an_old_format_is_refused_with_a_way_out(folder: Path, name: str) -> None:
     (folder / "tokenizer.json").rename(folder / name)
     assert_refused(folder, f"has {name} but no tokenizer.json; make one with transformers")

@@ -81,7 +81,11 @@ def test_windows_that_look_back_and_both_ways(tmp_path: Path, version: Version, 
         {"attention_bias": False},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 55.5}},
         {"hidden_act": "gelu"},
-        {"use_sliding_window": True, "sliding_window": 3, "layer_types": ["sliding_attention", *["full_attention"] * 2]},
+        {
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "sliding_window": 3,
+            "use_sliding_window": True,
+        },
     ],
     ids=lambda settings: next(iter(settings)),
 )

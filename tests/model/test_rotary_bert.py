@@ -214,7 +214,9 @@ def test_gte_without_scaling(gte: Path, tmp_path: Path) -> None:
 
 def test_bases_that_configs_leave_out(nomic: Path, gte: Path, tmp_path: Path) -> None:
     def base(folder: Path) -> float:
-        (found,) = {getattr(layer.attention, "rotary_base", 0.0) for layer in load_checkpoint(folder).encoder.config.layers}
+        (found,) = {
+            getattr(layer.attention, "rotary_base", 0.0) for layer in load_checkpoint(folder).encoder.config.layers
+        }
         return found
 
     assert base(edited(nomic, tmp_path / "a", "rope_parameters")) == 1000

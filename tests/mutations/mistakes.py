@@ -36,17 +36,27 @@ from heed.model import Encoder
 from heed.model.attention import Bias, MultiHeadAttention
 from heed.model.attention_plan import AttentionPlan
 from heed.model.classification_head import ClassificationHead
+from heed.model.disentangled_attention import DisentangledAttention, Distances, DistancesConfig
 from heed.model.embeddings import TokenEmbedding
 from heed.model.exact_attention import ExactAttention
 from heed.model.feed_forward import FeedForward
 from heed.model.layout import Layout
 from heed.model.longformer_attention import LongformerAttention
-from heed.model.patterns import Adjacency, Full, GlobalMask, Pairs, Pattern, Window
+from heed.model.norms import OffsetRMSNorm
+from heed.model.patterns import Adjacency, Causal, Full, GlobalMask, Pairs, Pattern, Window
 from heed.model.pooling import Pooling
-from heed.model.positions import LearnedPositions, LogBuckets, RelativeBias, RotaryPositions, SinusoidalPositions
+from heed.model.positions import (
+    LearnedPositions,
+    LinearBias,
+    LogBuckets,
+    RelativeBias,
+    RotaryPositions,
+    SinusoidalPositions,
+    alibi_slopes,
+)
 from heed.model.score_functions import ScaledDot
 from heed.model.softmax import softmax
-from heed.model.transformer_block import Block, PreNormBlock
+from heed.model.transformer_block import Block, PreNormBlock, SandwichBlock
 
 Module = TypeVar("Module", bound=nn.Module)
 ChangeEncoder = Callable[[Encoder], None]
@@ -206,6 +216,24 @@ def sines_before_cosines(encoder: Encoder) -> None:
     table.copy_(torch.cat([table[:, ::2], table[:, 1::2]], 1))
 
 
+def rows_of_distances_of_another_size(encoder: Encoder) -> None:
+    rows = _all(encoder, Distances)[0].row_of_distance
+    distances = torch.arange(len(rows)) - len(rows) // 2
+    rows.copy_(DistancesConfig(8, 12).rows(distances))
+
+
+def rows_of_distances_the_other_way_round(encoder: Encoder) -> None:
+    rows = _all(encoder, Distances)[0].row_of_distance
+    rows.copy_(rows.flip(0))
+
+
+def rotary_factor_ignored(encoder: Encoder) -> None:
+    for rotary in _all(encoder, RotaryPositions):
+        plain = RotaryPositions(rotary.head_width, 1e3, len(rotary.cos))
+        rotary.cos.copy_(plain.cos)
+        rotary.sin.copy_(plain.sin)
+
+
 # --- Graphs of a changed encoder -------------------------------------------------------------------------------------
 
 
@@ -359,6 +387,89 @@ def a_lone_node_sees_all(encoder: Encoder) -> None:
         exact.normalize = select
 
 
+def norm_weights_taken_as_they_are(encoder: Encoder) -> None:
+    """Without the 1 that they are less by."""
+    for norm in _all(encoder, OffsetRMSNorm):
+        norm.weight.sub_(1)
+
+
+def slopes_of_twice_as_many_heads(encoder: Encoder) -> None:
+    for bias in _all(encoder, LinearBias):
+        heads = len(bias.slopes)
+        bias.slopes.copy_(torch.tensor(alibi_slopes(2 * heads)[:heads]))
+
+
+class _Interleaved(MultiHeadAttention):
+    def _shared(self, x: Tensor) -> Tensor:
+        return x.repeat(*(1,) * (x.dim() - 1), self.heads // self.key_heads)
+
+
+def keys_shared_by_every_other_head(encoder: Encoder) -> None:
+    for attention in _all(encoder, MultiHeadAttention):
+        assert attention.key_heads < attention.heads
+        attention.__class__ = _Interleaved
+
+
+def heads_not_normed(encoder: Encoder) -> None:
+    for attention in _all(encoder, MultiHeadAttention):
+        assert attention.query_norm is not None
+        attention.query_norm = attention.key_norm = None
+
+
+def table_not_scaled(encoder: Encoder) -> None:
+    embedding = _all(encoder, TokenEmbedding)[0]
+    assert embedding.scale != 1
+    embedding.scale = 1.0
+
+
+def scale_of_a_head_s_own_width(encoder: Encoder) -> None:
+    for score in _all(encoder, ScaledDot):
+        assert score.scale != 1 / math.sqrt(8)
+        score.scale = 1 / math.sqrt(8)
+
+
+def tokens_see_what_comes_behind_them(encoder: Encoder) -> None:
+    _set_pattern(encoder, Causal, Full())
+
+
+def first_token_instead_of_the_last(encoder: Encoder) -> None:
+    pooling = _all(encoder, ClassificationHead)[0].pooling
+    assert pooling.config.mode == "lasttoken"
+    pooling.config = replace(pooling.config, mode="cls")
+
+
+def norms_behind_parts_missing(encoder: Encoder) -> None:
+    for block in _all(encoder, SandwichBlock):
+        block.attention_out_norm = block.feed_forward_out_norm = nn.Identity()
+
+
+def scale_without_the_terms_of_distance(encoder: Encoder) -> None:
+    for attention in _all(encoder, DisentangledAttention):
+        attention.score.scale = 1 / math.sqrt(encoder.config.width // attention.heads)
+
+
+def a_term_of_distance_missing(encoder: Encoder) -> None:
+    for attention in _all(encoder, DisentangledAttention):
+        attention.config = replace(attention.config, position_to_content=False)
+
+
+class _Swapped(DisentangledAttention):
+    def project(self, distances: Distances) -> tuple[Tensor, Tensor]:
+        keys, queries = super().project(distances)
+        return queries, keys
+
+
+def keys_and_queries_of_distances_swapped(encoder: Encoder) -> None:
+    for attention in _all(encoder, DisentangledAttention):
+        attention.__class__ = _Swapped
+
+
+def distances_not_normed(encoder: Encoder) -> None:
+    distances = _all(encoder, Distances)[0]
+    assert distances.norm is not None
+    distances.norm = None
+
+
 # --- Other words -----------------------------------------------------------------------------------------------------
 
 Json = dict[str, Any]
@@ -411,6 +522,11 @@ def windows_over_counted_tokens(manifest: Manifest) -> Manifest:
     """Slots without holes where attention looks at columns."""
     assert manifest.aligned
     return manifest.model_copy(update={"aligned": False})
+
+
+def the_first_column_whether_it_is_real_or_not(manifest: Manifest) -> Manifest:
+    assert manifest.first_token == "real"
+    return manifest.model_copy(update={"first_token": "column"})
 
 
 def no_global_token_by_default(manifest: Manifest) -> Manifest:
@@ -570,6 +686,8 @@ MISTAKES: list[Mistake] = [
     *_of("classifier", "weights", rotary_base_of_another_layer, gate_and_value_swapped),
     *_of("longformer", "weights", global_projections_missing),
     *_of("nodes", "weights", sines_before_cosines),
+    *_of("reranker", "weights", rotary_factor_ignored),
+    *_of("entailment", "weights", rows_of_distances_of_another_size, rows_of_distances_the_other_way_round),
     *_of(
         "sentences",
         "graphs",
@@ -601,6 +719,27 @@ MISTAKES: list[Mistake] = [
     Mistake("longformer", "weights", weights_rounded_to_float16, only_long=True),
     *_of("nodes", "graphs", edges_reversed, a_lone_node_sees_all, mean_instead_of_the_largest),
     *_of(
+        "reranker",
+        "graphs",
+        norm_weights_taken_as_they_are,
+        slopes_of_twice_as_many_heads,
+        keys_shared_by_every_other_head,
+        heads_not_normed,
+        table_not_scaled,
+        scale_of_a_head_s_own_width,
+        tokens_see_what_comes_behind_them,
+        first_token_instead_of_the_last,
+        norms_behind_parts_missing,
+    ),
+    *_of(
+        "entailment",
+        "graphs",
+        scale_without_the_terms_of_distance,
+        a_term_of_distance_missing,
+        keys_and_queries_of_distances_swapped,
+        distances_not_normed,
+    ),
+    *_of(
         "sentences",
         "words",
         vocabulary_in_another_order,
@@ -618,6 +757,7 @@ MISTAKES: list[Mistake] = [
     ),
     *_of("classifier", "manifest", windows_over_counted_tokens),
     *_of("longformer", "manifest", no_global_token_by_default),
+    *_of("entailment", "manifest", the_first_column_whether_it_is_real_or_not),
 ]
 # For bundles that have int8.
 INT8_MISTAKES: list[Mistake] = _of("sentences", "manifest", int8_in_float32_s_place)

@@ -65,8 +65,8 @@ def export(
 
     SOURCE is a folder in the Hugging Face layout or a sentence-transformers folder. Families: BERT (MiniLM, E5, BGE
     are BERT), RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, MPNet, ModernBERT, Nomic BERT, GTE, DeBERTa,
-    Qwen 2 and 3, Gemma 3, EuroBERT, Longformer, Big Bird, ViT; encoders, sequence and token classifiers,
-    cross-encoders. Weights come from safetensors, or from a pytorch_model.bin
+    Qwen 2 and 3, Gemma 3, EuroBERT, JinaBERT v2, Longformer, Big Bird, ViT; encoders, sequence and token
+    classifiers, cross-encoders. Weights come from safetensors, or from a pytorch_model.bin
     that holds nothing but tensors; code that comes with a folder is never run.
 
     A key of config.json that might change the answers, and that heed does not know, is refused by name. --ignore-key
