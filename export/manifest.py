@@ -18,7 +18,7 @@ from heed.bundle.manifest import (
     Provenance,
     Task,
     TensorSpec,
-    scores_spec,
+    specs_of_logits,
 )
 from heed.model import Checkpoint
 from heed.model.config import EncoderConfig, ImagesConfig, LabelsConfig, PoolingConfig, VectorsConfig
@@ -192,10 +192,7 @@ def _head_outputs(config: EncoderConfig) -> list[TensorSpec]:
         return []
     rows = [B, L] if head.per == "token" else [B]
     logits = TensorSpec(name="logits", datatype="FP32", shape=[*rows, len(head.names)], help="a number for each label")
-    specs = [logits, scores_spec(logits)]
-    if len(head.names) > 1:
-        specs.append(TensorSpec(name="labels", datatype="BYTES", shape=rows, help="the label with the highest score"))
-    return specs
+    return [logits, *specs_of_logits(logits)]
 
 
 def limits(checkpoint: Checkpoint) -> Limits:

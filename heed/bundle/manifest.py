@@ -242,7 +242,7 @@ def parse_manifest(folder: Path, content: bytes) -> Manifest:
         BundleError: it is not one that this version understands.
     """
     try:
-        return _with_scores(Manifest.model_validate_json(content))
+        return _with_specs_of_logits(Manifest.model_validate_json(content))
     except ValidationError as error:
         wrong = {".".join(map(str, one["loc"])) or "the whole file": one for one in error.errors()}
         unknown = [where for where, one in wrong.items() if one["type"] == "extra_forbidden"]
@@ -281,14 +281,22 @@ def _maker(written: dict[str, object]) -> str:
     return f", made by heed {maker}" if maker else ""
 
 
-def scores_spec(logits: TensorSpec) -> TensorSpec:
-    """The scores that a server makes of logits."""
-    return logits.model_copy(update={"name": "scores", "help": "on request: what the model's folder makes of logits"})
+def specs_of_logits(logits: TensorSpec) -> list[TensorSpec]:
+    """What a server makes of logits."""
+    scores = "on request: what the model's folder makes of logits"
+    return [
+        logits.model_copy(update={"name": "scores", "help": scores}),
+        TensorSpec(
+            name="labels", datatype="BYTES", shape=logits.shape[:-1], help="the label with the highest score"
+        ),
+    ]  # fmt: skip
 
 
-def _with_scores(manifest: Manifest) -> Manifest:
-    """Bundles that are older than scores have them, too."""
+def _with_specs_of_logits(manifest: Manifest) -> Manifest:
+    """Bundles that are older than scores, or than labels of models with a single one, have them, too."""
     logits = manifest.output_specs.get("logits")
-    if logits is None or "scores" in manifest.output_specs:
+    made = specs_of_logits(logits) if logits and manifest.labels else []
+    missing = [spec for spec in made if spec.name not in manifest.output_specs]
+    if not missing:
         return manifest
-    return Manifest.model_validate(manifest.model_dump() | {"outputs": [*manifest.outputs, scores_spec(logits)]})
+    return Manifest.model_validate(manifest.model_dump() | {"outputs": [*manifest.outputs, *missing]})

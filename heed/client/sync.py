@@ -96,7 +96,10 @@ class Client(ClientBase):
         truncate: bool = False,
         timeout: float | None = None,
     ) -> list[Label]:
-        """The most likely label of each text, or pair of texts; for models that classify sequences."""
+        """The most likely label of each text, or pair of texts, with its score; for models that classify sequences.
+
+        A model with a single label gives all texts that one, each with a score: of regression, any number.
+        """
         texts, pairs = list(several(texts)), pairs if pairs is None else list(several(pairs))
         return self._run(lambda calls: calls.classify(texts, pairs, truncate, timeout))
 

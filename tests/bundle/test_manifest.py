@@ -75,12 +75,26 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == manifest
 
 
-def test_a_bundle_that_is_older_than_scores_has_them(tmp_path: Path) -> None:
-    write_manifest(tmp_path, manifest_of("input_ids", outputs=["logits", "labels"]))
+@pytest.mark.parametrize(
+    ("names", "given", "read", "activation"),
+    [
+        (["a", "b"], ["logits", "labels"], ["logits", "labels", "scores"], "softmax"),
+        (["fit"], ["logits"], ["logits", "scores", "labels"], "sigmoid"),
+        (["fit"], ["logits", "scores"], ["logits", "scores", "labels"], "sigmoid"),
+    ],
+)
+def test_a_bundle_that_is_older_than_scores_or_a_single_label_has_them(
+    tmp_path: Path, names: list[str], given: list[str], read: list[str], activation: str
+) -> None:
+    write_manifest(tmp_path, manifest_of("input_ids", outputs=given, labels=names))
     manifest = read_manifest(tmp_path)
-    assert [spec.name for spec in manifest.outputs] == ["logits", "labels", "scores"]
-    assert manifest.output_specs["scores"].shape == manifest.output_specs["logits"].shape
-    assert manifest.label_activation == "softmax"
+    assert [spec.name for spec in manifest.outputs] == read
+    logits = manifest.output_specs["logits"]
+    assert manifest.output_specs["scores"].shape == logits.shape
+    assert (manifest.output_specs["labels"].datatype, manifest.output_specs["labels"].shape) == (
+        "BYTES", logits.shape[:-1],
+    )  # fmt: skip
+    assert manifest.label_activation == activation
 
 
 @pytest.mark.parametrize("file", ["report.html", "SHA256SUMS.sig", "../model.onnx", ".model.onnx", "a/model.onnx"])

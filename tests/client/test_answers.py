@@ -105,3 +105,18 @@ async def test_a_real_reranker_ranks_by_the_score_of_each_pair(models: Running) 
     assert [(rank.text, rank.score) for rank in ranks] == [(TEXTS[rank.index], scores[rank.index]) for rank in ranks]
     assert [rank.score for rank in ranks] == sorted(scores, reverse=True)
     assert len(set(scores)) == 3
+
+
+async def test_a_model_with_one_label_gives_it_with_its_score(models: Running) -> None:
+    """As `transformers`' pipelines do; of a text, and of a pair as `rank` scores it."""
+    queries = ["who saw the fox?"] * len(TEXTS)
+    with Client(models.address, "ranker") as client:
+        ranks = client.rank(queries[0], TEXTS)
+        found = client.classify(queries, pairs=TEXTS)
+        alone = client.classify(TEXTS)
+    async with AsyncClient(models.address, "ranker") as other:
+        assert await other.classify(TEXTS) == alone
+    assert [(label.name, label.probability) for label in found] == [
+        ("score", rank.score) for rank in sorted(ranks, key=lambda rank: rank.index)
+    ]
+    assert {label.name for label in alone} == {"score"}

@@ -150,7 +150,7 @@ def test_a_ranker_scores_pairs_alone_as_in_a_batch(ranker: Served) -> None:
     _, client = ranker
     pairs = ["The fox saw nothing.", "a query", "naïve cafés & 🦊", ""]
     together = client.infer({"text": ["I saw"] * 4, "text_pair": pairs})
-    assert set(together.outputs) == {"last_hidden_state", "logits"}
+    assert set(together.outputs) == {"last_hidden_state", "logits", "labels"}
     assert together["logits"].shape == (4, 1)
     alone = [client.infer({"text": ["I saw"], "text_pair": [pair]}, ["logits"])["logits"][0] for pair in pairs]
     assert np.array_equal(together["logits"], np.array(alone))
@@ -165,6 +165,18 @@ def test_call_ranks_the_pairs_of_a_text(ranker: Served) -> None:
     lines = said("call", server.address, "ranker", "-t", "I saw", *(f"-p{pair}" for pair in pairs)).splitlines()
     order = [pairs[number] for number in np.argsort(-scores)]
     assert [line.split(maxsplit=2)[2].strip() for line in lines[2:5]] == order
+
+
+def test_a_single_label_comes_with_its_score(ranker: Served) -> None:
+    server, client = ranker
+    texts = ["The fox saw nothing.", "a query", "naïve cafés & 🦊"]
+    logits = client.infer({"text": texts}, ["logits"])["logits"][:, 0].astype(np.float64)
+    scores = 1 / (1 + np.exp(-logits))
+    found = client.classify(texts)
+    assert [label.name for label in found] == ["score"] * 3
+    np.testing.assert_allclose([label.probability for label in found], scores, rtol=1e-5)
+    shown = said("call", server.address, "ranker", *(f"-t{text}" for text in texts)).splitlines()[2:5]
+    assert [line.split("score")[1].split()[0] for line in shown] == [f"{score:.1%}" for score in scores]
 
 
 # Graphs

@@ -231,7 +231,7 @@ def tokens(random: np.random.Generator) -> Arrays:
         (embedder_with_relative_bias, [typed_tokens], {"last_hidden_state", "sentence_embedding"}),
         (embedder_with_alibi, [tokens], {"last_hidden_state", "sentence_embedding"}),
         (pre_norm_with_gates, [vectors(32, 70)], {"last_hidden_state"}),
-        (scorer, [tokens], {"last_hidden_state", "logits"}),
+        (scorer, [tokens], {"last_hidden_state", "logits", "labels"}),
     ],
 )
 def test_every_input_and_answer_is_served_as_the_reference_computes_it(

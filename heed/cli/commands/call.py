@@ -15,7 +15,7 @@ OUTPUTS = {
     "embedding": EMBED,
     "sequence_classification": CLASSIFY,
     "token_classification": [*TAG, "tokens"],
-    "reranking": RANK,
+    "reranking": RANK,  # of pairs; a text alone has a score, and there is nothing to rank
 }
 
 
@@ -46,7 +46,7 @@ def call(
         with server.client(Client, address, model, timeout) as client:
             info = client.info()
             inputs = texts_and_pairs(texts, pairs or None)
-            answer = client.infer(inputs, OUTPUTS.get(info.task, ["last_hidden_state"]), truncate)
+            answer = client.infer(inputs, _outputs(info.task, bool(pairs)), truncate)
     except (CallError, ValueError) as error:
         fail(explain_error(error))
     if as_json:
@@ -54,6 +54,12 @@ def call(
         print(json.dumps({"model": model, "digest": answer.digest, "provider": answer.provider} | outputs))
     else:
         _show(TextQuery(info, texts, pairs), answer)
+
+
+def _outputs(task: str, of_pairs: bool) -> list[str]:
+    if task == "reranking" and not of_pairs:
+        return CLASSIFY
+    return OUTPUTS.get(task, ["last_hidden_state"])
 
 
 def _paired(texts: list[str], pairs: list[str]) -> tuple[list[str], list[str]]:
