@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from heed.bundle.contract import Case, Finding, Report
+from heed.bundle.contract import Case, Finding, Report, wide_budgets
 from heed.bundle.digests import DIGESTS, REPORT, bundle_digest
 from heed.bundle.manifest import Manifest, TensorSpec
 from heed.export.cases import TRIES
@@ -36,6 +36,7 @@ def report_page(manifest: Manifest, digest: str, cases: Sequence[Case], proofs: 
         name=escape(manifest.name),
         about=_about(manifest, digest),
         verdict=_verdict(manifest, proofs),
+        wide="\n".join(f'<p class="wide">{escape(str(wide))}.</p>' for wide in wide_budgets(cases)),
         legend=_legend(_measured(outputs)),
         overview=_overview(proofs, outputs),
         pictures="\n".join(_picture(precision, report, outputs) for precision, report in proofs.items()),
@@ -213,7 +214,7 @@ code { font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu S
 .tile { flex: 1 1 260px; padding: 14px 18px; border-radius: 10px; font-size: 14px; }
 .holds { background: var(--good-paper); } .broken { background: var(--bad-paper); }
 .precision { font-weight: 600; } .sign { font-size: 19px; font-weight: 650; margin: 2px 0 6px; color: var(--good); }
-.broken .sign, .wrong { color: var(--bad); } .unproven { background: var(--stripe); }
+.broken .sign, .wrong, .wide { color: var(--bad); } .unproven { background: var(--stripe); }
 .unproven .sign { color: var(--faint); } .key { margin-right: 20px; white-space: nowrap; }
 .key svg { vertical-align: -2px; margin-right: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; } th { text-align: left; color: var(--faint);
@@ -248,6 +249,7 @@ PAGE = Template("""<!DOCTYPE html>
 <div class="tiles">
 $verdict
 </div>
+$wide
 
 <h2>At a glance</h2>
 <p>Each mark is one request of the contract: how far the answer of the exported graph is from the answer of the PyTorch
@@ -268,7 +270,8 @@ $cases
 output and case (or of 1, if that is larger). Where a precision changes every number a little, vectors are compared by
 <b>1 - cosine</b> of the one that differs most; both are 0 for the reference's own answer.</p>
 <p><b>Budget</b>: what is allowed. It stands in one table for all models, follows from what the
-arithmetic can hold, and was not fitted to what was measured here. A bundle that exceeds it is never written.</p>
+arithmetic can hold, and was not fitted to what was measured here. Where PyTorch's own float32 is less exact, four times
+its error in that very case is allowed, up to a hundredth. A bundle that exceeds its budget is never written.</p>
 <p><b>Labels</b> are not drawn: they must be the reference's own, except where the best two scores are so close that the
 budget lets either win.</p>
 <p><b>This page proves nothing.</b> It shows what was measured on the machine that made the bundle, and it is no part of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heed.bundle import BundleError
-from heed.bundle.contract import Case, Report, write_contract
+from heed.bundle.contract import WIDEST, Case, Report, wide_budgets, write_contract
 from heed.bundle.digests import bundle_files, write_digests
 from heed.bundle.manifest import MANIFEST, TOKENIZER, Manifest, Precision, is_model_name, write_manifest
 from heed.bundle.signature import read_private_key, sign
@@ -53,7 +53,8 @@ def export_bundle(
         precisions: what to write beside float32. Those that this machine has no device for are written unproven, and
             the report says why.
         ignore_keys: keys of a checkpoint's `config.json` that you know to be harmless, see `load_checkpoint`.
-        note: is called with each of the checkpoint's notes: what of its folder is not in the bundle.
+        note: is called with what you should know and may not expect: what of the checkpoint's folder is not in the
+            bundle, and which outputs float32 holds badly.
         progress: is called with the share of a step that is done, from 0 to 1, within the steps that can be long.
 
     Returns:
@@ -61,8 +62,8 @@ def export_bundle(
 
     Raises:
         CheckpointError: the source cannot be loaded, or its tokenizer is not the model's.
-        ExportError: `out` exists and must not be replaced, the name cannot be one, or the graph's answers are not the
-            reference's.
+        ExportError: `out` exists and must not be replaced, the name cannot be one, float32 cannot hold the model, or
+            the graph's answers are not the reference's.
         BundleError: the key cannot sign.
         WriteError: `out` cannot be written: the disk is full, there is no permission, or somebody else wrote it.
     """
@@ -152,6 +153,7 @@ def _write_bundle(
         listener.note(each)
     listener.step("computing the reference's answers in float64")
     cases = make_contract(checkpoint, listener.progress)
+    _check_float32(cases, listener.note)
     write_contract(folder, cases)
     float32_layers: list[str] = []
     if "int8" in precisions:
@@ -168,6 +170,18 @@ def _write_bundle(
     if isinstance(source.model, Path):
         release_weights(checkpoint.encoder)
     return manifest, cases
+
+
+def _check_float32(cases: list[Case], note: Step) -> None:
+    """Tells of what float32 holds badly. Raises ExportError where its numbers are no answers any more."""
+    for wide in wide_budgets(cases):
+        if wide.limit > WIDEST:
+            raise ExportError(
+                f"{wide}; more than {WIDEST:.0e} is no answer any more. It is the weights: what PyTorch computes of "
+                "them in float32 is as far off. Look for values far above the others' (norms and embeddings first), "
+                "or for a damaged checkpoint; nothing was written"
+            )
+        note(str(wide))
 
 
 def _prove_bundle(folder: Path, source: _Source, listener: _Listener) -> Report:

@@ -86,8 +86,11 @@ BUDGETS = {
     ("int8", CPU): Budgets(Budget(1e-2, "cosine"), unit_length=Budget(5e-3, "cosine"), scores=Budget(0.1)),
 }
 # Some models lose more than that in float32, whoever computes them: attention weights behind norms with outlying
-# weights, say. Then an answer may be off by this many times the error of PyTorch's own float32 in that very case.
+# weights, say. Then an answer may be off by this many times the error of PyTorch's own float32 in that very case, but
+# never by more than `WIDEST`: float16 has as much, and says that it is float16. Above `WIDE`, ten times what float32
+# needs elsewhere, an export tells.
 FLOAT32_FACTOR = 4
+WIDE, WIDEST = 1e-4, 1e-2
 
 
 def has_budget(precision: str, provider: str) -> bool:
@@ -104,6 +107,10 @@ class Case:
     outputs: Arrays  # float64; labels are unicode
     at_start: bool  # among the cases that a server checks before it is ready
     float32_errors: Mapping[str, float] = field(default_factory=dict)  # of PyTorch in float32, by output
+
+    def float32_needs(self, output: str) -> float:
+        """The share of scale that float32 needs here, whoever computes it; 0 where nothing is known."""
+        return FLOAT32_FACTOR * self.float32_errors.get(output, 0.0)
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,37 @@ def _budget(case: Case, output: str, budgets: Budgets) -> Budget:
     budget = budgets.of(decisive, case.outputs[decisive])
     if budget.measure == "cosine":
         return budget
-    return replace(budget, limit=max(budget.limit, FLOAT32_FACTOR * case.float32_errors.get(decisive, 0.0)))
+    return replace(budget, limit=max(budget.limit, min(WIDEST, case.float32_needs(decisive))))
+
+
+@dataclass(frozen=True)
+class WideBudget:
+    """An output that float32 does not hold as it holds others, in the case where that is worst."""
+
+    output: str
+    case: str
+    float32_error: float  # of PyTorch, as a share of scale
+    limit: float  # the budget that follows
+
+    def __str__(self) -> str:
+        return (
+            f"{self.output} may be off by {self.limit:.0e} of scale in case {self.case}, where PyTorch's own float32 "
+            f"is off by {self.float32_error:.0e}"
+        )
+
+
+def wide_budgets(cases: Iterable[Case]) -> list[WideBudget]:
+    """The outputs that some case allows more than `WIDE`, each once, the widest first.
+
+    Those above `WIDEST` are not answers any more: no bundle holds them.
+    """
+    widest: dict[str, WideBudget] = {}
+    for case in cases:
+        for output, error in case.float32_errors.items():
+            limit = case.float32_needs(output)
+            if limit > WIDE and (output not in widest or limit > widest[output].limit):
+                widest[output] = WideBudget(output, case.name, error, limit)
+    return sorted(widest.values(), key=lambda wide: -wide.limit)
 
 
 def _wrong_label(answer: np.ndarray, reference: np.ndarray, logits: np.ndarray, budget: Budget) -> str:

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from onnx import ModelProto
+from safetensors.torch import load_file, save_file
 
 import heed.export.atomic_folder
 import heed.exporting
@@ -244,6 +247,43 @@ def test_a_graph_that_answers_wrongly_is_not_written(
     with pytest.raises(ExportError, match="does not answer as the reference"):
         export_bundle(source, tmp_path / "out")
     assert everything_in(tmp_path) == []
+
+
+# What float32 cannot hold
+
+
+def far_from_zero(source: Path, folder: Path, offset: float) -> Path:
+    """A copy whose embeddings lie so far from zero that float32 loses what the first norm brings out again."""
+    copy = shutil.copytree(source, folder)
+    weights = load_file(copy / "model.safetensors")
+    weights["embeddings.position_embeddings.weight"] += offset
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+def test_budgets_that_float32_makes_wide_are_told_in_the_output_and_in_the_report(
+    source: Path, tmp_path: Path, no_graph: None
+) -> None:
+    told = re.compile(
+        r"(\w+) may be off by \de-0[34] of scale in case \w+, where PyTorch's own float32 is off by \de-0[45]"
+    )
+    notes: list[str] = []
+    export_bundle(far_from_zero(source, tmp_path / "source", 1e3), tmp_path / "out", note=notes.append)
+    wide = {found[1]: note for note in notes if (found := told.fullmatch(note))}
+    assert wide.keys() == {"attentions", "last_hidden_state", "sentence_embedding", "unnormalized_embedding"}
+    report = (tmp_path / "out" / REPORT).read_text("utf-8")
+    assert all(f'<p class="wide">{escape(note)}.</p>' in report for note in wide.values())
+
+
+def test_a_model_that_float32_cannot_hold_is_refused(source: Path, tmp_path: Path, no_graph: None) -> None:
+    """Its graphs are as wrong as PyTorch is: a budget that lets them pass would prove nothing."""
+    far = far_from_zero(source, tmp_path / "source", 1e5)
+    with pytest.raises(
+        ExportError, match=r"may be off by \de-0[12] .*; more than 1e-02 is no answer any more"
+    ) as refused:
+        export_bundle(far, tmp_path / "out")
+    assert "PyTorch computes of them in float32 is as far off" in str(refused.value)
+    assert not (tmp_path / "out").exists()
 
 
 # In the place of another
