@@ -23,6 +23,7 @@ from heed.model.tokenizer_files import read_tokenizer
 
 LONGEST = 2**17  # what a config may say of any size without a weight of that size: rotary positions have none
 ADAPTER = "adapter_config.json"  # of peft
+LARGEST_WEIGHT = 1e10  # what a norm makes of numbers past 1e19 is wrong without being infinite
 DEEPEST = 1000  # layers that are made whatever the weights are
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint"]
@@ -258,6 +259,9 @@ def _check(weight: Weight, expected: Tensor) -> None:
         )
     if not tensor.is_floating_point():
         raise CheckpointError(f"weight {weight.published} has type {tensor.dtype}, expected a float type")
-    # Of a type that can be asked; `isfinite` of all numbers would take as much memory again.
-    if tensor.numel() and not torch.isfinite(torch.stack(tensor.float().aminmax())).all():
-        raise CheckpointError(f"weight {weight.published} holds NaN or infinity")
+    # Of the smallest and the largest: to ask all numbers would take as much memory again.
+    if tensor.numel() and not (ends := torch.stack(tensor.float().aminmax())).abs().max() <= LARGEST_WEIGHT:
+        held = f"{ends[ends.abs().argmax()]:.1e}" if ends.isfinite().all() else "NaN or infinity"
+        raise CheckpointError(
+            f"weight {weight.published} holds {held}, expected numbers up to {LARGEST_WEIGHT:.0e}; the file is damaged"
+        )

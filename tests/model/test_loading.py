@@ -453,6 +453,7 @@ def with_value(value: float) -> Callable[[Tensors], Tensors]:
         (lambda tensors: tensors | {KEY: torch.zeros(32, 32, dtype=torch.int8)}, "key.weight has type torch.int8"),
         (with_value(torch.nan), "key.weight holds NaN or infinity"),
         (with_value(-torch.inf), "key.weight holds NaN or infinity"),
+        (with_value(-1e25), r"key.weight holds -1.0e\+25, expected numbers up to 1e\+10"),
     ],
 )
 def test_weights_are_refused_by_the_name_of_the_one_that_is_wrong(

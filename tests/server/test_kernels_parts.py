@@ -314,3 +314,9 @@ def test_the_norm_of_a_sum(tmp_path: Path, width: int) -> None:
         assert np.array_equal(session.run(None, {"x": x[[row]], "z": y[[row]]})[0], answers[[row]])
     with pytest.raises(Exception, match="two tensors of one shape"):
         session.run(None, {"x": x, "z": y[:1]})
+    if width > 1:
+        x[2, 0] = 1e20  # its square is infinite, and would make the row its bias
+        (spoilt,) = session.run(None, {"x": x, "z": y})
+        assert np.isnan(spoilt[2]).all()
+        others = [0, 1, 3, 4]
+        assert np.array_equal(spoilt[others], answers[others])

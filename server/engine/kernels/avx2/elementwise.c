@@ -28,7 +28,9 @@ AVX2 static void norm_row(const Norm *norm, const float *x, const float *y, floa
         if (width - d < LANES) off = _mm256_and_ps(off, _mm256_castsi256_ps(lanes_left(width - d)));
         squares = _mm256_fmadd_ps(off, off, squares);
     }
-    __m256 scale = _mm256_set1_ps(1 / sqrtf(add_lanes(squares) / width + norm->epsilon));
+    float variance = add_lanes(squares) / width;
+    /* Of a variance that overflows the root's inverse is 0, and the row would be the bias: 0 times infinity is NaN. */
+    __m256 scale = _mm256_set1_ps(1 / sqrtf(variance + norm->epsilon) + 0 * variance);
     for (long d = 0; d < width; d += LANES) {
         __m256 normed = _mm256_mul_ps(_mm256_sub_ps(load(out + d, width - d), mean), scale);
         normed = _mm256_fmadd_ps(normed, load(norm->weight + d, width - d), load(norm->bias + d, width - d));
