@@ -53,6 +53,23 @@ NEW = {
 }
 WORD = NEW | {"content": "newword", "normalized": True}
 
+
+def flagged(text: str, **flags: bool) -> dict[str, Any]:
+    return NEW | {"content": text} | flags
+
+
+def listed(*tokens: dict[str, Any]) -> Edit:
+    """Added tokens of tokenizer.json, behind all others."""
+
+    def edit(tokenizer: dict[str, Any]) -> None:
+        last = max(entry["id"] for entry in tokenizer["added_tokens"])
+        vocabulary = tokenizer["model"]["vocab"]
+        first = max(last + 1, len(vocabulary))
+        tokenizer["added_tokens"] += [token | {"id": first + number} for number, token in enumerate(tokens)]
+
+    return edit
+
+
 # The model_type, what tokenizer.json has, and what tokenizer_config.json says; None: there is none.
 WORDPIECES: dict[str, tuple[str, Edit, dict[str, Any] | None]] = {
     "nothing but tokenizer.json": ("bert", same, None),
@@ -80,6 +97,22 @@ WORDPIECES: dict[str, tuple[str, Edit, dict[str, Any] | None]] = {
     ),
     "extra special tokens": ("bert", same, {"additional_special_tokens": ["<new>", "fox"]}),
     "a special token of its own": ("bert", same, {"mask_token": "<mask>", "pad_token": "[PAD]"}),
+    "flags of an added token": (
+        "bert", same, {"added_tokens_decoder": {"4": flagged("[MASK]", lstrip=True, rstrip=True, special=True)}},
+    ),
+    "flags for another class": (
+        "bert", listed(NEW, WORD),
+        {
+            "added_tokens_decoder": {"900": flagged("newword", single_word=True), "4": flagged("[MASK]", rstrip=True)},
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    ),
+    "normalized against not": (
+        "bert", listed(WORD), {"added_tokens_decoder": {"900": flagged("newword", normalized=False)}},
+    ),
+    "tokens of tokenizer.json that the settings do not list": (
+        "bert", listed(NEW, WORD), {"added_tokens_decoder": {"900": WORD}},
+    ),
     "modernbert": ("modernbert", part("normalizer", lowercase=False), {"tokenizer_class": "BertTokenizer"}),
 }  # fmt: skip
 BYTE_LEVELS: dict[str, tuple[str, Edit, dict[str, Any] | None]] = {
@@ -92,9 +125,35 @@ BYTE_LEVELS: dict[str, tuple[str, Edit, dict[str, Any] | None]] = {
         {"tokenizer_class": "PreTrainedTokenizerFast"},
     ),
 }  # fmt: skip
+WIDE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+UNIGRAMS: dict[str, tuple[str, Edit, dict[str, Any] | None]] = {
+    "XLM-R": ("xlm-roberta", same, None),
+    "XLM-R as it is": ("xlm-roberta", same, {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    "XLM-R without a space before": ("xlm-roberta", same, {"add_prefix_space": False}),
+    "XLM-R without a template": (
+        "xlm-roberta", without("post_processor"),
+        {"mask_token": flagged("<mask>", lstrip=True) | {"__type": "AddedToken"}},
+    ),
+    "XLM-R with flags": (
+        "xlm-roberta", listed(NEW), {"added_tokens_decoder": {"1": flagged("<mask>", lstrip=True), "2": WORD}},
+    ),
+    "XLM-R of old spaces": (
+        "xlm-roberta",
+        lambda it: it.update(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}),
+        {"tokenizer_class": "XLMRobertaTokenizer"},
+    ),
+    "CamemBERT": ("camembert", same, {}),
+    "CamemBERT of a class": ("camembert", part("model", unk_id=2), {"tokenizer_class": "CamembertTokenizerFast"}),
+    "Big Bird": ("big_bird", same, None),
+    "Big Bird of RoBERTa's tokens": ("big_bird", same, {"cls_token": "<s>", "sep_token": "</s>"}),
+    "Big Bird as it is": (
+        "big_bird", lambda it: it.update(normalizer=WIDE), {"tokenizer_class": "PreTrainedTokenizerFast"},
+    ),
+}  # fmt: skip
 SAVED: list[tuple[Callable[[Path], int], str, tuple[str, Edit, dict[str, Any] | None]]] = [
     *((save_wordpiece, name, case) for name, case in WORDPIECES.items()),
     *((save_byte_bpe, name, case) for name, case in BYTE_LEVELS.items()),
+    *((save_unigram, name, case) for name, case in UNIGRAMS.items()),
 ]
 
 
@@ -128,8 +187,9 @@ def test_what_is_served_is_what_auto_tokenizer_gives(
     tokenizer = served(tmp_path, saved(tmp_path, save, case))
     expected = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
-        assert tokenizer.encode(text).tokens == expected.convert_ids_to_tokens(expected(text)["input_ids"])
-        assert tokenizer.encode(text).ids == expected(text)["input_ids"]
+        ids = tokenizer.encode(text).ids
+        assert [tokenizer.id_to_token(id) for id in ids] == expected.convert_ids_to_tokens(expected(text)["input_ids"])
+        assert ids == expected(text)["input_ids"]
     for pair in PAIRS:
         right = expected(*pair, return_token_type_ids=True)
         encoding = tokenizer.encode(*pair)
@@ -152,6 +212,29 @@ def test_a_contradiction_is_told_with_both_files(tmp_path: Path) -> None:
         "tokenizer.json and tokenizer_config.json contradict each other: the normalizer has lowercase=true in the "
         "first, lowercase=false by the second, which counts, as for AutoTokenizer",
     )
+
+
+def test_flags_that_contradict_each_other_are_told_by_the_token(tmp_path: Path) -> None:
+    settings = {"added_tokens_decoder": {"4": flagged("[MASK]", lstrip=True, special=True)}}
+    found = read_tokenizer(tmp_path, saved(tmp_path, save_wordpiece, ("bert", listed(NEW), settings)), lower_case=False)
+    assert found
+    said = "tokenizer.json and tokenizer_config.json contradict each other: the added token {} in the first and not by "
+    assert [note.split("the second")[0] for note in found.notes] == [
+        said.format("'[MASK]' has lstrip=false"), said.format("'<new>' is listed"),
+    ]  # fmt: skip
+
+
+def test_names_of_special_tokens_in_a_file_of_their_own_count_where_no_list_does(tmp_path: Path) -> None:
+    import transformers
+
+    config = saved(tmp_path, save_wordpiece, ("bert", same, {}))
+    (tmp_path / "special_tokens_map.json").write_text('{"cls_token": "fox", "mask_token": "[MASK]"}')
+    expected = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert served(tmp_path, config).encode("the saw").ids == expected("the saw")["input_ids"]
+    settings = {"added_tokens_decoder": {"4": flagged("[MASK]", special=True)}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    expected = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert served(tmp_path, config).encode("the saw").ids == expected("the saw")["input_ids"]
 
 
 def test_lower_casing_comes_first_where_the_tokenizer_keeps_capitals(tmp_path: Path) -> None:
