@@ -47,7 +47,9 @@ def read_json(path: Path) -> dict[str, Any]:
         check_is_here(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+        raise CheckpointError(
+            f"{path} is missing; give the folder of a checkpoint, whole as it was published"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):

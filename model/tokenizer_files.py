@@ -52,7 +52,7 @@ ROBERTA_TOKENS = {
     **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>"},
     **{"pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"},
 }
-DEFAULT_TOKENS = {
+DEFAULT_TOKENS: dict[str, Json] = {
     **dict.fromkeys(WORDPIECE, BERT_TOKENS),
     **dict.fromkeys(BYTE_LEVEL, ROBERTA_TOKENS),
     "MPNetTokenizer": ROBERTA_TOKENS | {"unk_token": "[UNK]"},
@@ -61,7 +61,7 @@ DEFAULT_TOKENS = {
     "BigBirdTokenizer": ROBERTA_TOKENS
     | {"sep_token": "[SEP]", "cls_token": "[CLS]", "mask_token": {"content": "[MASK]", "lstrip": True}},
 }
-MORE_TOKENS = {"CamembertTokenizer": ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")}
+MORE_TOKENS: dict[str, tuple[str, ...]] = {"CamembertTokenizer": ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")}
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 # What a folder without tokenizer.json has in its place, and the class that reads it whatever the model is.
 READERS = {
@@ -142,7 +142,7 @@ def _class_name(config: Json, settings: Json) -> str:
 
 def _changes(tokenizer: Json, settings: Json, name: str) -> Iterator[tuple[str, Any]]:
     """The parts that the class builds otherwise than tokenizer.json has them."""
-    builds = KINDS.get(name) == _kind(tokenizer.get("model")) != ""
+    builds = name in KINDS and KINDS[name] == _kind(tokenizer.get("model"))
     tokens = (DEFAULT_TOKENS[name] if builds else {}) | {key: settings[key] for key in NAMED if settings.get(key)}
     added = _added_tokens(tokenizer, settings, tokens, name if builds else "")
     if builds:

@@ -12,7 +12,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from heed.bundle.errors import BundleError, explain_os_error
+from heed.bundle.errors import BundleError, explain_missing, explain_os_error
 from heed.bundle.manifest import MANIFEST, TOKENIZER
 
 DIGESTS = "SHA256SUMS"
@@ -49,10 +49,8 @@ def read_digests(folder: Path) -> bytes:
     """
     try:
         return (folder / DIGESTS).read_bytes().replace(b"\r\n", b"\n")
-    except FileNotFoundError:
-        raise BundleError(
-            f"{folder} has no {DIGESTS}" if folder.is_dir() else f"{folder}: there is no such folder"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(explain_missing(folder, DIGESTS)) from None
     except IsADirectoryError:
         raise BundleError(f"{folder / DIGESTS} is damaged: it is a folder") from None
     except OSError as error:

@@ -6,6 +6,22 @@ class BundleError(ValueError):
     """A bundle that must not be used; the message says what is wrong with it."""
 
 
+CHECKPOINT = ("config.json", "modules.json")  # what transformers and sentence-transformers save
+
+
+def explain_missing(folder: Path, name: str) -> str:
+    """Why there is no file `name` of a bundle in `folder`, and what to do."""
+    if not folder.exists():
+        return f"{folder}: there is no such folder; `heed export SOURCE {folder}` makes a bundle there"
+    if not folder.is_dir():
+        return f"{folder} is a file, expected a bundle, which is a folder"
+    if any((folder / each).exists() for each in CHECKPOINT):
+        return f"{folder} is a checkpoint, not yet a bundle: `heed export {folder} BUNDLE` proves it and makes one"
+    if any(folder.glob("*.onnx")):
+        return f"{folder} has no {name}: it is not the whole bundle, so copy it again"
+    return f"{folder} has no {name}; `heed export SOURCE BUNDLE` makes a bundle"
+
+
 def explain_os_error(error: OSError) -> str:
     """What the system says of a file; where it is not for this user to read, who that is and what to do."""
     path = Path(os.fsdecode(error.filename))

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from heed.bundle.errors import BundleError, explain_os_error
+from heed.bundle.errors import BundleError, explain_missing, explain_os_error
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
@@ -224,10 +224,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises BundleError if there is none, or if it is not one that this version understands."""
     try:
         return parse_manifest(folder, (folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"{folder} has no {MANIFEST}; `heed export SOURCE {folder}` makes a bundle") from None
-    except NotADirectoryError:
-        raise BundleError(f"{folder} is not a folder") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(explain_missing(folder, MANIFEST)) from None
     except OSError as error:
         raise BundleError(explain_os_error(error)) from None
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heed.bundle import BundleError, Manifest, read_manifest
-from heed.bundle.errors import explain_os_error
+from heed.bundle.errors import CHECKPOINT, explain_missing, explain_os_error
 from heed.bundle.manifest import MANIFEST
 from heed.server.errors import StartError
 
@@ -74,9 +74,6 @@ def find_bundle_folders(folder: Path) -> list[BundleFolder]:
     return sorted(folders, key=lambda found: (found.name, -found.version))
 
 
-CHECKPOINT = ("config.json", "modules.json")  # what transformers and sentence-transformers save
-
-
 def why_nothing_is_there(folder: Path) -> str:
     """What a folder without a bundle is instead, and what to do about it."""
     if not folder.exists():
@@ -84,10 +81,7 @@ def why_nothing_is_there(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is a file; a bundle is a folder with a {MANIFEST}, and a repository has folders of them"
     if any((folder / name).exists() for name in CHECKPOINT):
-        return (
-            f"{folder} is a checkpoint, not yet a bundle: `heed export {folder} BUNDLE` proves it and makes one, "
-            "and `heed serve BUNDLE` serves that"
-        )
+        return f"{explain_missing(folder, MANIFEST)}, and `heed serve BUNDLE` serves that"
     if bundles := [found.parent for found in sorted(folder.glob(f"*/{MANIFEST}"))]:
         if any(VERSION.fullmatch(bundle.name) for bundle in bundles):
             return f"{folder} has the versions of one model; serve one, `heed serve {bundles[-1]}`, or {folder.parent}"

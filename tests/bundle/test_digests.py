@@ -20,6 +20,7 @@ from heed.bundle.digests import (
     write_digests,
 )
 from heed.bundle.files import BundleFiles
+from heed.bundle.manifest import MANIFEST, read_manifest
 
 
 @pytest.fixture
@@ -90,6 +91,28 @@ def test_no_digests_at_all_are_refused(folder: Path) -> None:
         check_digests(folder)
     with pytest.raises(BundleError, match=f"{folder / 'none'}: there is no such folder"):
         check_digests(folder / "none")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["config.json", "model.safetensors"], "{} is a checkpoint, not yet a bundle: `heed export {} BUNDLE`"),
+        (["model.fp32.onnx"], "{} has no %s: it is not the whole bundle, so copy it again"),
+        (["README.md"], "{} has no %s; `heed export SOURCE BUNDLE` makes a bundle"),
+        ([], "{} has no %s; `heed export SOURCE BUNDLE` makes a bundle"),
+    ],
+)
+@pytest.mark.parametrize(("read", "name"), [(bundle_digest, DIGESTS), (read_manifest, MANIFEST)])
+def test_what_is_no_bundle_is_told_as_what_it_is(
+    tmp_path: Path, files: list[str], said: str, read: Callable[[Path], object], name: str
+) -> None:
+    for file in files:
+        (tmp_path / file).touch()
+    with pytest.raises(BundleError, match=re.escape(said.replace("{}", str(tmp_path)).replace("%s", name))):
+        read(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="file is a file, expected a bundle, which is a folder"):
+        read(tmp_path / "file")
 
 
 def test_names_cannot_lead_out_of_the_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -54,7 +54,7 @@ def test_it_is_told_when_there_is_no_signature(folder: Path, keys: Keys) -> None
     assert refused(folder, keys.public) == f"{folder} is not signed: it has no SHA256SUMS.sig"
     (folder / DIGESTS).unlink()
     (folder / SIGNATURE).touch()
-    assert refused(folder, keys.public) == f"{folder} has no SHA256SUMS"
+    assert refused(folder, keys.public).startswith(f"{folder} has no SHA256SUMS")
 
 
 @pytest.mark.parametrize(
