@@ -40,6 +40,7 @@ def export_bundle(
     ignore_keys: Collection[str] = (),
     note: Step = lambda _: None,
     progress: Progress = no_progress,
+    max_length: int | None = None,
 ) -> Report:
     """Writes a model to the bundle folder `out`, proven equal to the reference.
 
@@ -55,6 +56,7 @@ def export_bundle(
         ignore_keys: keys of a checkpoint's `config.json` that you know to be harmless, see `load_checkpoint`.
         note: is called with what you should know and may not expect: what of the checkpoint's folder is not in the
             bundle, and which outputs float32 holds badly.
+        max_length: tokens of the longest row that callers may send, if fewer than a checkpoint's model could take.
         progress: is called with the share of a step that is done, from 0 to 1, within the steps that can be long.
 
     Returns:
@@ -69,7 +71,7 @@ def export_bundle(
     """
     out = Path(out).resolve()
     name = name or out.name
-    model = _source(source, ignore_keys)
+    model = _source(source, ignore_keys, max_length)
     _check_target(out, name, force, model)
     signer = read_private_key(key) if key else None
     listener = _Listener(step, note, progress)
@@ -98,16 +100,19 @@ class _Source:
 
     model: Path | Checkpoint
     ignore_keys: Collection[str] = ()
+    max_length: int | None = None
 
     def load(self) -> Checkpoint:
         if isinstance(self.model, Checkpoint):
             return self.model
-        return load_checkpoint(self.model, self.ignore_keys)
+        return load_checkpoint(self.model, self.ignore_keys, self.max_length)
 
 
-def _source(source: Path | str | Encoder | Checkpoint, ignore_keys: Collection[str]) -> _Source:
+def _source(source: Path | str | Encoder | Checkpoint, ignore_keys: Collection[str], max_length: int | None) -> _Source:
     if isinstance(source, Path | str):
-        return _Source(Path(source), ignore_keys)
+        return _Source(Path(source), ignore_keys, max_length)
+    if max_length is not None:
+        raise ExportError("max_length is for checkpoint folders; a model in memory has it in its EncoderConfig")
     if ignore_keys:
         raise ExportError("keys to ignore are those of a checkpoint's config.json, and a model in memory has none")
     return _Source(Checkpoint(source.eval()) if isinstance(source, Encoder) else source)

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from heed.model.checkpoint_files import CheckpointError, StoredWeights, find_weights, read_json
 from heed.model.classification_head import LabelsConfig
+from heed.model.config import EncoderConfig, ImagesConfig
 from heed.model.encoder import Encoder
 from heed.model.families import FAMILIES, Family, Head
 from heed.model.families.keys import architectures, has_code
@@ -51,12 +52,13 @@ class Checkpoint:
         return json.dumps(read_json(self.tokenizer) | dict(self.tokenizer_changes), ensure_ascii=False).encode()
 
 
-def load_checkpoint(folder: Path | str, ignore_keys: Collection[str] = ()) -> Checkpoint:
+def load_checkpoint(folder: Path | str, ignore_keys: Collection[str] = (), max_length: int | None = None) -> Checkpoint:
     """Loads a folder with `config.json`, weights and, where there is text, `tokenizer.json`.
 
     Args:
         ignore_keys: keys of `config.json` to pass over as if they were not there: those that this version does not
             know, and that do not change the answers by what the caller knows.
+        max_length: tokens of the longest row, if fewer than the model could take.
 
     Raises:
         CheckpointError: something is missing, damaged, in conflict or not supported; the message names it.
@@ -70,7 +72,7 @@ def load_checkpoint(folder: Path | str, ignore_keys: Collection[str] = ()) -> Ch
     family = _family(raw)
     weights = find_weights(inner)
     layers = {number: find_weights(path) for number, path in outer.weighted.items()}
-    reading = Reading(family, raw, weights, outer)
+    reading = Reading(family, raw, weights, outer, max_length)
     encoder = reading.unweighted()
     reading.assign(encoder, layers)
     tokenizer = read_tokenizer(inner, raw, outer.texts.lower_case)
@@ -134,6 +136,7 @@ class Reading:
     raw: dict[str, Any]
     weights: StoredWeights
     outer: SentenceFolder  # what lies around it
+    max_length: int | None = None  # of rows, if fewer tokens than the model could take
     left_out: Counter[str] = field(default_factory=Counter)  # weights, by the beginning of their names
 
     def unweighted(self) -> Encoder:
@@ -142,7 +145,7 @@ class Reading:
         try:
             _check_sizes(self.family.keys.read(self.raw), shapes.values())
             config = self.family.read(self.raw, self.outer.pooling, shapes)
-            config = with_scores(config, self.raw, self.outer.activation)
+            config = _shortened(with_scores(config, self.raw, self.outer.activation), self.max_length)
             if len(config.layers) > max(DEEPEST, len(shapes)):
                 raise ValueError(
                     f"config.json says {len(config.layers)} layers, but there are only {len(shapes)} weights"
@@ -215,6 +218,16 @@ def _check_sizes(settings: Mapping[str, Any], shapes: Iterable[Sequence[int]]) -
             raise ValueError(
                 f"config.json: {key}={value}, but the largest size that a weight could bear out is {largest}"
             )
+
+
+def _shortened(config: EncoderConfig, max_length: int | None) -> EncoderConfig:
+    """The same for shorter rows: their answers are the same, and less must be proven."""
+    if max_length is None:
+        return config
+    if not 1 <= max_length <= config.max_length or isinstance(config.inputs, ImagesConfig):
+        takes = f"the model takes rows of {'exactly' if isinstance(config.inputs, ImagesConfig) else 'up to'}"
+        raise ValueError(f"max_length {max_length} cannot be: {takes} {config.max_length} tokens")
+    return replace(config, max_length=max_length)
 
 
 @dataclass(frozen=True)

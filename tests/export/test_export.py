@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import heed.export.atomic_folder
 import heed.exporting
 from heed.bundle import read_manifest
-from heed.bundle.contract import Finding, Report
+from heed.bundle.contract import Finding, Report, read_contract
 from heed.bundle.digests import DIGESTS, REPORT, check_digests, write_digests
 from heed.bundle.manifest import MANIFEST
 from heed.export.passes.drop_metadata import drop_metadata
@@ -411,6 +411,14 @@ def test_keys_that_were_ignored_are_on_record(source: Path, tmp_path: Path, no_g
     assert "architectures names Contriever, which is not known here: only the encoder is read" in notes
     with pytest.raises(ExportError, match="a model in memory has none"):
         export_bundle(load_checkpoint(source), tmp_path / "other", ignore_keys=["rope_theta"])
+
+
+def test_rows_may_be_shorter_than_the_model_could_take(source: Path, tmp_path: Path, no_graph: None) -> None:
+    export_bundle(source, tmp_path / "out", max_length=9)
+    assert read_manifest(tmp_path / "out").limits.length == 9
+    assert max(case.outputs["last_hidden_state"].shape[1] for case in read_contract(tmp_path / "out")) == 9
+    with pytest.raises(ExportError, match="has it in its EncoderConfig"):
+        export_bundle(load_checkpoint(source), tmp_path / "other", max_length=9)
 
 
 def test_the_name_is_the_folder_s_unless_one_is_given(

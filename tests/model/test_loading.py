@@ -163,6 +163,19 @@ def shard(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
+def test_rows_may_be_shorter_than_the_model_could_take(whole: Path) -> None:
+    longest = load_checkpoint(whole).encoder
+    shorter = load_checkpoint(whole, max_length=7)
+    assert (shorter.encoder.config.max_length, shorter.max_text_length) == (7, 7)
+    ids = torch.arange(7)[None]
+    assert torch.equal(shorter.encoder(ids)["last_hidden_state"], longest(ids)["last_hidden_state"])
+    with pytest.raises(ValueError, match="8 columns are more than the model takes, 7"):
+        shorter.encoder(torch.arange(8)[None])
+    for length in (0, longest.config.max_length + 1):
+        with pytest.raises(CheckpointError, match=f"max_length {length} cannot be: .* up to"):
+            load_checkpoint(whole, max_length=length)
+
+
 def test_sharded_weights_are_read(whole: Path, folder: Path) -> None:
     shard(folder)
     assert torch.equal(answer(folder), answer(whole))

@@ -56,6 +56,10 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32, and with commas fp16 (for CUDA) and int8 (for the CPU); fp32 is always there.")
     ] = "fp32",
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", help="The longest row that callers may send, if shorter than the model takes."),
+    ] = None,
     ignore_key: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Pass over a key of config.json that you know to be harmless; repeatable."),
@@ -68,6 +72,9 @@ def export(
     Qwen 2 and 3, Gemma 3, EuroBERT, JinaBERT v2, Longformer, Big Bird, ViT; encoders, sequence and token
     classifiers, cross-encoders. Weights come from safetensors, or from a pytorch_model.bin
     that holds nothing but tensors; code that comes with a folder is never run.
+
+    Every length that a model takes is proven, which takes long where it is thousands of tokens. --max-length is for
+    servers that need less: answers are the same, and longer rows are refused.
 
     A key of config.json that might change the answers, and that heed does not know, is refused by name. --ignore-key
     goes on without it; the manifest records it.
@@ -95,7 +102,17 @@ def export(
         try:
             model = own_model(source) if own else Path(source)
             report = export_bundle(
-                model, bundle, name, force, shown.step, sign, precisions, ignore_key or (), notes.append, shown.progress
+                model,
+                bundle,
+                name,
+                force,
+                shown.step,
+                sign,
+                precisions,
+                ignore_key or (),
+                notes.append,
+                shown.progress,
+                max_length,
             )
         except (CheckpointError, ExportError, BundleError, OSError) as error:
             fail(error)
