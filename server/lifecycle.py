@@ -86,6 +86,7 @@ class Server:
         )
         self._tei = TeiServices(self._registry, settings, observers, self._concurrency, self._streams)
         self._grpc: grpc.aio.Server | None = None
+        self._listening = asyncio.Event()
         self._stopping = False
 
     async def serve(self) -> None:
@@ -110,8 +111,19 @@ class Server:
             await self.shutdown()
 
     async def _run(self) -> None:
-        """Starts, and then ends only with an error."""
-        await self.startup()
+        """Starts, and then ends only with an error. Calls must be accepted while models load, too."""
+        starting, accepting = asyncio.create_task(self.startup()), asyncio.create_task(self._accept())
+        try:
+            for first in (await asyncio.wait({starting, accepting}, return_when=asyncio.FIRST_COMPLETED))[0]:
+                first.result()  # raises why
+            await accepting
+        finally:
+            starting.cancel()
+            accepting.cancel()
+
+    async def _accept(self) -> None:
+        """Ends only with an error, or when the server is stopped."""
+        await self._listening.wait()
         assert self._grpc
         await accepted_until_stopped(self._grpc)
 
@@ -182,4 +194,5 @@ class Server:
         address = open_port(server, self._settings)
         await server.start()
         self._grpc = server
+        self._listening.set()
         return address

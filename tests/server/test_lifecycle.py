@@ -145,27 +145,35 @@ def test_everything_in_flight_is_answered_before_it_ends(minilm_bundle: Path, tm
 
 
 NO_ROOM = """
+import asyncio
+from heed.server.repository.model_repository import ModelRepository
 from heed.server.transport.accept_loop import _AcceptLoop
 def no_room(*_): raise MemoryError("no room")
+async def for_ever(_): await asyncio.sleep(3600)
 _AcceptLoop._refuse = no_room
+if {loading}: ModelRepository.start = for_ever
 from heed.__main__ import main
 main()
 """
 
 
-def test_it_ends_with_an_error_when_grpc_accepts_no_more_calls(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loading", [False, True], ids=("while it serves", "while models load"))
+def test_it_ends_with_an_error_when_grpc_accepts_no_more_calls(
+    tiny_bundle: Path, tmp_path: Path, loading: bool
+) -> None:
     log, port = tmp_path / "log", free_port()
     flags = ["--port", str(port), "--metrics-port", "-1", "--linger-seconds", "0", "--grace-seconds", "0"]
     with log.open("w") as output:
-        command = [sys.executable, "-c", NO_ROOM, "serve", str(tiny_bundle), *flags]
+        command = [sys.executable, "-c", NO_ROOM.format(loading=loading), "serve", str(tiny_bundle), *flags]
         process = subprocess.Popen(command, stdout=output, stderr=output, text=True)
     server = Running(f"127.0.0.1:{port}", process, log)
     try:
-        wait_until_serving(server)
+        if not loading:
+            wait_until_serving(server)
         with grpc.insecure_channel(server.address) as channel:
             call: Any = channel.unary_unary("/unknown/Method")
             with pytest.raises(grpc.RpcError):
-                call(b"", timeout=0.1)
+                call(b"", timeout=60, wait_for_ready=True)
         assert process.wait(60) == 2
     finally:
         process.kill()
