@@ -1,10 +1,12 @@
 """Small random checkpoints of the text families, saved by `transformers`, and its own answers to compare with."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.oracle import unrounded
@@ -135,6 +137,61 @@ def save_family(folder: Path, family: str, task: Task = "encoder", *, seed: int 
     network = getattr(transformers, f"{published.prefix}{CLASS_OF_TASK[task]}")(config)
     make_noisy(network, seed)
     network.save_pretrained(folder)
+    return folder
+
+
+LARGE_SIZES: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+}
+
+
+def save_large(folder: Path, family: str, *, spread: float = 0.02, **sizes: Any) -> Path:
+    """BERT-large or XLM-R-large of random weights, as `transformers` would save it, without a tokenizer.
+
+    Args:
+        family: "bert" or "xlm-roberta", whose encoders' weights have the same names.
+        spread: the weights' standard deviation.
+    """
+    config = LARGE_SIZES | sizes
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, Tensor] = {}
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        weights[f"{name}.weight"] = spread * torch.randn(rows, columns, generator=generator)
+
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        matrix(name, outputs, inputs)
+        weights[f"{name}.bias"] = spread * torch.randn(outputs, generator=generator)
+
+    def norm(name: str) -> None:
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
+
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    for table, rows in (
+        ("word", "vocab_size"),
+        ("position", "max_position_embeddings"),
+        ("token_type", "type_vocab_size"),
+    ):
+        matrix(f"embeddings.{table}_embeddings", config[rows], width)
+    norm("embeddings.LayerNorm")
+    for number in range(config["num_hidden_layers"]):
+        layer = f"encoder.layer.{number}"
+        for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
+            linear(f"{layer}.{name}", width, width)
+        norm(f"{layer}.attention.output.LayerNorm")
+        linear(f"{layer}.intermediate.dense", inner, width)
+        linear(f"{layer}.output.dense", width, inner)
+        norm(f"{layer}.output.LayerNorm")
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    architecture = f"{PUBLISHED[family].prefix}Model"
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": family, "architectures": [architecture]}))
     return folder
 
 
