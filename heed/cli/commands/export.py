@@ -69,9 +69,9 @@ def export(
 
     SOURCE is a folder in the Hugging Face layout or a sentence-transformers folder. Families: BERT (MiniLM, E5, BGE
     are BERT), RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA, MPNet, ModernBERT, Nomic BERT, GTE, DeBERTa,
-    Qwen 2 and 3, Gemma 3, EuroBERT, JinaBERT v2, Longformer, Big Bird, ViT; encoders, sequence and token
-    classifiers, cross-encoders. Weights come from safetensors, or from a pytorch_model.bin
-    that holds nothing but tensors; code that comes with a folder is never run.
+    Qwen 2 and 3, Gemma 3, EuroBERT, JinaBERT v2, Longformer, Big Bird, ViT; encoders, sequence and token classifiers,
+    cross-encoders. Weights come from safetensors, or from a pytorch_model.bin that holds nothing but tensors; code
+    that comes with a folder is never run.
 
     Every length that a model takes is proven, which takes long where it is thousands of tokens. --max-length is for
     servers that need less: answers are the same, and longer rows are refused.
@@ -106,13 +106,13 @@ def export(
                 bundle,
                 name,
                 force,
-                shown.step,
-                sign,
-                precisions,
-                ignore_key or (),
-                notes.append,
-                shown.progress,
-                max_length,
+                key=sign,
+                precisions=precisions,
+                ignore_keys=ignore_key or (),
+                max_length=max_length,
+                step=shown.step,
+                note=notes.append,
+                progress=shown.progress,
             )
         except (CheckpointError, ExportError, BundleError, OSError) as error:
             fail(error)
