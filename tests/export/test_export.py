@@ -46,7 +46,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported_with_progress(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float | str]]:
     """Written where it lies, not copied there: its place must not be in it. And what the export told meanwhile."""
-    folder, told = tmp_path_factory.mktemp("exported") / "one", []
+    folder = tmp_path_factory.mktemp("exported") / "one"
+    told: list[float | str] = []
     export_bundle(source, folder, step=told.append, progress=told.append)
     return folder, told
 
