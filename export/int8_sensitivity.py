@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heed.bundle.contract import BUDGETS, CPU, Budget, Case
+from heed.export.errors import ExportError
 from heed.export.passes.quantize_to_int8 import LEAST, STEPS, linear_layers, quantized
 from heed.export.progress import Progress, Work, no_progress
 from heed.export.reference import same_threads
@@ -123,7 +124,11 @@ def _harmless(trial: _Trial, order: list[str], work: Work) -> list[str]:
 
 
 def layers_to_keep(encoder: Encoder, cases: list[Case], progress: Progress = no_progress) -> list[str]:
-    """The linear layers that must stay float32 for the others to be int8 within the budget; none if too many must."""
+    """The linear layers that must stay float32 for the others to be int8 within the budget.
+
+    Raises:
+        ExportError: so many must that int8 is not for this model.
+    """
     layers = linear_layers(encoder)
     few, many = _Trial(encoder, _tried(cases, FEW_TOKENS)), _Trial(encoder, _tried(cases, MANY_TOKENS))
     if many.is_harmless(layers):
@@ -133,8 +138,13 @@ def layers_to_keep(encoder: Encoder, cases: list[Case], progress: Progress = no_
     for name in layers:
         alone[name] = few.harm([name])
         work.done()
-    found = _harmless(many, sorted(layers, key=alone.__getitem__), work)
+    candidates = sorted((name for name in layers if alone[name] <= USABLE), key=alone.__getitem__)
+    found = _harmless(many, candidates, work)
     weights = {name: layer.weight.numel() for name, layer in layers.items()}
-    if sum(weights[name] for name in found) < LEAST_SHARE * sum(weights.values()):
-        return []
+    share = sum(weights[name] for name in found) / sum(weights.values())
+    if share < LEAST_SHARE:
+        raise ExportError(
+            f"int8 cannot hold this model: {len(found)} of {len(layers)} linear layers, {share:.0%} of their weights, "
+            f"can be int8 within the budget, and less than {LEAST_SHARE:.0%} is not worth it; export it without int8"
+        )
     return [name for name in layers if name not in found]

@@ -275,6 +275,19 @@ def test_the_layer_behind_an_outlier_stays_float32() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 
+def test_a_model_of_which_too_little_can_be_int8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encoder_of()
+    for layer in range(3):
+        give_outlier(encoder, layer)
+    cases = make_contract(Checkpoint(encoder))
+    assert layers_to_keep(encoder, cases) == [f"blocks.{layer}.feed_forward.down" for layer in range(3)]
+    monkeypatch.setattr("heed.export.int8_sensitivity.LEAST_SHARE", 0.9)
+    with pytest.raises(
+        ExportError, match="15 of 18 linear layers, 79% of their weights, can be int8 within the budget"
+    ):
+        layers_to_keep(encoder, cases)
+
+
 def test_a_layer_that_gives_no_number_stays_float32() -> None:
     """Between 2e38 and -2e38 there are no 255 steps in float32: their size is infinity."""
     encoder = encoder_of()
