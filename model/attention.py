@@ -140,7 +140,7 @@ class MultiHeadAttention(Attention):
         """Keys or values of `key_heads` heads, each as often as there are heads that share it."""
         if self.key_heads == self.heads:
             return x
-        heads = x.unflatten(-1, (self.key_heads, 1, -1))
+        heads = x.reshape(*x.shape[:-1], self.key_heads, 1, -1)
         return heads.expand(*heads.shape[:-2], self.heads // self.key_heads, -1).flatten(-3)
 
 
@@ -152,5 +152,5 @@ class HeadNorm(nn.Module):
         self.norm, self.heads = norm, heads
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.norm(x.unflatten(-1, (self.heads, -1)))
+        normed: Tensor = self.norm(x.reshape(*x.shape[:-1], self.heads, -1))
         return normed.flatten(-2)

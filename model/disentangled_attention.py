@@ -163,7 +163,7 @@ class DisentangledAttention(Attention):
 
     def _heads_of(self, projected_SD: Tensor, rows_R: Tensor) -> Tensor:
         """Some rows by head, `[N, R, H]`."""
-        return projected_SD[rows_R].unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        return projected_SD[rows_R].reshape(rows_R.shape[0], self.heads, -1).transpose(0, 1)
 
 
 def shifted(places_BNLR: Tensor) -> Tensor:

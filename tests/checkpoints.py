@@ -61,7 +61,8 @@ class Published:
 
     @property
     def heads(self) -> int:
-        return int(self.sizes.get("num_attention_heads", self.sizes.get("n_heads")))
+        key = "n_heads" if "n_heads" in self.sizes else "num_attention_heads"
+        return int(self.sizes[key])
 
 
 PUBLISHED = {

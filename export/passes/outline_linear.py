@@ -6,8 +6,9 @@ A product with a constant matrix becomes a call of `heed.Linear`, `heed.Linear16
 
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from heed.export.passes.onnx_functions import DOMAIN, add_functions, standard_opset
 
@@ -15,7 +16,7 @@ MOST_VALUES = 40_000  # of a token: what `server/engine/kernels/packed.h` (MAX_D
 
 
 def outline_linear(model: ModelProto) -> ModelProto:
-    """Calls `heed.Linear` where a layer has a bias, `heed.Product` where it has none."""
+    """Calls `heed.Linear` for layers, with a bias of zeros if there is none, and `heed.Product` for other products."""
     return _outline(model, "Linear")
 
 
@@ -34,7 +35,9 @@ def _outline(model: ModelProto, linear: str) -> ModelProto:
         weight = matrices.get(node.input[1]) if len(node.input) > 1 else None
         if weight is None or max(weight.dims) > MOST_VALUES:
             continue
-        if node.op_type == "Gemm" and _is_linear(node) and node.input[2] in constants:
+        if node.op_type == "Gemm" and _is_linear(node) and constants.issuperset(node.input[2:]):
+            if len(node.input) == 2:
+                node.input.append(_zeros(model, weight.dims[0], constants))
             _call(node, linear)
             functions[linear] = _function(linear, ["x", "weight", "bias"], "Gemm", opset, transB=1)
         elif node.op_type == "MatMul":
@@ -44,15 +47,24 @@ def _outline(model: ModelProto, linear: str) -> ModelProto:
     return model
 
 
+def _zeros(model: ModelProto, count: int, constants: set[str]) -> str:
+    """The name of a constant of zeros, one for all layers of a width."""
+    name = f"no_bias_{count}"
+    if name not in constants:
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(count, np.float32), name))
+        constants.add(name)
+    return name
+
+
 def _is_matrix(tensor: TensorProto) -> bool:
     return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
 
 
 def _is_linear(node: NodeProto) -> bool:
-    """`x weight^T + bias`, nothing scaled."""
+    """`x weight^T + bias` or `x weight^T`, nothing scaled."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     actual = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | attributes
-    return len(node.input) == 3 and actual == {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    return actual == {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 
 
 def _call(node: NodeProto, function: str) -> None:

@@ -21,7 +21,7 @@ from heed.model.linear_attention import LinearTransformer, Linformer, Performer
 from heed.model.longformer_attention import LongformerConfig
 from heed.model.norms import NormConfig
 from heed.model.patterns import Adjacency, Causal, Chunk, FirstTokens, Full, GlobalMask, Strided, Window, big_bird
-from heed.model.positions import LogBuckets, PositionRule
+from heed.model.positions import LogBuckets, PositionRule, RelativeBias
 from heed.model.score_functions import Additive, Dot
 from heed.model.softmax import hardmax
 from tests.model.support import assert_close, masks, noise, padded, plan, random_edges, with_random_weights
@@ -120,7 +120,8 @@ def test_every_layer_gets_the_relative_bias() -> None:
     encoder = make_encoder(relative_bias=LogBuckets(8, 20))
     ids = random_ids(1, 9)
     before = encoder(ids, attentions=True)["attentions"]
-    encoder.relative_bias.table.weight[:, 1] += noise(8, seed=5)  # type: ignore[union-attr]
+    assert isinstance(encoder.relative_bias, RelativeBias)
+    encoder.relative_bias.table.weight[:, 1] += noise(8, seed=5)
     after = encoder(ids, attentions=True)["attentions"]
     assert torch.equal(after[:, 0, 0], before[:, 0, 0])  # the first head's bias is the same
     assert not torch.allclose(after[:, 0, 1], before[:, 0, 1])

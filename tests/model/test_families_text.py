@@ -371,7 +371,7 @@ def test_swapped_heads_would_be_found(folders: Folders, tmp_path: Path, family: 
     (name,) = [name for name in tensors if re.search(QUERY_OF_LAYER_0, name)]
     rows = load_checkpoint(source).encoder.blocks[0].attention.query.out_features  # type: ignore[union-attr]
     queries = tensors[name][:rows]  # the first of three, where they are stored as one
-    queries.copy_(queries.unflatten(0, (PUBLISHED[family].heads, -1)).roll(1, 0).flatten(0, 1))
+    queries.copy_(queries.reshape(PUBLISHED[family].heads, -1, queries.shape[1]).roll(1, 0).flatten(0, 1))
     save_file(tensors, tmp_path / "model.safetensors")
     assert difference(source, tmp_path, family) > 1e-4
 

@@ -128,7 +128,8 @@ def test_a_layer_with_norms_before_and_behind_its_parts() -> None:
     assert isinstance(block, SandwichBlock)
 
     def normed(x: Tensor, weight: Any) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * (1 + weight)
+        scaled: Tensor = x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * (1 + weight)
+        return scaled
 
     x, layout = noise(1, 5, 6), padded_layout(torch.ones(1, 5, dtype=torch.bool).numpy())
     first = x + normed(

@@ -105,7 +105,8 @@ class Plain:
         self._kind = kind
 
     def linear(self, name: str, x: Floats) -> Floats:
-        return self._weights[f"{name}.weight"] @ x + self._weights.get(f"{name}.bias", 0.0)
+        product: Floats = self._weights[f"{name}.weight"] @ x
+        return product + self._weights.get(f"{name}.bias", 0.0)
 
     def norm(self, name: str, x: Floats) -> Floats:
         centred = x - x.mean()

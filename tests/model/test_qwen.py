@@ -146,7 +146,7 @@ def test_unsupported_settings_are_refused_by_name(
 def test_heads_of_a_group_share_keys_and_values(key_heads: int) -> None:
     norm = NormConfig("rms", 1e-2)
     config = AttentionConfig(6, Causal(), key_heads=key_heads, head_norm=norm, head_width=4, value_width=3, bias=False)
-    attention = make_attention(config, 10)
+    attention: Any = make_attention(config, 10)
     x, layout = noise(2, 5, 10), padded_layout(np.ones((2, 5), bool))
     query, key, value = (
         getattr(attention, name)(x).unflatten(-1, (heads, -1))
