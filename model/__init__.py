@@ -12,7 +12,7 @@ Read these first, in this order. They are a whole model:
 What goes in and what comes out:
 
     embeddings.py           tokens, vectors or images to one vector per token
-    positions.py            learned, sinusoidal and rotary positions, and a relative bias
+    positions.py            learned, sinusoidal and rotary positions, a relative bias, ALiBi
     pooling.py              one vector per sequence
     classification_head.py  scores of labels
 

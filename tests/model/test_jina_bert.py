@@ -106,7 +106,8 @@ class Plain:
 
     def linear(self, name: str, x: Floats) -> Floats:
         product: Floats = self._weights[f"{name}.weight"] @ x
-        return product + self._weights.get(f"{name}.bias", 0.0)
+        bias: Floats | float = self._weights.get(f"{name}.bias", 0.0)
+        return product + bias
 
     def norm(self, name: str, x: Floats) -> Floats:
         centred = x - x.mean()
