@@ -105,14 +105,14 @@ class Plain:
         self._kind = kind
 
     def linear(self, name: str, x: Floats) -> Floats:
-        product: Floats = self._weights[f"{name}.weight"] @ x
-        bias: Floats | float = self._weights.get(f"{name}.bias", 0.0)
-        return product + bias
+        sums: Floats = self._weights[f"{name}.weight"] @ x + self._weights.get(f"{name}.bias", 0.0)
+        return sums
 
     def norm(self, name: str, x: Floats) -> Floats:
         centred = x - x.mean()
-        scale = self._weights[f"{name}.weight"] / np.sqrt((centred**2).mean() + CONFIG["layer_norm_eps"])
-        return centred * scale + self._weights[f"{name}.bias"]
+        scaled = centred / np.sqrt((centred**2).mean() + CONFIG["layer_norm_eps"])
+        normed: Floats = scaled * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+        return normed
 
     def attended(self, layer: str, tokens: list[Floats], i: int, real: list[bool]) -> Floats:
         query, heads = self.linear(f"{layer}.self.query", tokens[i]), []
