@@ -21,7 +21,7 @@ KEYS = Keys(
         "mlp_bias": False,
         "rms_norm_eps": 1e-5,
     },
-    neutral=qwen.NEUTRAL,
+    neutral=qwen.NEUTRAL | {"bos_token", "eos_token", "mask_token", "pad_token"},  # for tokenizers
     fixed={"pretraining_tp": (1,)},
 )
 

@@ -16,12 +16,13 @@ from heed.model.pooling import PoolingConfig
 KEYS = Keys(
     required=bert.REQUIRED,
     optional={"layer_norm_eps": 1e-12, "type_vocab_size": 1, **rotary.KEYS},
-    # Dropout; ways to compute and to store the same.
+    # Dropout; ways to compute and to store the same; and how short a vector may be cut, for people.
     neutral=frozenset(
         {
             "attention_probs_dropout_prob",
             "classifier_dropout",
             "hidden_dropout_prob",
+            "matryoshka_dimensions",
             "pack_qkv",
             "pad_token_id",
             "unpad_inputs",

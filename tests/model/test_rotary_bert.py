@@ -84,6 +84,7 @@ NEW: dict[str, Any] = {
     "layer_norm_type": "layer_norm",
     "logn_attention_clip1": False,
     "logn_attention_scale": False,
+    "matryoshka_dimensions": [256],
     "model_type": "new",
     "pack_qkv": True,
     "pad_token_id": 0,
