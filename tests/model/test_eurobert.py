@@ -50,7 +50,8 @@ def test_an_earlier_folder(tmp_path: Path) -> None:
     source = save_eurobert(tmp_path / "a", "ForMaskedLM", rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     earlier = renamed(
         edited(source, tmp_path / "b", "rope_parameters", "dtype", rope_theta=77, rope_scaling=None, pretraining_tp=1,
-               clip_qkv=None, mask_token="<|mask|>", pad_token="<|end_of_text|>", auto_map={"AutoModel": "modeling_eurobert.EuroBertModel"}),
+               clip_qkv=None, mask_token="<|mask|>", pad_token="<|end_of_text|>",
+               auto_map={"AutoModel": "modeling_eurobert.EuroBertModel"}),
         tmp_path / "c",
         {},
     )  # fmt: skip
