@@ -8,11 +8,16 @@ import onnx
 import pytest
 from onnx import GraphProto, ModelProto, NodeProto
 
+from heed.bundle.manifest import Graph, Precision
 from heed.bundle.sequence_packing import Arrays, pack
-from heed.export.passes import attention_by_head
+from heed.export.passes import attention_by_head, pipeline
 from heed.export.passes.attention_by_head import by_head_if_long
+from heed.export.passes.pipeline import passes_for, run_passes
+from heed.model import Encoder
+from heed.model.config import AttentionConfig, EncoderConfig, FeedForwardConfig, LayerConfig, TokensConfig
 from heed.server.engine.model import Model
 from heed.server.engine.session import Session
+from tests.bundles import export_graph
 from tests.support import rewrite_graph
 
 WHOLE_COLUMNS = 16
@@ -76,6 +81,16 @@ def graph_attribute(node: NodeProto, name: str) -> GraphProto:
     return next(attribute.g for attribute in node.attribute if attribute.name == name)
 
 
-def test_models_of_short_rows_have_no_choice(tiny_bundle: Path) -> None:
-    model = onnx.load(tiny_bundle / "model.fp32.onnx", load_external_data=False)
-    assert {node.op_type for function in model.functions for node in function.node}.isdisjoint({"If", "Scan"})
+@pytest.mark.parametrize("longest", [WHOLE_COLUMNS, WHOLE_COLUMNS + 1])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_only_models_of_long_rows_have_a_choice(
+    longest: int, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "WHOLE_COLUMNS", WHOLE_COLUMNS)
+    layer = LayerConfig(AttentionConfig(2), FeedForwardConfig(8))
+    encoder = Encoder(EncoderConfig(TokensConfig(9), 4, (layer,), longest)).eval()
+    export_graph(encoder, tmp_path / "graph.onnx")
+    graph = Graph(precision=precision, file="graph.onnx", outputs=encoder.outputs)
+    model = run_passes(onnx.load(tmp_path / "graph.onnx"), passes_for(graph, encoder))
+    operators = {node.op_type for function in model.functions for node in function.node}
+    assert ("If" in operators) == (longest > WHOLE_COLUMNS)
