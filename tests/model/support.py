@@ -4,6 +4,7 @@ Letters: B batch, L length.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from heed.bundle.manifest import PositionRule
 from heed.bundle.sequence_packing import pack, token_sequence
+from heed.model import Encoder, load_checkpoint
 from heed.model.attention import MultiHeadAttention
 from heed.model.attention_config import AttentionConfig
 from heed.model.attention_plan import AttentionPlan, plan_for_padded_rows
 from heed.model.layout import GlobalTokens, Layout, Packed, Padded
 from heed.model.patterns import Pattern, all_pairs
+from tests import oracle
 from tests.model.loops import Bools, Floats
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -141,3 +144,19 @@ def allowed_where(rule: Callable[[int, int], bool], heads: int, real_BL: Bools) 
 
 def assert_close(ours: Tensor, expected: Floats | Tensor, tolerance: float = 1e-12) -> None:
     np.testing.assert_allclose(ours.numpy(), np.asarray(expected), rtol=0, atol=tolerance)
+
+
+def real_states(encoder: Encoder, length: int) -> Tensor:
+    """The hidden states of real tokens in float64, `[T, D]`, of rows with padding of every kind."""
+    mask = oracle.padded(length)
+    with torch.no_grad():
+        states: Tensor = encoder.double()(oracle.random_ids(encoder.config.vocabulary, mask), mask)["last_hidden_state"]
+    return states[mask.bool()]
+
+
+def assert_states_equal(folder: Path, network: str, length: int) -> None:
+    """Those of a checkpoint are what `transformers` answers to the same rows."""
+    encoder, mask = load_checkpoint(folder).encoder, oracle.padded(length)
+    ids = oracle.random_ids(encoder.config.vocabulary, mask)
+    theirs = oracle.ask(folder, network, input_ids=ids, attention_mask=mask)
+    assert oracle.error(real_states(encoder, length), theirs[mask.bool()]) < oracle.BUDGET

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from heed.model import CheckpointError, Encoder, load_checkpoint
+from heed.model import CheckpointError, load_checkpoint
 from heed.model.config import (
     AttentionConfig,
     DisentangledConfig,
@@ -22,7 +21,7 @@ from heed.model.config import (
     TokensConfig,
 )
 from heed.model.disentangled_attention import folded_distances, shifted
-from tests.model.support import noise
+from tests.model.support import assert_states_equal, noise, real_states
 from tests.oracle import BUDGET, VISIBLE, ask, edited, error, padded, random_ids, save
 
 SIZES: dict[str, Any] = {
@@ -49,17 +48,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_deberta(tmp_path_factory.mktemp("deberta"), **V3)
 
 
-def ours_of(encoder: Encoder, length: int) -> Tensor:
-    mask = padded(length)
-    with torch.no_grad():
-        hidden: Tensor = encoder.double()(random_ids(SIZES["vocab_size"], mask), mask)["last_hidden_state"]
-    return hidden[mask.bool()]
-
-
 def assert_equal(folder: Path, length: int) -> None:
-    mask = padded(length)
-    theirs = ask(folder, "DebertaV2Model", input_ids=random_ids(SIZES["vocab_size"], mask), attention_mask=mask)
-    assert error(ours_of(load_checkpoint(folder).encoder, length), theirs[mask.bool()]) < BUDGET
+    assert_states_equal(folder, "DebertaV2Model", length)
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 9, 33, 70])
@@ -111,7 +101,9 @@ def test_positions_that_are_not_added_may_be_in_the_folder(plain: Path, tmp_path
     weights["embeddings.position_embeddings.weight"] = torch.zeros(70, 24)
     weights["mask_predictions.dense.weight"] = torch.zeros(24, 24)
     save_file(weights, tmp_path / "model.safetensors")
-    assert torch.equal(ours_of(load_checkpoint(tmp_path).encoder, 9), ours_of(load_checkpoint(plain).encoder, 9))
+    assert torch.equal(
+        real_states(load_checkpoint(tmp_path).encoder, 9), real_states(load_checkpoint(plain).encoder, 9)
+    )
 
 
 @pytest.mark.parametrize(("buckets", "farthest"), [(256, 512), (8, 70), (9, 70), (32, 64)])
@@ -184,4 +176,4 @@ def test_distances_and_the_layers_that_read_them_go_together(options: dict[str, 
 @pytest.mark.parametrize("settings", [{"max_relative_positions": 30}, {"pos_att_type": "c2p"}], ids=str)
 def test_a_wrong_setting_would_be_seen(plain: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     changed = load_checkpoint(edited(plain, tmp_path, **settings)).encoder
-    assert error(ours_of(changed, 70), ours_of(load_checkpoint(plain).encoder, 70)) > VISIBLE
+    assert error(real_states(changed, 70), real_states(load_checkpoint(plain).encoder, 70)) > VISIBLE

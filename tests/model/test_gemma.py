@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from heed.model import CheckpointError, Encoder, load_checkpoint
+from heed.model import CheckpointError, load_checkpoint
 from heed.model.config import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig
 from heed.model.patterns import Window
 from heed.model.transformer_block import SandwichBlock
-from tests.model.support import noise, plan, with_random_weights
+from tests.model.support import assert_states_equal, noise, plan, real_states, with_random_weights
 from tests.model.support import padded as padded_layout
-from tests.oracle import BUDGET, VISIBLE, ask, edited, error, padded, random_ids, save
+from tests.oracle import BUDGET, VISIBLE, edited, error, save
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -44,17 +44,8 @@ def embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_gemma(tmp_path_factory.mktemp("gemma"), **EMBEDDING)
 
 
-def ours_of(encoder: Encoder, length: int) -> Tensor:
-    mask = padded(length)
-    with torch.no_grad():
-        hidden: Tensor = encoder.double()(random_ids(SIZES["vocab_size"], mask), mask)["last_hidden_state"]
-    return hidden[mask.bool()]
-
-
 def assert_equal(folder: Path, length: int) -> None:
-    mask = padded(length)
-    theirs = ask(folder, "Gemma3TextModel", input_ids=random_ids(SIZES["vocab_size"], mask), attention_mask=mask)
-    assert error(ours_of(load_checkpoint(folder).encoder, length), theirs[mask.bool()]) < BUDGET
+    assert_states_equal(folder, "Gemma3TextModel", length)
 
 
 @pytest.mark.parametrize("form", ["dense", "in blocks"])
@@ -158,4 +149,4 @@ def test_a_layer_with_norms_before_and_behind_its_parts() -> None:
 )
 def test_a_wrong_setting_would_be_seen(embedding: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     changed = load_checkpoint(edited(embedding, tmp_path, **settings)).encoder
-    assert error(ours_of(changed, 40), ours_of(load_checkpoint(embedding).encoder, 40)) > VISIBLE
+    assert error(real_states(changed, 40), real_states(load_checkpoint(embedding).encoder, 40)) > VISIBLE
